@@ -1,0 +1,67 @@
+# Each target does all of its own set-up: a virtual environment in .venv, then what it needs in it.
+# Another Python: make test PYTHON=python3.12. Newest versions of the test tools: make test CONSTRAINTS=
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+CONSTRAINTS ?= .ci/constraints.txt
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL_TEST := $(PIP) install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+RANDOM_MODEL := .cache/tiny-random
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test check lint types fuzz clean
+
+help:
+	@echo 'make demo    ask about a photo'
+	@echo 'make test    lint, types and all tests; what CI runs (also: make check)'
+	@echo 'make lint, make types    one of these alone'
+	@echo 'make fuzz    fuzz the readers of weight files for ten minutes'
+	@echo 'make clean   remove the virtual environment and all caches'
+
+# Until a trained model of a size that can be shipped lands here, this shows that everything runs.
+demo: $(VENV)/.installed
+	rm -rf $(RANDOM_MODEL)
+	$(BIN)/python tools/make_checkpoint.py tiny $(RANDOM_MODEL)
+	@echo
+	@echo 'The weights of this small model are RANDOM, so what follows is noise, not an answer.'
+	@echo 'For an answer: mvlm ask examples/chelsea.jpg "What animal is this?" --model FOLDER_OF_A_REAL_MODEL'
+	@echo
+	$(BIN)/mvlm ask examples/chelsea.jpg "What animal is this?" --model $(RANDOM_MODEL)
+
+test: lint types
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+check: test
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+
+types: $(VENV)/.installed-test
+	$(BIN)/mypy
+
+fuzz: $(VENV)/.installed-test
+	@$(INSTALL_TEST) -e '.[fuzz]' || echo 'atheris has no build for this machine: fuzzing without coverage guidance.'
+	$(BIN)/python tools/fuzz_checkpoints.py
+
+clean:
+	rm -rf $(VENV) .cache .hypothesis build dist mvlm_np.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo 'Python 3.11, 3.12 or 3.13 is needed and none is on the PATH.' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { rm -rf $(VENV); \
+		echo '$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Editable installs: a change of the code needs no new install, a change of pyproject.toml does.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(PIP) install -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(INSTALL_TEST) -e '.[test]'
+	@touch $@ $(VENV)/.installed
