@@ -1,0 +1,41 @@
+"""The one table that says which functions compute the model's vocabulary.
+
+"numpy" is `ops`, the reference. "numba" is the same vocabulary with the functions that `kernels` has in
+their place. Both are namespaces: `ops.rms_norm(...)` in the model is whichever was chosen at loading.
+"""
+
+from types import ModuleType, SimpleNamespace
+
+from mvlm_np import ops
+from mvlm_np.errors import UserError
+
+NAMES = ("auto", "numba", "numpy")
+
+
+def choose(name: str = "auto") -> ModuleType | SimpleNamespace:
+    """The vocabulary of a backend. "auto" is numba where it can be imported, else numpy."""
+    if name not in NAMES:
+        raise UserError("backend", f"found {name!r}", " or ".join(NAMES))
+    if name == "numpy":
+        return ops
+    try:
+        from mvlm_np import kernels
+    except ImportError as error:
+        if name == "auto":
+            return ops
+        raise UserError("backend", f"numba cannot be imported ({error})", fix="install numba, or take numpy") from None
+    return SimpleNamespace(**{**vars(ops), **kernels.vocabulary()})
+
+
+def limit_threads(threads: int) -> None:
+    """Sets the number of threads of BLAS and Numba for the whole process."""
+    from threadpoolctl import threadpool_limits
+
+    if not isinstance(threads, int) or threads < 1:
+        raise UserError("threads", f"found {threads!r}", "a whole number from 1")
+    threadpool_limits(threads)
+    try:
+        import numba
+    except ImportError:
+        return
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))

@@ -1,0 +1,109 @@
+"""From stored tensors to a model's weights, strictly: nothing is guessed, filled in or skipped.
+
+Each part of the model asks for its weights by our own names (`vision.layers.0.attention.q`), with the
+shapes its config implies. It asks twice: first a `Manifest`, which only notes what is wanted, so that
+everything wrong with a checkpoint is known before a byte of it is read; then a `Loader`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from copy import copy
+
+import numpy as np
+
+from mvlm_np.checkpoints.tensors import Tensor
+from mvlm_np.errors import CheckpointError
+from mvlm_np.linear import Dense, Linear, Norm
+
+
+class Binder:
+    """Hands out weights by name. `at(part)` is the same binder one level further down the names."""
+
+    def __init__(self, prefix: str = ""):
+        self.prefix = prefix
+
+    def at(self, part: str) -> "Binder":
+        inner = copy(self)
+        inner.prefix = f"{self.prefix}{part}."
+        return inner
+
+    def array(self, name: str, *shape: int) -> np.ndarray:
+        """The float32 weight `name` of exactly this shape."""
+        raise AssertionError("a Binder is a Manifest or a Loader")
+
+    def linear(self, name: str, N: int, K: int, bias: bool = True) -> Linear:
+        """The linear layer `name`, K inputs -> N outputs."""
+        return Dense(self.array(f"{name}.weight", N, K), self.array(f"{name}.bias", N) if bias else None)
+
+    def conv1x1(self, name: str, N: int, K: int, bias: bool = True) -> Linear:
+        """A 1 x 1 convolution, which is a linear layer over the channels of each pixel."""
+        weight = self.array(f"{name}.weight", N, K, 1, 1).reshape(N, K)
+        return Dense(weight, self.array(f"{name}.bias", N) if bias else None)
+
+    def norm(self, name: str, n: int) -> Norm:
+        """Gain and bias of a LayerNorm over n features."""
+        return Norm(self.array(f"{name}.weight", n), self.array(f"{name}.bias", n))
+
+
+class Manifest(Binder):
+    """Notes what is asked for, in `shapes`, and hands out zeros that occupy no memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def array(self, name: str, *shape: int) -> np.ndarray:
+        self.shapes[self.prefix + name] = shape
+        return np.broadcast_to(np.float32(0), shape)
+
+
+class Loader(Binder):
+    """Reads what is asked for. `tensors` are keyed by our names and have passed `check`."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], progress: Callable[[int], object] = lambda _: None):
+        super().__init__()
+        self.tensors, self.progress = tensors, progress
+
+    def array(self, name: str, *shape: int) -> np.ndarray:
+        tensor = self.tensors[self.prefix + name]
+        self.progress(tensor.nbytes)
+        return tensor.float32()
+
+
+def check(
+    where: object,
+    wanted: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, Tensor],
+    spelling: Callable[[str], str],
+    ignored: Callable[[str], bool],
+) -> dict[str, Tensor]:
+    """The wanted tensors, keyed by our names; or one error that lists all that is missing, extra and misshapen.
+
+    spelling  our name -> the name in the checkpoint
+    ignored   whether a tensor that nobody asked for may be there all the same
+    """
+    theirs = {spelling(name): shape for name, shape in wanted.items()}
+    missing = [name for name in theirs if name not in tensors]
+    extra = [name for name in tensors if name not in theirs and not ignored(name)]
+    misshapen = [
+        f"{name} is {list(tensors[name].shape)} instead of {list(shape)}"
+        for name, shape in theirs.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    problems = [
+        f"{len(names)} {kind}: {_some(names)}"
+        for kind, names in (("missing", missing), ("not known", extra), ("misshapen", misshapen))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(
+            where,
+            "the tensors do not fit config.json: " + "; ".join(problems),
+            fix="use the config.json that belongs to these weights, or download the checkpoint again",
+        )
+    return {name: tensors[spelling(name)] for name in wanted}
+
+
+def _some(names: Iterable[str], most: int = 6) -> str:
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

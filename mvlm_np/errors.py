@@ -1,0 +1,49 @@
+"""Errors that a user can mend. Each says, in one line, what is wrong and what to do."""
+
+
+class UserError(ValueError):
+    """Something outside the program is wrong: a file, a setting, an argument.
+
+    The message is one line made of up to four parts:
+
+        where: found ..., wanted ...; what to do
+
+    `where` names the file and the item in it. The command line prints the message and exits
+    with 2; no traceback is needed to understand it.
+    """
+
+    def __init__(self, where: object, found: object, wanted: object = None, fix: str | None = None):
+        text = f"{where}: {found}"
+        if wanted is not None:
+            text += f", wanted {wanted}"
+        if fix is not None:
+            text += f"; {fix}"
+        super().__init__(" ".join(text.split()))
+
+
+class ConfigError(UserError):
+    """A model's settings are missing, malformed, or of a kind this engine does not compute."""
+
+
+class CheckpointError(UserError):
+    """A weight file is damaged, hostile, incomplete, or does not fit its config."""
+
+
+class TokenizerError(UserError):
+    """A tokenizer file is missing or is not what it claims to be."""
+
+
+class ImageError(UserError):
+    """A picture cannot be read, or is not a picture."""
+
+
+class PromptError(UserError):
+    """A question, a history or a template cannot be turned into a prompt that fits the model."""
+
+
+class GenerationError(UserError):
+    """A generation setting is out of range, or the model produced numbers that are not numbers."""
+
+
+class MemoryNeeded(UserError):
+    """The model does not fit in the memory that is available."""

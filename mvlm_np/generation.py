@@ -1,0 +1,217 @@
+"""Choosing tokens: greedy, sampling, beams, and when to stop.
+
+Everything here works on token ids and logits; it knows neither pictures nor text. The rules are those of
+transformers 4.33, with which MobileVLM was published, so that the same logits give the same tokens.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import isfinite
+from typing import Protocol
+
+import numpy as np
+
+from mvlm_np.errors import GenerationError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to generate. Checked on construction; a bad value is a GenerationError.
+
+    max_new_tokens  at most this many tokens; 0 gives none
+    temperature     0 takes the likeliest token; above 0 logits are divided by it and sampled
+    top_p           sample from the likeliest tokens that together reach this probability; None: from all
+    top_k           sample from the k likeliest tokens; None or 0: from all
+    num_beams       1, or the number of continuations followed side by side
+    seed            of the sampling; None: a different answer each time
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = 50
+    num_beams: int = 1
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        def require(ok: bool, name: str, wanted: str) -> None:
+            if not ok:
+                raise GenerationError(name, f"found {getattr(self, name)!r}", wanted)
+
+        def whole(value: object, least: int) -> bool:
+            return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least
+
+        def number(value: object) -> bool:
+            return isinstance(value, int | float | np.number) and isfinite(float(value))
+
+        require(whole(self.max_new_tokens, 0), "max_new_tokens", "a whole number from 0")
+        require(number(self.temperature) and self.temperature >= 0, "temperature", "a number from 0")
+        in_range = self.top_p is None or (number(self.top_p) and 0 < self.top_p <= 1)
+        require(in_range, "top_p", "a number above 0 and up to 1, or None")
+        require(self.top_k is None or whole(self.top_k, 0), "top_k", "a whole number from 0, or None")
+        require(whole(self.num_beams, 1), "num_beams", "a whole number from 1")
+        require(self.seed is None or whole(self.seed, 0), "seed", "a whole number from 0, or None")
+
+
+class Model(Protocol):
+    """What generation needs of a decoder that has read the prompt."""
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """Feeds one token a beam, (beams,) -> logits (beams, vocabulary)."""
+
+    def reorder(self, parents: np.ndarray) -> None:
+        """Beam b goes on from what was beam parents[b]; only called with more than one beam."""
+
+
+# Whether the tokens generated so far (the last one included) end the answer.
+Stop = Callable[[list[int]], bool]
+
+
+def generate(logits: np.ndarray, model: Model, settings: Settings, stop: Stop, prompt_length: int) -> Iterator[int]:
+    """Yields the generated tokens, the one that ends the answer included.
+
+    logits         (vocabulary,) after the prompt
+    stop           end of sequence or a stop string
+    prompt_length  in tokens, an image counting as one: beams are compared by their mean log-probability
+                   over prompt and answer, as transformers 4.33 does
+
+    One token at a time, but with several beams, whose tokens are known only at the end.
+    """
+    if settings.max_new_tokens == 0:
+        return
+    if settings.num_beams > 1:
+        yield from beam_search(logits, model, settings, stop, prompt_length)
+        return
+    rng = np.random.default_rng(settings.seed)
+    generated: list[int] = []
+    while True:
+        refuse_nan(logits)
+        if settings.temperature > 0:
+            chances = probabilities(warp(logits[None], settings)[0])
+            token = int(rng.choice(chances.size, p=chances))
+        else:
+            token = int(logits.argmax())
+        generated.append(token)
+        yield token
+        if len(generated) == settings.max_new_tokens or stop(generated):
+            return
+        logits = model.step(np.array([token]))[0]
+
+
+def refuse_nan(logits: np.ndarray) -> None:
+    if np.isnan(logits).any():
+        raise GenerationError(
+            "logits", "the model computed NaN", fix="the checkpoint is damaged, or its precision too low: mvlm inspect it"
+        )
+
+
+def warp(scores: np.ndarray, settings: Settings, keep: int = 1) -> np.ndarray:
+    """Temperature, then top-k, then top-p: (n, vocabulary) -> the same with -inf for what is out of the draw.
+
+    At least `keep` tokens stay. Tokens as good as the k-th stay too.
+    """
+    scores = scores / settings.temperature
+    if settings.top_k:
+        k = min(max(settings.top_k, keep), scores.shape[-1])
+        kth = np.partition(scores, -k, axis=-1)[:, -k, None]
+        scores = np.where(scores < kth, -np.inf, scores)
+    if settings.top_p is not None and settings.top_p < 1:
+        order = np.argsort(scores, axis=-1, kind="stable")  # unlikeliest first
+        below = np.cumsum(probabilities(np.take_along_axis(scores, order, axis=-1)), axis=-1)
+        drop = below <= 1 - settings.top_p
+        drop[:, -keep:] = False
+        np.put_along_axis(scores, order, np.where(drop, -np.inf, np.take_along_axis(scores, order, -1)), -1)
+    return scores
+
+
+def probabilities(scores: np.ndarray) -> np.ndarray:
+    """Softmax in float64 over the last axis."""
+    e = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """(n, vocabulary) -> log-probabilities, float32 like the scores that beams add up."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+# ---------------------------------------------------------------- beams
+
+
+DEAD = -1e9  # the total of a beam that must not be continued
+
+
+class Finished:
+    """The best complete answers so far, at most `size`: pairs of mean log-probability and tokens, best first."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.answers: list[tuple[float, list[int]]] = []
+
+    def add(self, score: float, tokens: list[int]) -> None:
+        self.answers.append((score, tokens))
+        self.answers.sort(key=lambda answer: answer[0], reverse=True)
+        del self.answers[self.size :]
+
+    def beats(self, attainable: float) -> bool:
+        """Whether the set is full and no running beam can still enter it."""
+        return len(self.answers) == self.size and self.answers[-1][0] >= attainable
+
+    def best(self) -> list[int]:
+        return self.answers[0][1]
+
+
+def beam_search(
+    logits: np.ndarray, model: Model, settings: Settings, stop: Stop, prompt_length: int
+) -> list[int]:
+    """The tokens of the best of `num_beams` continuations followed side by side; with a temperature, they are drawn."""
+    n, sampling, rng = settings.num_beams, settings.temperature > 0, np.random.default_rng(settings.seed)
+    finished = Finished(n)
+    beams: list[list[int]] = [[]] * n
+    scores = np.zeros(n, np.float32)
+    if not sampling:  # equal beams would all take the same token: only the first one counts at the start
+        scores[1:] = DEAD
+    rows = np.repeat(logits[None], n, axis=0)
+    for length in range(prompt_length + 1, prompt_length + settings.max_new_tokens + 1):
+        refuse_nan(rows)
+        totals = log_softmax(rows) + scores[:, None]  # (beams, vocabulary)
+        if sampling:
+            totals = warp(totals, settings, keep=2)
+        # Twice as many candidates as beams, so that n go on even if n end here.
+        candidates = draw(totals, 2 * n, rng) if sampling else top(totals, 2 * n)
+        running: list[tuple[float, int, list[int]]] = []  # total, parent, tokens
+        for rank, candidate in enumerate(candidates):
+            parent, token = divmod(int(candidate), totals.shape[1])
+            total, answer = float(totals[parent, token]), [*beams[parent], token]
+            if not stop(answer):
+                running.append((total, parent, answer))
+            elif rank < n:  # an ending below the n best is not taken; its last token does not count as length
+                finished.add(total / (length - 1), answer)
+            if len(running) == n:
+                break
+        if not running or finished.beats(totals.flat[candidates[0]] / length):
+            return finished.best()
+        running += [(DEAD, *running[-1][1:])] * (n - len(running))
+        beams = [answer for _, _, answer in running]
+        scores = np.array([total for total, _, _ in running], np.float32)
+        if length < prompt_length + settings.max_new_tokens:
+            model.reorder(np.array([parent for _, parent, _ in running]))
+            rows = model.step(np.array([answer[-1] for answer in beams]))
+    for total, answer in zip(scores, beams, strict=True):
+        finished.add(float(total) / length, answer)
+    return finished.best()
+
+
+def top(totals: np.ndarray, n: int) -> np.ndarray:
+    """Flat indices of the n largest, largest first."""
+    flat = totals.reshape(-1)
+    best = np.argpartition(flat, -n)[-n:] if n < flat.size else np.arange(flat.size)
+    return best[np.argsort(-flat[best], kind="stable")]
+
+
+def draw(totals: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Flat indices of n different draws (fewer, if fewer are possible), likeliest first."""
+    chances = probabilities(totals.reshape(-1))
+    drawn = rng.choice(chances.size, min(n, np.count_nonzero(chances)), replace=False, p=chances)
+    return drawn[np.argsort(-chances[drawn], kind="stable")]

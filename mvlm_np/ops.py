@@ -1,0 +1,183 @@
+"""The vocabulary of the model in plain NumPy: each function is the definition of its operation.
+
+A fast kernel may replace a function here, but never redefine it: tests tie every kernel to the function
+of the same name. float32 in gives float32 out (and float64 float64); no argument is written to. Shapes use the letters of docs/glossary.md: T tokens, S positions held in the cache,
+D decoder width, V vision width, H heads, K key-value heads, d head size.
+"""
+
+from functools import cache
+from math import erf, sqrt
+
+import numpy as np
+from numpy.polynomial import Chebyshev
+
+# ---------------------------------------------------------------- normalisation
+
+
+def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+    """LayerNorm over the last axis: (x - mean) / sqrt(variance + eps) * weight + bias. Any (..., n)."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = np.square(centred).mean(axis=-1, keepdims=True)
+    centred *= 1 / np.sqrt(variance + eps)
+    centred *= weight
+    centred += bias
+    return centred
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    """LLaMA's RMSNorm over the last axis: x / sqrt(mean(x^2) + eps) * weight. Any (..., n)."""
+    mean_square = np.square(x).mean(axis=-1, keepdims=True)
+    return x * (1 / np.sqrt(mean_square + eps)) * weight
+
+
+# ---------------------------------------------------------------- activations
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)). Far below zero exp overflows to infinity, and the quotient is the 0 it should be."""
+    with np.errstate(over="ignore"):
+        e = np.exp(-x)
+    e += 1
+    return np.divide(1, e, out=e)
+
+
+def quick_gelu(x: np.ndarray) -> np.ndarray:
+    """CLIP's GELU: x * sigmoid(1.702 x)."""
+    return x * sigmoid(1.702 * x)
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    """x * sigmoid(x), also called swish."""
+    return x * sigmoid(x)
+
+
+def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """LLaMA's gated activation: silu(gate) * up."""
+    return silu(gate) * up
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """The exact GELU: x/2 * (1 + erf(x / sqrt 2)). Not the tanh approximation."""
+    half = 0.5 * x
+    return half + half * _erf(x * (1 / sqrt(2)))
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0)
+
+
+def hardsigmoid(x: np.ndarray) -> np.ndarray:
+    """clip(x + 3, 0, 6) / 6: MobileNetV3's cheap sigmoid."""
+    return np.clip(x + 3, 0, 6) / 6
+
+
+def hardswish(x: np.ndarray) -> np.ndarray:
+    """x * hardsigmoid(x): MobileNetV3's cheap swish."""
+    return x * hardsigmoid(x)
+
+
+@cache
+def _erf_series() -> Chebyshev:
+    # erf is odd, so erf(x) / x is a smooth function of x^2. Past |x| = 4, float32 erf is +-1.
+    # This polynomial through points of math.erf stays within 4e-11 of it.
+    return Chebyshev.interpolate(np.vectorize(lambda s: erf(sqrt(s)) / sqrt(s)), 18, domain=[0, 16])
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    wide = np.clip(x.astype(np.float64), -4, 4)
+    return (wide * _erf_series()(wide * wide)).astype(x.dtype)
+
+
+# ---------------------------------------------------------------- attention
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """exp(x) / sum(exp(x)) over the last axis; -inf entries get weight 0."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    e /= e.sum(axis=-1, keepdims=True)
+    return e
+
+
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> np.ndarray:
+    """Scaled dot-product attention with grouped queries.
+
+    q (H, T, d), k and v (K, S, d), H a multiple of K: query head h reads key-value head h // (H / K).
+    causal: the queries are the last T of the S positions, and none looks past its own.
+    Returns (H, T, d).
+    """
+    (heads, T, d), (kv_heads, S, _) = q.shape, k.shape
+    grouped = (q * d**-0.5).reshape(kv_heads, -1, d)  # (K, G*T, d): one product per kv head
+    future = np.arange(S) > np.arange(S - T, S)[:, None] if causal and T > 1 else None  # (T, S)
+    out = np.empty_like(grouped)
+    for head in range(kv_heads):  # one head at a time: (G*T, S) scores stay in the processor's cache
+        scores = grouped[head] @ k[head].T
+        if future is not None:
+            scores.reshape(-1, T, S)[:, future] = -np.inf
+        np.matmul(softmax(scores), v[head], out=out[head])
+    return out.reshape(heads, T, d)
+
+
+def rope_angles(positions: np.ndarray, d: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin of the rotary angles, each (T, d/2).
+
+    The published code computes angles in float32 throughout, and its answers depend on it: more
+    precise angles miss the goldens. Only the power is taken in float64 and then rounded, which is
+    bit-equal to what torch does.
+    """
+    exponent = np.arange(0, d, 2, dtype=np.float32) / np.float32(d)
+    inverse = np.float32(1) / (theta ** exponent.astype(np.float64)).astype(np.float32)
+    angles = positions.astype(np.float32)[:, None] * inverse
+    return np.cos(angles), np.sin(angles)
+
+
+def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Rotary position embedding in the half-split form: element i is paired with i + d/2.
+
+    x (H, T, d), cos and sin (T, d/2) -> (H, T, d).
+    """
+    first, second = np.split(x, 2, axis=-1)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+# ---------------------------------------------------------------- images
+
+
+def patches(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Cuts (C, h, w) into squares, row by row: (patches, C*size*size), each in the order of a convolution's
+    weight. Rows and columns that do not fill a patch are left out, as a strided convolution does.
+    """
+    C, rows, cols = pixels.shape[0], pixels.shape[1] // size, pixels.shape[2] // size
+    grid = pixels[:, : rows * size, : cols * size].reshape(C, rows, size, cols, size)
+    return grid.transpose(1, 3, 0, 2, 4).reshape(rows * cols, C * size * size)
+
+
+def depthwise_conv(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, stride: int) -> np.ndarray:
+    """Each channel convolved with its own n x n filter, zero padding n // 2.
+
+    x (h, w, C), weight (C, 1, n, n) as in the checkpoint, bias (C,) or None -> (ceil(h/stride), ceil(w/stride), C)
+    for odd n.
+    """
+    n = weight.shape[-1]
+    h, w, C = x.shape
+    padded = np.pad(x, ((n // 2, n // 2), (n // 2, n // 2), (0, 0)))
+    out = np.zeros((-(-h // stride), -(-w // stride), C), x.dtype)
+    for row in range(n):
+        for col in range(n):
+            out += padded[row : row + h : stride, col : col + w : stride] * weight[:, 0, row, col]
+    if bias is not None:
+        out += bias
+    return out
+
+
+def adaptive_avg_pool(x: np.ndarray, rows: int, cols: int) -> np.ndarray:
+    """The means of rows x cols nearly equal windows that cover x: (h, w, C) -> (rows, cols, C).
+
+    Window i of n spans [floor(i*size/n), ceil((i+1)*size/n)): windows overlap where the size does not divide.
+    """
+    h, w, C = x.shape
+    out = np.empty((rows, cols, C), x.dtype)
+    for i in range(rows):
+        for j in range(cols):
+            window = x[i * h // rows : -(-(i + 1) * h // rows), j * w // cols : -(-(j + 1) * w // cols)]
+            window.mean(axis=(0, 1), out=out[i, j])
+    return out
