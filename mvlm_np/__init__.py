@@ -10,15 +10,20 @@ Importing this package loads nothing else: the model comes with the first use of
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mvlm_np.model import MobileVLM, load
+    from mvlm_np.loading import load
+    from mvlm_np.model import MobileVLM
 
 __version__ = "0.1.0"
 __all__ = ["MobileVLM", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from mvlm_np import model
+    if name == "load":
+        from mvlm_np.loading import load
 
-        return getattr(model, name)
+        return load
+    if name == "MobileVLM":
+        from mvlm_np.model import MobileVLM
+
+        return MobileVLM
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
