@@ -23,7 +23,9 @@ def choose(name: str = "auto") -> ModuleType | SimpleNamespace:
     except ImportError as error:
         if name == "auto":
             return ops
-        raise UserError("backend", f"numba cannot be imported ({error})", fix="install numba, or take numpy") from None
+        raise UserError(
+            "backend", f"numba cannot be imported ({error})", fix="install numba, or take numpy"
+        ) from None
     return SimpleNamespace(**{**vars(ops), **kernels.vocabulary()})
 
 

@@ -83,7 +83,7 @@ class Config:
 
     @property
     def vision_in_checkpoint(self) -> bool:
-        """Upstream's rule: projectors named v2 come with their own CLIP weights; the others load the tower anew."""
+        """Upstream's rule: projectors named v2 keep their own CLIP weights, others load the tower anew."""
         return "v2" in self.mm_projector_type
 
     @property
@@ -110,7 +110,7 @@ class Config:
 
 
 class Fields:
-    """Reads values out of a parsed JSON file; what is missing or out of range is a ConfigError naming file and key."""
+    """Reads values out of a parsed JSON file. ConfigErrors name the file and the key."""
 
     def __init__(self, values: object, where: object):
         if not isinstance(values, Mapping):
@@ -140,14 +140,18 @@ class Fields:
     def only(self, key: str, *accepted: object) -> None:
         """If the key is there, its value must be one of these: the engine computes nothing else."""
         if key in self.values and self.values[key] not in accepted:
-            self._refuse(key, " or ".join(repr(a) for a in accepted), "this engine does not compute other models")
+            self._refuse(
+                key, " or ".join(repr(a) for a in accepted), "this engine does not compute other models"
+            )
 
     def _get(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
         if value is None:
             value = default
         if value is None:
-            raise ConfigError(f"{self.where}: {key}", "is missing", fix="use the config.json of the checkpoint")
+            raise ConfigError(
+                f"{self.where}: {key}", "is missing", fix="use the config.json of the checkpoint"
+            )
         return value
 
     def _refuse(self, key: str, wanted: str, fix: str | None = None) -> None:
@@ -198,7 +202,7 @@ def decoder_config(values: object, where: object) -> DecoderConfig:
 
 
 def vision_config(values: object, where: object) -> VisionConfig:
-    """The vision part of a CLIP folder's config.json; a value that the file leaves out is CLIP ViT-L/14's class default."""
+    """The vision part of a CLIP folder's config.json."""
     get = Fields(values, where)
     if "vision_config" in get.values:  # a whole CLIP model, text tower included
         get = Fields(get.values["vision_config"], f"{where}: vision_config")
@@ -242,10 +246,14 @@ def model_config(values: object, where: object, vision: VisionConfig, image: Ima
     get.only("mm_use_im_patch_token", False, None)
     kind = get.text("mm_projector_type", "linear")
     if not re.fullmatch(r"ldpnetv2|ldpnet|linear|mlp[1-9]\d?x_gelu", kind):
-        raise ConfigError(f"{where}: mm_projector_type", f"found {_short(kind)}", "ldpnetv2, ldpnet, linear or mlpNx_gelu")
+        raise ConfigError(
+            f"{where}: mm_projector_type", f"found {_short(kind)}", "ldpnetv2, ldpnet, linear or mlpNx_gelu"
+        )
     feature = get.text("mm_vision_select_feature", "patch")
     if feature not in ("patch", "cls_patch"):
-        raise ConfigError(f"{where}: mm_vision_select_feature", f"found {_short(feature)}", "patch or cls_patch")
+        raise ConfigError(
+            f"{where}: mm_vision_select_feature", f"found {_short(feature)}", "patch or cls_patch"
+        )
     states = vision.num_hidden_layers + 1
     config = Config(
         decoder=decoder_config(values, where),

@@ -84,7 +84,7 @@ class KVCache:
 
     def reserve(self, capacity: int) -> None:
         """Makes room for at least `capacity` positions; those that are filled are kept."""
-        if capacity > self.keys.shape[2]:
+        if self.keys.shape[2] < capacity:
             for name in ("keys", "values"):
                 old = getattr(self, name)
                 new = np.empty((*old.shape[:2], capacity, old.shape[3]), np.float32)
@@ -120,7 +120,7 @@ class BeamCache:
         self.length = 0
 
     def positions(self, T: int) -> np.ndarray:
-        assert T == len(self.tail), "one token a beam"
+        assert len(self.tail) == T, "one token a beam"
         return np.full(T, self.prompt.length + self.length)
 
     def attend(self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, ops: Any) -> np.ndarray:

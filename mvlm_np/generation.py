@@ -6,7 +6,6 @@ transformers 4.33, with which MobileVLM was published, so that the same logits g
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import isfinite
 from typing import Protocol
 
 import numpy as np
@@ -39,10 +38,12 @@ class Settings:
                 raise GenerationError(name, f"found {getattr(self, name)!r}", wanted)
 
         def whole(value: object, least: int) -> bool:
-            return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least
+            return (
+                isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+            )
 
         def number(value: object) -> bool:
-            return isinstance(value, int | float | np.number) and isfinite(float(value))
+            return isinstance(value, int | float | np.number) and bool(np.isfinite(value))
 
         require(whole(self.max_new_tokens, 0), "max_new_tokens", "a whole number from 0")
         require(number(self.temperature) and self.temperature >= 0, "temperature", "a number from 0")
@@ -67,7 +68,9 @@ class Model(Protocol):
 Stop = Callable[[list[int]], bool]
 
 
-def generate(logits: np.ndarray, model: Model, settings: Settings, stop: Stop, prompt_length: int) -> Iterator[int]:
+def generate(
+    logits: np.ndarray, model: Model, settings: Settings, stop: Stop, prompt_length: int
+) -> Iterator[int]:
     """Yields the generated tokens, the one that ends the answer included.
 
     logits         (vocabulary,) after the prompt
@@ -101,7 +104,9 @@ def generate(logits: np.ndarray, model: Model, settings: Settings, stop: Stop, p
 def refuse_nan(logits: np.ndarray) -> None:
     if np.isnan(logits).any():
         raise GenerationError(
-            "logits", "the model computed NaN", fix="the checkpoint is damaged, or its precision too low: mvlm inspect it"
+            "logits",
+            "the model computed NaN",
+            fix="the checkpoint is damaged, or its precision too low: mvlm inspect it",
         )
 
 
@@ -143,7 +148,7 @@ DEAD = -1e9  # the total of a beam that must not be continued
 
 
 class Finished:
-    """The best complete answers so far, at most `size`: pairs of mean log-probability and tokens, best first."""
+    """The best complete answers so far, at most `size`: (mean log-probability, tokens), best first."""
 
     def __init__(self, size: int):
         self.size = size
@@ -165,7 +170,7 @@ class Finished:
 def beam_search(
     logits: np.ndarray, model: Model, settings: Settings, stop: Stop, prompt_length: int
 ) -> list[int]:
-    """The tokens of the best of `num_beams` continuations followed side by side; with a temperature, they are drawn."""
+    """The tokens of the best of `num_beams` continuations; with a temperature, they are drawn."""
     n, sampling, rng = settings.num_beams, settings.temperature > 0, np.random.default_rng(settings.seed)
     finished = Finished(n)
     beams: list[list[int]] = [[]] * n
@@ -198,8 +203,8 @@ def beam_search(
         if length < prompt_length + settings.max_new_tokens:
             model.reorder(np.array([parent for _, parent, _ in running]))
             rows = model.step(np.array([answer[-1] for answer in beams]))
-    for total, answer in zip(scores, beams, strict=True):
-        finished.add(float(total) / length, answer)
+    for total, _, answer in running:
+        finished.add(total / length, answer)
     return finished.best()
 
 
@@ -213,5 +218,5 @@ def top(totals: np.ndarray, n: int) -> np.ndarray:
 def draw(totals: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Flat indices of n different draws (fewer, if fewer are possible), likeliest first."""
     chances = probabilities(totals.reshape(-1))
-    drawn = rng.choice(chances.size, min(n, np.count_nonzero(chances)), replace=False, p=chances)
+    drawn = rng.choice(chances.size, min(n, int(np.count_nonzero(chances))), replace=False, p=chances)
     return drawn[np.argsort(-chances[drawn], kind="stable")]

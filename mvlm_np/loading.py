@@ -6,10 +6,10 @@ from pathlib import Path
 
 from mvlm_np import backend as backends
 from mvlm_np import decoder, memory, projector, vision
-from mvlm_np.checkpoints.folder import Checkpoint
-from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.checkpoints.binding import Binder, Loader, Manifest, check
+from mvlm_np.checkpoints.folder import Checkpoint
 from mvlm_np.checkpoints.names import hugging_face, unused
+from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.config import Config
 from mvlm_np.decoder import DecoderWeights
@@ -83,13 +83,13 @@ def manifest(config: Config) -> dict[str, tuple[int, ...]]:
 
 
 def bound_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The checkpoint's tensors under our names; a CheckpointError if they are not exactly those of its config."""
+    """The checkpoint's tensors under our names. CheckpointError: they are not exactly those of its config."""
     spelling = hugging_face(checkpoint.config.mm_projector_type)
     return check(checkpoint.path, manifest(checkpoint.config), checkpoint.tensors, spelling, unused)
 
 
 def float32_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Memory that loading takes: stored float32 is mapped, not copied, and costs what the system can spare."""
+    """Memory that loading takes. Stored float32 is mapped, not copied: the system can take its pages back."""
     return sum(4 * prod(t.shape) for t in tensors.values() if t.dtype != "float32")
 
 

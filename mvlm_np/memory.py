@@ -6,7 +6,7 @@ GB = 1e9
 
 
 def available() -> int | None:
-    """Bytes that this process may still take: the machine's, or its container's if that is less. None if unknown."""
+    """Bytes that this process may still take, of the machine or of its container. None if unknown."""
     amounts = [_meminfo(), *_cgroup()]
     known = [amount for amount in amounts if amount is not None]
     return min(known) if known else None
@@ -19,7 +19,7 @@ def _meminfo() -> int | None:
     return None
 
 
-def _cgroup() -> list[int | None]:
+def _cgroup() -> list[int]:
     """What is left under each limit of the control groups (v2) that this process is in."""
     left = []
     for line in _lines(Path("/proc/self/cgroup")):

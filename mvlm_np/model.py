@@ -1,15 +1,16 @@
 """MobileVLM: where vision, projector and decoder meet.
 
-    picture  -> inputs.image -> pixels (3, 336, 336)
-             -> vision       -> features (576, V)
-             -> projector    -> image tokens (144, D) ------------+
-    question -> inputs.conversation, inputs.tokenizer -> ids      |
-             -> embed_tokens, image tokens in the picture's place <
-             -> decoder -> logits -> generation -> text
+picture  -> inputs.image -> pixels (3, 336, 336)
+         -> vision       -> features (576, V)
+         -> projector    -> image tokens (144, D) ------------+
+question -> inputs.conversation, inputs.tokenizer -> ids      |
+         -> embed_tokens, image tokens in the picture's place <
+         -> decoder -> logits -> generation -> text
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -50,15 +51,19 @@ class MobileVLM:
         ops: ModuleType | SimpleNamespace,
         open_tokenizer: Callable[[], Tokenizer],
     ):
-        self.config, self.vision, self.projector, self.decoder, self.ops = config, vision, projector, decoder, ops
-        self._open_tokenizer, self._tokenizer = open_tokenizer, None
+        self.config, self.vision, self.projector, self.decoder, self.ops = (
+            config,
+            vision,
+            projector,
+            decoder,
+            ops,
+        )
+        self._open_tokenizer = open_tokenizer
 
-    @property
+    @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer. A TokenizerError if the checkpoint came without: token ids can be used all the same."""
-        if self._tokenizer is None:
-            self._tokenizer = self._open_tokenizer()
-        return self._tokenizer
+        """The model's tokenizer. TokenizerError: there is none; `generate` works all the same."""
+        return self._open_tokenizer()
 
     # ------------------------------------------------------------ questions and answers
 
@@ -88,7 +93,7 @@ class MobileVLM:
         return Chat(self, image, **options)
 
     def generate(self, ids: Sequence[int], image: Images = None, **settings: Any) -> list[int]:
-        """The ids that follow these, with -200 for each picture; ends with the end-of-sequence id or at the limit."""
+        """The ids that follow these, up to the end of sequence or the limit; -200 stands for a picture."""
         eos = self.config.decoder.eos_token_id
         images, watch = self.encode_images(image), Watch()
         x, keys = self.embed(ids, images)
@@ -97,7 +102,7 @@ class MobileVLM:
         logits = session.read(x, keys, checked.max_new_tokens, watch)
         return list(session.generate(logits, checked, lambda new: new[-1] == eos, len(ids), watch))
 
-    # ------------------------------------------------------------ from pictures and ids to the decoder's input
+    # ------------------------------------------------------------ the decoder's input
 
     def encode_image(self, image: Image, exif: bool = True, watch: Watch | None = None) -> np.ndarray:
         """A picture as tokens for the decoder: float32 (144, D) with the LDP projectors.
@@ -106,7 +111,9 @@ class MobileVLM:
         """
         config, watch = self.config, watch or Watch()
         if self.vision is None or self.projector is None or config.vision is None:
-            raise PromptError("image", "this model reads text only", "None", "load a MobileVLM checkpoint for pictures")
+            raise PromptError(
+                "image", "this model reads text only", "None", "load a MobileVLM checkpoint for pictures"
+            )
         with watch.phase("preprocess"):
             pixels = preprocess(open_image(image, exif=exif), config.image)
         watch("pixel_values", pixels)
@@ -121,7 +128,9 @@ class MobileVLM:
         with watch.phase("project"):
             return projector.project(features, self.projector, self.ops, watch.within("projector"))
 
-    def encode_images(self, images: Images, exif: bool = True, watch: Watch | None = None) -> list[np.ndarray]:
+    def encode_images(
+        self, images: Images, exif: bool = True, watch: Watch | None = None
+    ) -> list[np.ndarray]:
         """Each picture's tokens, for an image, a list of them, or None."""
         if images is None:
             return []
@@ -133,15 +142,20 @@ class MobileVLM:
 
         An id of -200 stands for one picture, in order. A position holds an id, or -i for the i-th picture.
         """
-        ids, vocabulary = np.asarray(ids), self.config.decoder.vocab_size
-        is_image = ids == IMAGE_TOKEN
-        if ids.ndim != 1 or ids.dtype.kind != "i" or np.any(~is_image & ((ids < 0) | (ids >= vocabulary))):
-            raise PromptError("ids", "are not token ids", f"whole numbers from 0 to {vocabulary - 1}, or {IMAGE_TOKEN}")
+        array, vocabulary = np.asarray(ids), self.config.decoder.vocab_size
+        is_image = array == IMAGE_TOKEN
+        valid = is_image | ((array >= 0) & (array < vocabulary))
+        if array.ndim != 1 or array.dtype.kind != "i" or not valid.all():
+            raise PromptError(
+                "ids", "are not token ids", f"whole numbers from 0 to {vocabulary - 1}, or {IMAGE_TOKEN}"
+            )
         if is_image.sum() != len(images):
-            raise PromptError("ids", f"have places for {is_image.sum()} pictures", f"one for each of the {len(images)}")
-        lengths = np.ones(len(ids), np.int64)
+            raise PromptError(
+                "ids", f"have places for {is_image.sum()} pictures", f"one for each of the {len(images)}"
+            )
+        lengths = np.ones(len(array), np.int64)
         lengths[is_image] = [len(image) for image in images]
-        keys = np.repeat(np.where(is_image, -np.cumsum(is_image), ids), lengths)  # (T,)
+        keys = np.repeat(np.where(is_image, -np.cumsum(is_image), array), lengths)  # (T,)
         x = self.decoder.embed_tokens[np.maximum(keys, 0)]  # (T, D)
         if images:
             x[keys < 0] = np.concatenate(images)
@@ -212,7 +226,7 @@ class MobileVLM:
 
 
 class Chat:
-    """A conversation about the same pictures: they are encoded once, and what has been read stays in the cache.
+    """A conversation about the same pictures, which are encoded once; what has been read stays in the cache.
 
     conv_mode  the prompt template
     history    (question, answer) pairs, grown by each turn

@@ -1,8 +1,9 @@
 """The vocabulary of the model in plain NumPy: each function is the definition of its operation.
 
 A fast kernel may replace a function here, but never redefine it: tests tie every kernel to the function
-of the same name. float32 in gives float32 out (and float64 float64); no argument is written to. Shapes use the letters of docs/glossary.md: T tokens, S positions held in the cache,
-D decoder width, V vision width, H heads, K key-value heads, d head size.
+of the same name. float32 in gives float32 out (and float64 float64); no argument is written to. Shapes
+use the letters of docs/glossary.md: T tokens, S positions held in the cache, D decoder width, V vision
+width, H heads, K key-value heads, d head size.
 """
 
 from functools import cache
@@ -154,8 +155,8 @@ def patches(pixels: np.ndarray, size: int) -> np.ndarray:
 def depthwise_conv(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, stride: int) -> np.ndarray:
     """Each channel convolved with its own n x n filter, zero padding n // 2.
 
-    x (h, w, C), weight (C, 1, n, n) as in the checkpoint, bias (C,) or None -> (ceil(h/stride), ceil(w/stride), C)
-    for odd n.
+    x (h, w, C), weight (C, 1, n, n) as in the checkpoint with odd n, bias (C,) or None
+    -> (ceil(h / stride), ceil(w / stride), C)
     """
     n = weight.shape[-1]
     h, w, C = x.shape
@@ -172,7 +173,7 @@ def depthwise_conv(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, s
 def adaptive_avg_pool(x: np.ndarray, rows: int, cols: int) -> np.ndarray:
     """The means of rows x cols nearly equal windows that cover x: (h, w, C) -> (rows, cols, C).
 
-    Window i of n spans [floor(i*size/n), ceil((i+1)*size/n)): windows overlap where the size does not divide.
+    Window i of n spans floor(i * size / n) to ceil((i + 1) * size / n): they overlap where n does not divide.
     """
     h, w, C = x.shape
     out = np.empty((rows, cols, C), x.dtype)

@@ -30,7 +30,9 @@ class Session:
         self.cache = KVCache(config, 0)
         self.keys = np.empty(0, np.int64)
 
-    def read(self, x: np.ndarray, keys: np.ndarray, room: int, watch: Watch, chunk: int = CHUNK) -> np.ndarray:
+    def read(
+        self, x: np.ndarray, keys: np.ndarray, room: int, watch: Watch, chunk: int = CHUNK
+    ) -> np.ndarray:
         """Reads a prompt from its first position that is new. Returns the logits after it, (vocabulary,).
 
         x (T, D) embeddings, keys (T,) as above, room: positions that will be needed after the prompt.

@@ -31,7 +31,7 @@ class Watch:
 
     @contextmanager
     def phase(self, name: str, steps: int | None = None) -> Iterator[None]:
-        """Around a phase in which about `steps` stages will be computed; entered once per token in "decode"."""
+        """Around a phase of about `steps` stages; "decode" is entered once a token."""
         start = perf_counter()
         try:
             yield

@@ -92,7 +92,7 @@ def block(x: np.ndarray, layer: VisionLayer, config: VisionConfig, ops: Any) -> 
 def hidden_states(
     pixels: np.ndarray, weights: VisionWeights, config: VisionConfig, ops: Any
 ) -> Iterator[np.ndarray]:
-    """Yields hidden_states[0], [1], ... [L], each (1 + patches, V), and computes no more than is asked for."""
+    """Yields hidden_states[0], [1], ... [L], each (1 + patches, V); no more is computed than is asked for."""
     x = embed(pixels, weights, config, ops)
     yield x
     for layer in weights.layers:

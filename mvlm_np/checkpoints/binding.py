@@ -76,7 +76,7 @@ def check(
     spelling: Callable[[str], str],
     ignored: Callable[[str], bool],
 ) -> dict[str, Tensor]:
-    """The wanted tensors, keyed by our names; or one error that lists all that is missing, extra and misshapen.
+    """The wanted tensors under our names, or one error that lists all that is missing, extra and misshapen.
 
     spelling  our name -> the name in the checkpoint
     ignored   whether a tensor that nobody asked for may be there all the same

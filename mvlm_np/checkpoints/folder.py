@@ -87,7 +87,9 @@ def _tower_folder(path: Path, tower: str, given: Path | None) -> Path | None:
     """The vision tower's folder, or None for the openai tower when it is nowhere to be found."""
     if given is not None:
         if not (given / "config.json").is_file():
-            raise CheckpointError(given, "has no config.json", "the folder of a CLIP model", "mend vision_tower")
+            raise CheckpointError(
+                given, "has no config.json", "the folder of a CLIP model", "mend vision_tower"
+            )
         return given
     candidates = [path / tower, path / Path(tower).name, path.parent / Path(tower).name]
     found = next((folder for folder in candidates if (folder / "config.json").is_file()), None)
@@ -119,7 +121,9 @@ def read_json(path: Path) -> Any:
             raise ConfigError(path, f"has {path.stat().st_size} bytes", f"at most {MAX_JSON}")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(path, f"cannot be read ({error.strerror})", fix="download the model folder again") from None
+        raise ConfigError(
+            path, f"cannot be read ({error.strerror})", fix="download the model folder again"
+        ) from None
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ConfigError(path, f"is not valid JSON ({reason[:80]})", fix="download it again") from None
@@ -143,7 +147,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for name in _CANDIDATES:
         if (path / name).is_file():
             return _read_shards(path / name) if name.endswith(".json") else read_file(path / name)
-    raise CheckpointError(path, "holds no weights", f"one of {', '.join(_CANDIDATES)}", "download the model folder again")
+    raise CheckpointError(
+        path, "holds no weights", f"one of {', '.join(_CANDIDATES)}", "download the model folder again"
+    )
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -162,10 +168,14 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     suffix = ".bin" if index.name.endswith(".bin.index.json") else ".safetensors"
     for shard in sorted(set(map(str, weight_map.values()))):
         if Path(shard).name != shard or not shard.endswith(suffix):
-            raise CheckpointError(f"{index}: weight_map", f"names the file {shard[:80]!r}", f"a {suffix} file beside it")
+            raise CheckpointError(
+                f"{index}: weight_map", f"names the file {shard[:80]!r}", f"a {suffix} file beside it"
+            )
         for name, tensor in read_file(index.parent / shard).items():
             if weight_map.get(name) != shard:
-                raise CheckpointError(f"{index.parent / shard}: {name}", f"the index places it in {weight_map.get(name)}")
+                raise CheckpointError(
+                    f"{index.parent / shard}: {name}", f"the index places it in {weight_map.get(name)}"
+                )
             tensors[name] = tensor
     lost = [name for name in weight_map if name not in tensors]
     if lost:

@@ -23,7 +23,7 @@ DTYPES = {
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, unread. Whatever breaks the format is a CheckpointError naming tensor and rule."""
+    """The tensors of a file, unread. A CheckpointError names the tensor and the rule it breaks."""
     return read_with_metadata(path)[0]
 
 
@@ -42,7 +42,9 @@ def read_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise CheckpointError(f"{path}: {first.name}", f"{relation} {second.name}", "tensors end to end")
     end = by_offset[-1].offset + by_offset[-1].nbytes if by_offset else start
     if by_offset and by_offset[0].offset != start:
-        raise CheckpointError(f"{path}: {by_offset[0].name}", "leaves a hole before it", "tensors from the header's end")
+        raise CheckpointError(
+            f"{path}: {by_offset[0].name}", "leaves a hole before it", "tensors from the header's end"
+        )
     if end != file.size:
         raise CheckpointError(path, f"holds {file.size - end} bytes after the last tensor", "none")
     return tensors, metadata
@@ -53,16 +55,22 @@ def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
     if file.size < 8:
         raise CheckpointError(path, f"has {file.size} bytes", "a safetensors file", "download it again")
     if length > MAX_HEADER:
-        raise CheckpointError(path, f"header length is {length} bytes", f"at most {MAX_HEADER}; not a safetensors file?")
+        raise CheckpointError(
+            path, f"header length is {length} bytes", f"at most {MAX_HEADER}; not a safetensors file?"
+        )
     if 8 + length > file.size:
         raise CheckpointError(
-            path, f"header of {length} bytes ends after the file's {file.size}", fix="truncated: download it again"
+            path,
+            f"header of {length} bytes ends after the file's {file.size}",
+            fix="truncated: download it again",
         )
     try:
         header = json.loads(file.bytes(8, length).tobytes(), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
-        raise CheckpointError(f"{path}: header", f"is not valid JSON ({reason[:80]})", fix="download it again") from None
+        raise CheckpointError(
+            f"{path}: header", f"is not valid JSON ({reason[:80]})", fix="download it again"
+        ) from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: header", "is not a JSON object")
     return header, 8 + length
@@ -90,11 +98,15 @@ def _tensor(file: MappedFile, start: int, name: str, entry: Any) -> Tensor:
     begin, end = offsets
     if not begin <= end <= file.size - start:
         raise CheckpointError(
-            where, f"its bytes {begin} to {end} lie outside the file's {file.size - start}", fix="download it again"
+            where,
+            f"its bytes {begin} to {end} lie outside the file's {file.size - start}",
+            fix="download it again",
         )
     dtype = PLAIN[DTYPES[kind]]
     if end - begin != prod(shape) * dtype.itemsize:
-        raise CheckpointError(where, f"has {end - begin} bytes", f"{prod(shape) * dtype.itemsize} for {kind} {shape}")
+        raise CheckpointError(
+            where, f"has {end - begin} bytes", f"{prod(shape) * dtype.itemsize} for {kind} {shape}"
+        )
     raw = file.bytes(start + begin, end - begin).view(dtype).reshape(shape)
     return Tensor(name, DTYPES[kind], tuple(shape), file, start + begin, raw)
 
