@@ -48,7 +48,7 @@ fuzz: $(VENV)/.installed-test
 	$(BIN)/python tools/fuzz_checkpoints.py
 
 clean:
-	rm -rf $(VENV) .cache .hypothesis build dist mvlm_np.egg-info
+	rm -rf $(VENV) .cache .pytest_cache .hypothesis build dist mvlm_np.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
