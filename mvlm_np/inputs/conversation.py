@@ -1,0 +1,190 @@
+"""From questions and answers to the text that the model continues.
+
+A template is a system text, two roles and separators. Those in `TEMPLATES` are the published code's
+(Meituan-AutoML/MobileVLM, Apache-2.0), which has them from LLaVA. The released models want "v1".
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mvlm_np.errors import PromptError
+
+IMAGE_MARK = "<image>"  # stands for a whole picture in a prompt
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a conversation is written down.
+
+    roles      who asks, who answers
+    sep_style  a key of `STYLES`
+    sep, sep2  end a question and an answer; without `sep2`, `sep` ends both
+    messages   questions and answers, by turns, that stand before the user's own
+    """
+
+    system: str
+    roles: tuple[str, str]
+    sep_style: str
+    sep: str
+    sep2: str | None = None
+    messages: tuple[str, ...] = ()
+
+
+def render(
+    template_name: str, question: str, n_images: int = 1, history: Sequence[tuple[str, str]] = ()
+) -> str:
+    """The prompt, up to the point where the answer begins.
+
+    question  may be empty, except in style LLAMA_2, which cannot write an empty turn
+    n_images  how many pictures the conversation is about
+    history   earlier turns as (question, answer), oldest first
+
+    Each picture is announced by a line `<image>` before the first question. If the conversation holds
+    `<image>` exactly `n_images` times already, the pictures go there instead.
+
+    Raises PromptError for an unknown template, for any other number of `<image>`, and for turns that
+    the template cannot write.
+    """
+    template = _template(template_name)
+    turns = [turn for pair in history for turn in pair] + [question]
+    marks = sum(turn.count(IMAGE_MARK) for turn in turns)
+    if marks not in (0, n_images):
+        found = f"{IMAGE_MARK} occurs {marks} times for {n_images} pictures"
+        raise PromptError("the conversation", found, f"none, or one for each of {n_images} pictures")
+    if not marks:
+        turns[0] = f"{IMAGE_MARK}\n" * n_images + turns[0]
+    return STYLES[template.sep_style](template, [*template.messages, *turns])
+
+
+def stop_string(template_name: str) -> str:
+    """The text with which the model ends its answer, by the published code's rule: `sep2` in style
+    TWO, else `sep`."""
+    template = _template(template_name)
+    return template.sep2 if template.sep_style == "TWO" and template.sep2 else template.sep
+
+
+def finish_answer(text: str, stop: str) -> str:
+    """The answer without a stop string at its end (one, if there are several) and without white space
+    around it."""
+    return text.strip().removesuffix(stop).strip()
+
+
+def _template(name: str) -> Template:
+    if name not in TEMPLATES:
+        raise PromptError("conv_mode", f"no template is called {name!r}", f"one of {', '.join(TEMPLATES)}")
+    return TEMPLATES[name]
+
+
+# Styles: turns are question, answer, ..., question. What an empty turn gives is the published code's doing.
+
+
+def _named(template: Template, turns: Sequence[str]) -> str:
+    """`system sep USER: question sep ASSISTANT: answer sep2 ... ASSISTANT:`"""
+    ends = template.sep, template.sep2 or template.sep
+    text = template.system + template.sep
+    for i, turn in enumerate([*turns, ""]):
+        role, end = template.roles[i % 2], ends[i % 2]
+        text += f"{role}: {turn}{end}" if turn else f"{role}:"
+    return text
+
+
+def _llama_2(template: Template, turns: Sequence[str]) -> str:
+    """`[INST] <<SYS>> system <</SYS>> question [/INST] answer </s><s>[INST] ... [/INST]`"""
+    if not all(turns[0::2]):
+        raise PromptError(
+            "the conversation", "an empty question", "text, which this conv_mode cannot do without"
+        )
+    text = f"[INST] <<SYS>>\n{template.system}\n<</SYS>>\n\n{turns[0]} [/INST]"
+    for answer, question in zip(turns[1::2], turns[2::2], strict=True):
+        text += f" {answer} {template.sep2}" if answer else ""
+        text += f"{template.sep}[INST] {question} [/INST]"
+    return text
+
+
+def _plain(template: Template, turns: Sequence[str]) -> str:
+    """`question sep`: a picture and its caption, as in the first stage of training."""
+    if len(turns) > 1:
+        raise PromptError("the conversation", "several turns", "one, since this conv_mode has no roles")
+    return template.system + turns[0] + template.sep if turns[0] else template.system
+
+
+STYLES: dict[str, Callable[[Template, Sequence[str]], str]] = {
+    "SINGLE": _named,
+    "TWO": _named,
+    "LLAMA_2": _llama_2,
+    "PLAIN": _plain,
+}
+
+_VICUNA = Template(
+    system=(
+        "A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions."
+    ),
+    roles=("USER", "ASSISTANT"),
+    sep_style="TWO",
+    sep=" ",
+    sep2="</s>",
+)
+
+TEMPLATES: dict[str, Template] = {
+    "default": Template(
+        system=(
+            "A chat between a curious human and an artificial intelligence assistant. "
+            "The assistant gives helpful, detailed, and polite answers to the human's questions."
+        ),
+        roles=("Human", "Assistant"),
+        sep_style="SINGLE",
+        sep="###",
+        messages=(
+            "What are the key differences between renewable and non-renewable energy sources?",
+            "Renewable energy sources are those that can be replenished naturally in a relatively short "
+            "amount of time, such as solar, wind, hydro, geothermal, and biomass. Non-renewable energy "
+            "sources, on the other hand, are finite and will eventually be depleted, such as coal, oil, "
+            "and natural gas. Here are some key differences between renewable and non-renewable energy "
+            "sources:\n"
+            "1. Availability: Renewable energy sources are virtually inexhaustible, while non-renewable "
+            "energy sources are finite and will eventually run out.\n"
+            "2. Environmental impact: Renewable energy sources have a much lower environmental impact "
+            "than non-renewable sources, which can lead to air and water pollution, greenhouse gas "
+            "emissions, and other negative effects.\n"
+            "3. Cost: Renewable energy sources can be more expensive to initially set up, but they "
+            "typically have lower operational costs than non-renewable sources.\n"
+            "4. Reliability: Renewable energy sources are often more reliable and can be used in more "
+            "remote locations than non-renewable sources.\n"
+            "5. Flexibility: Renewable energy sources are often more flexible and can be adapted to "
+            "different situations and needs, while non-renewable sources are more rigid and inflexible.\n"
+            "6. Sustainability: Renewable energy sources are more sustainable over the long term, while "
+            "non-renewable sources are not, and their depletion can lead to economic and social "
+            "instability.\n",
+        ),
+    ),
+    "llama_2": Template(
+        system=(
+            "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, "
+            "while being safe.  Your answers should not include any harmful, unethical, racist, sexist, "
+            "toxic, dangerous, or illegal content. Please ensure that your responses are socially "
+            "unbiased and positive in nature.\n\n"
+            "If a question does not make any sense, or is not factually coherent, explain why instead of "
+            "answering something not correct. If you don't know the answer to a question, please don't "
+            "share false information."
+        ),
+        roles=("USER", "ASSISTANT"),
+        sep_style="LLAMA_2",
+        sep="<s>",
+        sep2="</s>",
+    ),
+    "plain": Template(system="", roles=("", ""), sep_style="PLAIN", sep="\n"),
+    "llava_llama_2": Template(
+        system=(
+            "You are a helpful language and vision assistant. You are able to understand the visual "
+            "content that the user provides, and assist the user with a variety of tasks using natural "
+            "language."
+        ),
+        roles=("USER", "ASSISTANT"),
+        sep_style="LLAMA_2",
+        sep="<s>",
+        sep2="</s>",
+    ),
+    "v1": _VICUNA,
+    "vicuna_v1": _VICUNA,
+}

@@ -1,0 +1,283 @@
+"""Text to ids and back, as the published code's tokenizer does it.
+
+That is the slow `LlamaTokenizer` of transformers 4.33: a SentencePiece model, and around it a rule
+for tokens such as `</s>` that stand inside text. The rule has two versions, `legacy` true (MobileVLM
+1.7B and 3B) and false (V2-7B).
+"""
+
+import codecs
+import re
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+
+import sentencepiece
+
+from mvlm_np.errors import PromptError, TokenizerError
+from mvlm_np.inputs.tokenizer_files import FIX, AddedToken, check_model, read_folder
+
+IMAGE_TOKEN = -200  # stands for a whole picture among the ids of a prompt,
+IMAGE_MARK = "<image>"  # and this in its text
+SPACE = "\u2581"  # how SentencePiece spells a space
+MAX_ADDED = 4096
+
+# A protobuf message appended to another one is merged into it. This one says, in field 3
+# (normalizer_spec), that field 3 (add_dummy_prefix) is false.
+NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+
+sentencepiece.set_min_log_level(10)  # what it thinks of a file would go to stderr; we raise it
+# Python's own "replace" gives one U+FFFD for several wrong bytes; SentencePiece gives one for each.
+codecs.register_error("mvlm_np.each", lambda error: ("\ufffd", getattr(error, "start", 0) + 1))
+
+
+class Tokenizer:
+    """A SentencePiece model and the added tokens around it.
+
+    model         the bytes of a `tokenizer.model`
+    legacy        True: text after an added token starts anew, with a space of its own, so that
+                  "</s>b" is `</s>`, `▁b`. False: it goes on as written: `</s>`, `b`
+    added_tokens  tokens to recognise inside text, besides bos, eos and unk
+    where         what errors call this tokenizer
+
+    `vocab_size` counts all ids, those of added tokens included. Raises TokenizerError when `model`
+    is not a SentencePiece model or an added token's id does not fit it.
+    """
+
+    def __init__(
+        self,
+        model: bytes,
+        legacy: bool = True,
+        added_tokens: Iterable[AddedToken] = (),
+        where: object = "tokenizer.model",
+        bos: str = "<s>",
+        eos: str = "</s>",
+        unk: str = "<unk>",
+        add_bos: bool = True,
+        add_eos: bool = False,
+    ):
+        self.where, self.legacy, self.add_bos, self.add_eos = where, legacy, add_bos, add_eos
+        self._model = _load(model, legacy, where)
+        try:
+            self._pieces: list[str] = self._model.id_to_piece(list(range(len(self._model))))
+        except UnicodeDecodeError:
+            raise TokenizerError(where, "a piece is not UTF-8", fix=FIX) from None
+        self._model_size = len(self._pieces)  # the ids from here on are added tokens'
+        named = {name: AddedToken(name, None, True, False, False) for name in (bos, eos, unk)}
+        self._unk = unk
+        self._added = named | {token.content: token for token in added_tokens}
+        self._ids = self._number_added()
+        self.vocab_size = len(self._pieces)
+        self.bos_id, self.eos_id, self.unk_id = (self._ids[name] for name in (bos, eos, unk))
+        self.special_ids = frozenset(self._ids[t.content] for t in self._added.values() if t.special)
+
+        longest_first = sorted(map(re.escape, self._added), key=len, reverse=True)
+        self._split_at_added = re.compile(f"({'|'.join(longest_first)})").split
+        self._unk_length = len(self._model.encode(unk))
+        # What decoding does with the spaces at the very start, seen from what encoding does there.
+        self._strips_all = self._model.normalize(" ") == ""
+        self._strips_one = self._model.normalize("a") != "a"
+
+    def _number_added(self) -> dict[str, int]:
+        """The id of each added token. Those that are not the model's are appended to the pieces."""
+        if len(self._added) > MAX_ADDED:
+            raise TokenizerError(self.where, f"{len(self._added)} added tokens", f"at most {MAX_ADDED}")
+        ids = {}
+        for token in sorted(self._added.values(), key=lambda t: (t.id is None, t.id or 0)):
+            number = self._model.piece_to_id(token.content)
+            if token.content not in (self._pieces[number], self._unk):
+                number = len(self._pieces)
+                self._pieces.append(token.content)
+            if token.id not in (None, number):
+                found = f"added token {token.content!r} has id {token.id}"
+                raise TokenizerError(self.where, found, f"{number}", FIX)
+            ids[token.content] = number
+        return ids
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "Tokenizer":
+        """The tokenizer of a Hugging Face model folder; see `read_folder` for files and errors."""
+        files = read_folder(Path(folder))
+        return cls(where=Path(folder) / "tokenizer.model", **vars(files))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, BOS first: `tokenizer(text).input_ids` of the published code.
+
+        Raises PromptError for a string that is not Unicode text (half a surrogate pair).
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError("the text", f"half a character at {error.start}", "valid Unicode") from None
+        if text and not self.legacy:
+            text = SPACE + text.replace(SPACE, " ")
+        parts = self._split_at_added(text)  # text, token, text, token, ..., text
+        for i in range(1, len(parts), 2):
+            if self._added[parts[i]].lstrip:
+                parts[i - 1] = parts[i - 1].rstrip()
+            if self._added[parts[i]].rstrip:
+                parts[i + 1] = parts[i + 1].lstrip()
+
+        ids = self._encode_plain(parts[0])
+        starts_special = len(parts) > 1 and self._added[parts[1]].special
+        if starts_special and not self.legacy and self._spell(ids) == [SPACE]:
+            ids = []  # there was no text for the space that was put before it
+        for token, plain in zip(parts[1::2], parts[2::2], strict=True):
+            ids += [self._ids[token], *self._encode_plain(plain)]
+        return [self.bos_id] * self.add_bos + ids + [self.eos_id] * self.add_eos
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Ids of text without added tokens. SentencePiece would drop a space at its start; where the
+        space belongs to the text (not legacy), another text stands before it and is cut off again."""
+        if not text:
+            return []
+        if self.legacy or not text.startswith((SPACE, " ")):
+            return self._model.encode(text)
+        return self._model.encode(self._unk + text)[self._unk_length :]
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """Text of ids: `batch_decode` of the published code.
+
+        Every byte that is not part of UTF-8 gives one U+FFFD. Raises TokenizerError for an id that
+        is none of this tokenizer's.
+        """
+        if skip_special_tokens:
+            stream = StreamDecoder(self)
+            return "".join([stream.push(i) for i in ids]) + stream.finish()
+        parts: list[str] = []
+        for added, group in groupby(map(self._checked, ids), lambda i: i >= self._model_size):
+            if added:
+                parts += self._spell(group)
+            else:
+                parts.append(self._decode_with_special(group))
+        return " ".join(parts)
+
+    def _decode_with_special(self, ids: Iterable[int]) -> str:
+        """Text of ids of the model, special ones spelled out. The published code puts a space, if
+        legacy, in front of (sic) each stretch of text that a special token ends."""
+        text = stretch = ""
+        for i, (special, group) in enumerate(groupby(ids, self.special_ids.__contains__)):
+            if special:
+                text += " " * (self.legacy and i > 0) + stretch + "".join(self._spell(group))
+                stretch = ""
+            else:
+                run = _Run(self, first=i == 0)
+                stretch = "".join([run.push(i) for i in group]) + run.finish()
+        return text + stretch
+
+    def id_to_piece(self, id: int) -> str:
+        """A piece as the model spells it: `▁Hello`, `<0x0A>`, `</s>`."""
+        return self._pieces[self._checked(id)]
+
+    def piece_to_id(self, piece: str) -> int:
+        """The id of a piece; that of `unk` for a string that is no piece."""
+        return self._ids[piece] if piece in self._ids else self._model.piece_to_id(piece)
+
+    def _spell(self, ids: Iterable[int]) -> list[str]:
+        return [self._pieces[i] for i in ids]
+
+    def _checked(self, id: int) -> int:
+        if not 0 <= id < self.vocab_size:
+            raise TokenizerError(self.where, f"no piece has id {id}", f"0 to {self.vocab_size - 1}")
+        return id
+
+
+class StreamDecoder:
+    """Text of ids that arrive one at a time, special tokens left out.
+
+    Everything that `push` has returned, and then `finish`, is together what `decode` gives for all
+    ids: `push` holds back only the bytes of a character that is not complete.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._run: _Run | None = None  # ids of the model, since the last added token
+        self._is_empty = True
+
+    def push(self, id: int) -> str:
+        """The text that is certain now. Raises TokenizerError for an id that is none of the tokenizer's."""
+        piece = self._tokenizer.id_to_piece(id)
+        if id in self._tokenizer.special_ids:
+            return ""
+        if id >= self._tokenizer._model_size:
+            text = self.finish() + self._gap() + piece
+            self._run = None
+            return text
+        gap = ""
+        if self._run is None:
+            gap = self._gap()
+            self._run = _Run(self._tokenizer)
+        return gap + self._run.push(id)
+
+    def finish(self) -> str:
+        """What was held back: U+FFFD for each byte of an incomplete character."""
+        return self._run.finish() if self._run else ""
+
+    def _gap(self) -> str:
+        """A space between added tokens and what stands beside them."""
+        gap = "" if self._is_empty else " "
+        self._is_empty = False
+        return gap
+
+
+class _Run:
+    """What SentencePiece's decoder makes of pieces of the model, one piece at a time.
+
+    At the very start it drops a space, the one that encoding put there. Before it sees the pieces
+    the published code has dropped one too, if the run is the first of its text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, first: bool = True):
+        self._tokenizer = tokenizer
+        self._model = tokenizer._model
+        self._first = first
+        self._strips = tokenizer._strips_one or tokenizer._strips_all
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("mvlm_np.each")
+
+    def push(self, id: int) -> str:
+        piece = self._tokenizer._pieces[id]
+        if self._first and piece.startswith(SPACE):
+            piece = piece[1:]
+            id = self._model.piece_to_id(piece)
+        self._first = False
+        if self._model.is_byte(id):
+            text = self._utf8.decode(bytes([int(piece[1:-1], 16)]))
+        else:
+            text = self.finish()
+            self._strips = self._strips and not text
+            text += self._text_of(piece, id)
+        self._strips = self._strips and not text
+        return text
+
+    def finish(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+    def _text_of(self, piece: str, id: int) -> str:
+        if self._model.is_control(id) or self._model.is_unknown(id):
+            return self._model.decode([piece])
+        if self._strips and piece.startswith(SPACE):
+            piece = piece[1:]
+            self._strips = self._tokenizer._strips_all
+        return piece.replace(SPACE, " ")
+
+
+def tokenize_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    """Ids of a prompt, IMAGE_TOKEN in place of each `<image>`.
+
+    As in the published code each piece between images is a text of its own, with the space that
+    starts a text; only BOS is not repeated.
+    """
+    ids: list[int] = []
+    for i, piece in enumerate(prompt.split(IMAGE_MARK)):
+        piece_ids = tokenizer.encode(piece)
+        ids += [IMAGE_TOKEN, *piece_ids[tokenizer.add_bos :]] if i else piece_ids
+    return ids
+
+
+def _load(model: bytes, legacy: bool, where: object) -> sentencepiece.SentencePieceProcessor:
+    check_model(model, where)
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model if legacy else model + NO_DUMMY_PREFIX)
+    except RuntimeError as error:
+        raise TokenizerError(where, f"is not a SentencePiece model ({error})", fix=FIX) from None
+    return processor

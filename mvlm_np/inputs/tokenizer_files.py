@@ -1,0 +1,227 @@
+"""What a tokenizer's files say, checked before anything is built from it.
+
+A Hugging Face folder describes its tokenizer in up to four files, two of which may repeat or
+overrule the others. Who wins is decided here, as transformers 4.33 decides it.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mvlm_np.errors import TokenizerError
+
+MAX_MODEL_BYTES = 8 << 20  # LLaMA's model has 0.5 MB
+MAX_PIECES = 1 << 18  # and 32,000 pieces
+MAX_JSON_BYTES = 1 << 20
+FIX = "copy it again from the model's repository"
+
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+LLAMA_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is recognised in a text before SentencePiece sees the text.
+
+    id       None: its id in the SentencePiece model or, if it is not there, the next free one
+    special  left out of decoded text
+    lstrip   white space before it is dropped from the text; `rstrip`: after it. Both are the
+             published code's rule for a token that a file gives as a plain string
+    """
+
+    content: str
+    id: int | None = None
+    special: bool = False
+    lstrip: bool = True
+    rstrip: bool = True
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """The content of a tokenizer's files: the SentencePiece model, and how it is to be used."""
+
+    model: bytes
+    legacy: bool
+    add_bos: bool
+    add_eos: bool
+    bos: str
+    eos: str
+    unk: str
+    added_tokens: tuple[AddedToken, ...]
+
+
+def read_folder(folder: Path) -> TokenizerFiles:
+    """Reads `tokenizer.model` and, where they are there, `tokenizer_config.json`,
+    `special_tokens_map.json` and `added_tokens.json`.
+
+    What they do not say has LLaMA's defaults (`legacy` true). Raises TokenizerError for a missing or
+    broken file, and for a setting that changes the text in a way that this package does not compute.
+    """
+    model_file, config_file = folder / "tokenizer.model", folder / "tokenizer_config.json"
+    model = _read(model_file, MAX_MODEL_BYTES)
+    config = _read_json(config_file)
+    for key, only in (
+        ("tokenizer_class", "LlamaTokenizer"),
+        ("sp_model_kwargs", {}),
+        ("clean_up_tokenization_spaces", False),
+    ):
+        if config.get(key) and config[key] != only:
+            raise TokenizerError(f"{config_file}: {key}", f"found {config[key]!r}", repr(only))
+
+    def flag(key: str, default: bool) -> bool:
+        value = config.get(key)
+        return default if value is None else _typed(value, bool, f"{config_file}: {key}")
+
+    special = _special_tokens(folder, config)
+    return TokenizerFiles(
+        model=model,
+        legacy=flag("legacy", True),
+        add_bos=flag("add_bos_token", True),
+        add_eos=flag("add_eos_token", False),
+        bos=special["bos_token"].content,
+        eos=special["eos_token"].content,
+        unk=special["unk_token"].content,
+        added_tokens=_merged(folder, config, special.values()),
+    )
+
+
+def check_model(model: bytes, where: object) -> None:
+    """Refuses, by the rule they break, bytes that are not a SentencePiece model of LLaMA's kind.
+
+    SentencePiece would take a file that was cut off between two fields, and read any number of pieces.
+    """
+    if model.startswith(b"version https://git-lfs"):
+        raise TokenizerError(where, "is a Git LFS pointer, not the file itself", fix="run `git lfs pull`")
+    pieces, sizes = 0, Counter[int]()
+    try:
+        for number, size in _fields(model):
+            sizes[number] += size
+            pieces += number == 1
+            if pieces > MAX_PIECES:
+                raise TokenizerError(where, "has too many pieces", f"at most {MAX_PIECES}", FIX)
+    except IndexError:
+        raise TokenizerError(where, "is not a SentencePiece model, or is cut off", fix=FIX) from None
+    for number, name in ((1, "pieces"), (2, "trainer_spec"), (3, "normalizer_spec")):
+        if not sizes[number]:
+            raise TokenizerError(where, f"has no {name}", "a whole SentencePiece model", FIX)
+    if sizes[5]:
+        raise TokenizerError(where, "has a denormalizer_spec", "none, as in LLaMA's")
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int]]:
+    """Number and size of each field of a protobuf message that holds strings and messages only, as
+    SentencePiece's outermost one does. Raises IndexError where the bytes are anything else."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        size, at = _varint(message, at)
+        at += size
+        if key & 7 != 2 or at > len(message):
+            raise IndexError
+        yield key >> 3, size
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """The variable-length number at a position, of up to 35 bits, and the position behind it."""
+    value = 0
+    for shift in range(0, 35, 7):
+        byte = message[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise IndexError
+
+
+def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, AddedToken]:
+    """Role -> token, in the order in which new ids are given. `special_tokens_map.json` overrules
+    `tokenizer_config.json`, and only in the latter does a plain string for one of LLaMA's own roles
+    not strip white space."""
+    names = _read_json(folder / "special_tokens_map.json")
+    found = {}
+    for role in ROLES:
+        if role in names:
+            found[role] = _token(names[role], f"{folder / 'special_tokens_map.json'}: {role}")
+        else:
+            value = config.get(role, DEFAULTS.get(role))
+            found[role] = _token(
+                value, f"{folder / 'tokenizer_config.json'}: {role}", role not in LLAMA_ROLES
+            )
+    for role in DEFAULTS:
+        if not found[role]:
+            raise TokenizerError(f"{folder}: {role}", "the tokenizer files name none", "a token")
+    key = "additional_special_tokens"
+    more = names.get(key, config.get(key)) or []
+    for i, value in enumerate(_typed(more, list, f"{folder}: {key}")):
+        found[f"{key}[{i}]"] = _token(value, f"{folder}: {key}[{i}]")
+    return {role: token for role, token in found.items() if token}
+
+
+def _merged(folder: Path, config: Mapping[str, Any], special: Iterable[AddedToken]) -> tuple[AddedToken, ...]:
+    """The special tokens, those of `added_tokens.json`, and those that transformers since 4.34 lists in
+    `tokenizer_config.json`, each once. A token with flags overrules the same as a plain string."""
+    tokens: dict[str, AddedToken] = {}
+    for token in special:
+        if token.content not in tokens or not (token.lstrip and token.rstrip):
+            tokens[token.content] = token
+    added_file = folder / "added_tokens.json"
+    for content, number in _read_json(added_file).items():
+        known = tokens.get(content, AddedToken(content))
+        tokens[content] = replace(known, id=_typed(number, int, f"{added_file}: {content!r}"))
+    where = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder"
+    for key, entry in _typed(config.get("added_tokens_decoder", {}), dict, where).items():
+        listed = _token(entry, f"{where}: {key}")
+        if listed is None or not isinstance(entry, dict) or not key.isdecimal():
+            raise TokenizerError(where, f"found {key!r}: {entry!r:.60}", "an id and its token")
+        is_special = entry.get("special") is True or any(listed.content == token.content for token in special)
+        tokens[listed.content] = replace(listed, id=int(key), special=is_special)
+    return tuple(tokens.values())
+
+
+def _token(value: Any, where: str, strips: bool = True) -> AddedToken | None:
+    """A special token as a file gives it: a string, or an object with `content` and flags.
+    None stands for null and for the empty string."""
+    if isinstance(value, dict):
+        flags = [_typed(value.get(key, False), bool, f"{where}: {key}") for key in ("lstrip", "rstrip")]
+        value = value.get("content")
+    else:
+        flags = [strips, strips]
+    if value is None or value == "":
+        return None
+    return AddedToken(_typed(value, str, where), None, True, *flags)
+
+
+def _typed(value: Any, kind: type, where: str) -> Any:
+    """The value, which must be of that very type."""
+    if type(value) is not kind:
+        raise TokenizerError(where, f"found {value!r:.60}", f"{kind.__name__}")
+    return value
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes."""
+    if not path.exists():
+        raise TokenizerError(path, "is missing", fix="copy it from the model's repository")
+    if not path.is_file():
+        raise TokenizerError(path, "is not a file", "a file")
+    try:
+        if path.stat().st_size > limit:
+            raise TokenizerError(path, f"has {path.stat().st_size} bytes", f"at most {limit}", FIX)
+        return path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(path, f"cannot be read ({error.strerror})", "a readable file") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(_read(path, MAX_JSON_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(path, f"is not JSON ({error})", fix=FIX) from None
+    return _typed(value, dict, str(path))
