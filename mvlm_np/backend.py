@@ -20,13 +20,13 @@ def choose(name: str = "auto") -> ModuleType | SimpleNamespace:
         return ops
     try:
         from mvlm_np import kernels
+
+        fast = kernels.vocabulary()
     except ImportError as error:
         if name == "auto":
             return ops
-        raise UserError(
-            "backend", f"numba cannot be imported ({error})", fix="install numba, or take numpy"
-        ) from None
-    return SimpleNamespace(**{**vars(ops), **kernels.vocabulary()})
+        raise UserError("backend", f"numba cannot be imported ({error})", fix="install numba, or take numpy") from None
+    return SimpleNamespace(**{**vars(ops), **fast})
 
 
 def limit_threads(threads: int) -> None:

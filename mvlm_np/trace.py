@@ -27,7 +27,7 @@ class Watch:
         self.seconds: dict[str, float] = {}
 
     def __call__(self, name: str, array: np.ndarray) -> None:
-        """Stage `name` has been computed. The array may be overwritten afterwards: copy what is kept."""
+        """Stage `name` has been computed. Copy what you keep; what you write to it, the next stage sees."""
 
     @contextmanager
     def phase(self, name: str, steps: int | None = None) -> Iterator[None]:

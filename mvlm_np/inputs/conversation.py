@@ -49,8 +49,10 @@ def render(
     turns = [turn for pair in history for turn in pair] + [question]
     marks = sum(turn.count(IMAGE_MARK) for turn in turns)
     if marks not in (0, n_images):
-        found = f"{IMAGE_MARK} occurs {marks} times for {n_images} pictures"
-        raise PromptError("the conversation", found, f"none, or one for each of {n_images} pictures")
+        wanted = (
+            f"none or {n_images}, as many as there are pictures" if n_images else "none without a picture"
+        )
+        raise PromptError("the conversation", f"{marks} of {IMAGE_MARK} in its text", wanted)
     if not marks:
         turns[0] = f"{IMAGE_MARK}\n" * n_images + turns[0]
     return STYLES[template.sep_style](template, [*template.messages, *turns])

@@ -14,10 +14,10 @@ from pathlib import Path
 import sentencepiece
 
 from mvlm_np.errors import PromptError, TokenizerError
+from mvlm_np.inputs.conversation import IMAGE_MARK
 from mvlm_np.inputs.tokenizer_files import FIX, AddedToken, check_model, read_folder
 
-IMAGE_TOKEN = -200  # stands for a whole picture among the ids of a prompt,
-IMAGE_MARK = "<image>"  # and this in its text
+IMAGE_TOKEN = -200  # stands for a whole picture among the ids of a prompt
 SPACE = "\u2581"  # how SentencePiece spells a space
 MAX_ADDED = 4096
 

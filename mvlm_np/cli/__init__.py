@@ -1,0 +1,57 @@
+"""The command line: `mvlm VERB ...`. Each verb is a module here, with `describe(parser)` and `run(args)`.
+
+Exit codes: 0 it worked, 1 it ran and the answer is no, 2 a bad call or bad input, 130 interrupted. What
+a user can mend is one line on stderr. Modules import what is heavy only when they run.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import mvlm_np
+from mvlm_np.errors import UserError
+
+VERBS = {
+    "ask": "ask about pictures",
+    "chat": "talk about a picture, several turns",
+    "inspect": "show what a model folder holds",
+    "bench": "measure speed and memory",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; nothing heavy is imported to build it."""
+    top = argparse.ArgumentParser(prog="mvlm", description="MobileVLM in NumPy and Numba.")
+    top.add_argument("--version", action="version", version=f"mvlm {mvlm_np.__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, summary in VERBS.items():
+        module = import_module(f"mvlm_np.cli.{verb}")
+        sub = verbs.add_parser(
+            verb,
+            help=summary,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.describe(sub)
+        sub.set_defaults(run=module.run)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except UserError as error:
+        print(f"mvlm: {error}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("mvlm: out of memory; close other programs, or take a smaller model", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

@@ -1,0 +1,58 @@
+"""Asks a question about one picture or several; the answer appears as it is generated.
+
+example:
+  mvlm ask photo.jpg "What does the sign say?" --model MobileVLM_V2-1.7B
+"""
+
+import argparse
+import sys
+from time import perf_counter
+
+from mvlm_np.cli import options
+
+
+def describe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", nargs="*", help="pictures; none for a question about text alone")
+    parser.add_argument("question")
+    parser.add_argument("--json", action="store_true", help="print text, ids, token counts and times")
+    options.add_model(parser)
+    options.add_generation(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    arguments = options.model_arguments(args)
+    import json
+
+    from mvlm_np.cli.progress import ProgressWatch, load_with_bar
+    from mvlm_np.generation import Settings
+
+    settings = options.settings(args)
+    Settings(**settings)  # a bad setting shows before minutes of loading
+    start = perf_counter()
+    model = load_with_bar(**arguments)
+    loaded = perf_counter() - start
+    shown = not args.json and args.num_beams == 1
+    watch = ProgressWatch(None if shown else args.max_new_tokens)
+    try:
+        chat = model.chat(args.image or None, conv_mode=args.conv_mode, watch=watch)
+        text = ""
+        for piece in chat.stream(args.question, **settings):
+            text += piece
+            if not args.json:
+                print(piece, end="", flush=True)
+    finally:
+        watch.close()
+    if not args.json:
+        print()
+        return 0
+    result = {
+        "text": text,
+        "ids": chat.answer_ids,
+        "prompt_tokens": len(chat.prompt_ids),
+        "image_tokens": sum(len(image) for image in chat.images),
+        "new_tokens": len(chat.answer_ids),
+        "seconds": {"load": loaded, **watch.seconds},
+    }
+    json.dump(result, sys.stdout, ensure_ascii=False, indent=1)
+    print()
+    return 0

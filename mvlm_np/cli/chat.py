@@ -1,0 +1,46 @@
+"""Talks about a picture, turn by turn. The picture is encoded once, and each turn reads only what is new.
+
+An empty line, or the end of input (Ctrl-D), ends the conversation.
+
+example:
+  mvlm chat photo.jpg --model MobileVLM_V2-1.7B
+"""
+
+import argparse
+import sys
+
+from mvlm_np.cli import options
+
+
+def describe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", nargs="*", help="pictures; none for a conversation about text alone")
+    options.add_model(parser)
+    options.add_generation(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    arguments = options.model_arguments(args)
+    from mvlm_np.cli.progress import ProgressWatch, load_with_bar
+    from mvlm_np.errors import PromptError
+    from mvlm_np.generation import Settings
+
+    settings = options.settings(args)
+    Settings(**settings)
+    model = load_with_bar(**arguments)
+    chat = model.chat(args.image or None, conv_mode=args.conv_mode, watch=ProgressWatch())
+    while question := _next_question():
+        try:
+            for piece in chat.stream(question, **settings):
+                print(piece, end="", flush=True)
+            print()
+        except PromptError as error:  # too long, say: the conversation goes on without this question
+            print(f"mvlm: {error}", file=sys.stderr)
+    return 0
+
+
+def _next_question() -> str:
+    """The next line of input, or nothing at its end. A person gets a prompt; a pipe does not."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""

@@ -1,0 +1,92 @@
+"""Shows what a model on disk holds: its settings, its tensors, and the memory it needs. Reads no weights.
+
+Exits with 1 if the tensors are not those that the settings ask for.
+
+example:
+  mvlm inspect MobileVLM_V2-1.7B
+"""
+
+import argparse
+import sys
+from dataclasses import asdict
+from math import prod
+from typing import Any
+
+GROUP = 32  # weights that share a scale in int8 and int4
+SCALE_BYTES = 2
+
+
+def describe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", help="model folder or weight file")
+    parser.add_argument("--vision-tower", metavar="PATH", help="folder of the CLIP model, if it is elsewhere")
+    parser.add_argument("--mmproj", metavar="PATH", help="GGUF file of the vision tower, if it is elsewhere")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+
+    from mvlm_np.checkpoints.opening import open_checkpoint
+    from mvlm_np.errors import CheckpointError
+    from mvlm_np.loading import bound_tensors, manifest
+
+    checkpoint = open_checkpoint(args.path, args.vision_tower, args.mmproj)
+    shapes = manifest(checkpoint.config)
+    problem = None
+    try:
+        bound_tensors(checkpoint)
+    except CheckpointError as error:
+        problem = str(error)
+    report = {
+        "path": str(checkpoint.path),
+        "config": asdict(checkpoint.config),
+        "tensors": [
+            {"name": t.name, "dtype": t.dtype, "shape": t.shape, "bytes": t.nbytes, "file": str(t.file.path)}
+            for t in checkpoint.tensors.values()
+        ],
+        "memory": {precision: memory_bytes(shapes, precision) for precision in ("float32", "int8", "int4")},
+        "notes": checkpoint.notes,
+        "problem": problem,
+    }
+    if args.json:
+        json.dump(report, sys.stdout, indent=1)
+        print()
+    else:
+        _print(report)
+    return 0 if problem is None else 1
+
+
+def memory_bytes(shapes: dict[str, tuple[int, ...]], precision: str) -> int:
+    """Memory of all weights. int8 and int4 hold the linear layers' matrices; the rest stays float32."""
+    per_weight = {"float32": 4, "int8": 1 + SCALE_BYTES / GROUP, "int4": 0.5 + SCALE_BYTES / GROUP}[precision]
+
+    def size(name: str, shape: tuple[int, ...]) -> float:
+        is_matrix = len(shape) == 2 and name.endswith(".weight") and "embed" not in name
+        return prod(shape) * (per_weight if is_matrix else 4)
+
+    return round(sum(size(name, shape) for name, shape in shapes.items()))
+
+
+def _print(report: dict[str, Any]) -> None:
+    print(report["path"])
+    for key, value in report["config"].items():
+        if isinstance(value, dict):
+            print(f"  {key}")
+            for inner, v in value.items():
+                print(f"    {inner:24} {v}")
+        else:
+            print(f"  {key:26} {value}")
+    print("tensors")
+    width = max((len(t["name"]) for t in report["tensors"]), default=0)
+    for t in report["tensors"]:
+        print(f"  {t['name']:{width}}  {t['dtype']:9} {' x '.join(map(str, t['shape'])) or 'scalar'}")
+    weights = sum(prod(t["shape"]) for t in report["tensors"])
+    stored = sum(t["bytes"] for t in report["tensors"])
+    print(f"  {len(report['tensors'])} tensors, {weights:,} values, {stored / 1e9:.2f} GB on disk")
+    print("memory of the weights")
+    for precision, size in report["memory"].items():
+        print(f"  {precision:9} {size / 1e9:.2f} GB")
+    for note in report["notes"]:
+        print(f"note: {note}")
+    if report["problem"]:
+        print(f"problem: {report['problem']}")

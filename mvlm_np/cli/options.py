@@ -1,0 +1,61 @@
+"""Options that several verbs share, and what they stand for."""
+
+import argparse
+import os
+from typing import Any
+
+from mvlm_np.errors import UserError
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how it is loaded."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        metavar="PATH",
+        default=os.environ.get("MVLM_MODEL"),
+        help="model folder (default: $MVLM_MODEL)",
+    )
+    group.add_argument("--precision", metavar="P", help="float32 (default: as stored)")
+    group.add_argument("--backend", metavar="B", default="auto", help="auto, numba or numpy (default: auto)")
+    group.add_argument(
+        "--threads", metavar="N", type=int, help="threads to compute with (default: all cores)"
+    )
+    group.add_argument("--vision-tower", metavar="PATH", help="folder of the CLIP model, if it is elsewhere")
+    group.add_argument("--mmproj", metavar="PATH", help="GGUF file of the vision tower, if it is elsewhere")
+
+
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    """How answers are generated; the defaults are those of `generation.Settings`."""
+    group = parser.add_argument_group("answer")
+    group.add_argument("--max-new-tokens", metavar="N", type=int, default=512, help="at most this many (512)")
+    group.add_argument(
+        "--temperature", metavar="T", type=float, default=0.0, help="0 is greedy, above samples (0)"
+    )
+    group.add_argument(
+        "--top-p", metavar="P", type=float, help="sample from the likeliest that reach P together"
+    )
+    group.add_argument("--top-k", metavar="K", type=int, default=50, help="sample from the K likeliest (50)")
+    group.add_argument("--num-beams", metavar="N", type=int, default=1, help="continuations side by side (1)")
+    group.add_argument("--seed", metavar="N", type=int, help="makes sampling repeatable")
+    group.add_argument("--conv-mode", metavar="NAME", default="v1", help="prompt template (v1)")
+
+
+def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments for `load`."""
+    if not args.model:
+        raise UserError("--model", "is missing", "a model folder", "name one, or set MVLM_MODEL")
+    return {
+        "path_or_name": args.model,
+        "precision": args.precision,
+        "backend": args.backend,
+        "threads": args.threads,
+        "vision_tower": args.vision_tower,
+        "mmproj": args.mmproj,
+    }
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments for `generation.Settings`."""
+    names = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "seed")
+    return {name: getattr(args, name) for name in names}

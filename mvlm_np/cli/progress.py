@@ -1,0 +1,64 @@
+"""Progress bars on stderr for whatever takes longer than two seconds."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mvlm_np.trace import Watch
+
+
+def bar(title: str, total: int | None, **options: Any) -> tqdm:
+    """A bar that appears once the work has taken 1.5 seconds, and vanishes at its end."""
+    # Into a file or a pipe, a line every five seconds is enough.
+    pace = 0.1 if sys.stderr.isatty() else 5
+    return tqdm(desc=title, total=total, delay=1.5, mininterval=pace, leave=False, file=sys.stderr, **options)
+
+
+def load_with_bar(**arguments: Any) -> Any:
+    """`mvlm_np.load` under a progress bar."""
+    import mvlm_np
+
+    with bar("load", None, unit="B", unit_scale=True) as progress:
+
+        def count(done: int, total: int) -> None:
+            progress.total = total
+            progress.update(done - progress.n)
+
+        return mvlm_np.load(**arguments, progress=count)
+
+
+class ProgressWatch(Watch):
+    """Turns the stages of a run into bars: each phase has one, and each stage moves it on.
+
+    count_tokens  show a bar for the generated tokens too, where the answer itself is not shown as it grows
+    """
+
+    def __init__(self, count_tokens: int | None = None):
+        super().__init__()
+        self._bar: tqdm | None = None
+        self._tokens = bar("decode", count_tokens) if count_tokens else None
+
+    def __call__(self, name: str, array: np.ndarray) -> None:
+        if self._bar is not None and ".hidden_states." in name:
+            self._bar.update()
+
+    @contextmanager
+    def phase(self, name: str, steps: int | None = None) -> Iterator[None]:
+        with super().phase(name, steps):
+            if name == "decode":
+                yield
+                if self._tokens is not None:
+                    self._tokens.update()
+                return
+            with bar(name, steps) as self._bar:
+                yield
+            self._bar = None
+
+    def close(self) -> None:
+        """Removes the bar of the generated tokens."""
+        if self._tokens is not None:
+            self._tokens.close()
