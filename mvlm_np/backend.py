@@ -25,7 +25,8 @@ def choose(name: str = "auto") -> ModuleType | SimpleNamespace:
     except ImportError as error:
         if name == "auto":
             return ops
-        raise UserError("backend", f"numba cannot be imported ({error})", fix="install numba, or take numpy") from None
+        found = f"numba cannot be imported ({error})"
+        raise UserError("backend", found, fix="install numba, or take numpy") from None
     return SimpleNamespace(**{**vars(ops), **fast})
 
 
