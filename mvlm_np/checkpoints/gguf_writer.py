@@ -1,0 +1,287 @@
+"""Writes a model as the two GGUF files that llama.cpp runs: the LLaMA decoder, and the mmproj.
+
+Names, types and settings are those of llama.cpp's own converters and quantiser (F16, Q8_0, Q4_0), with
+two differences. `clip.vision.feature_layer` is always set, since llama.cpp otherwise leaves out one more
+layer of the vision tower. And in a Q4_0 file `output.weight` is Q8_0 where llama.cpp takes Q6_K, which
+this engine reads but does not write.
+
+One tensor at a time is in memory, and a file appears under its name only when both are complete.
+"""
+
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from mvlm_np.checkpoints.gguf_blocks import TYPES, encode
+from mvlm_np.checkpoints.gguf_names import PROJECTOR_TYPES, decoder_names, mmproj_names
+from mvlm_np.checkpoints.gguf_tokenizer import tokenizer_settings
+from mvlm_np.checkpoints.tensors import CHUNK, Tensor
+from mvlm_np.config import Config, VisionConfig
+from mvlm_np.errors import CheckpointError, ConfigError
+
+ALIGNMENT = 32
+FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7}  # what we write, and llama.cpp's number for it
+_TYPES = {"F16": "float16", "Q4_0": "q4_0", "Q8_0": "q8_0"}
+_QUANTIZATION_VERSION = 2  # of the block formats
+_NUMBERS = {stored.name: number for number, stored in TYPES.items()}
+
+
+class Weight(Protocol):
+    """What the writer needs of a tensor. A `Tensor` that already has the wanted blocks keeps them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def float32(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to write: its name and shape in the file, how it is stored, and where its bytes come from.
+
+    chunks  the values in the file's order, piece by piece: uint8 arrays
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: Callable[[], Iterator[np.ndarray]]
+
+    @property
+    def nbytes(self) -> int:
+        stored = TYPES[_NUMBERS[self.dtype]]
+        return prod(self.shape) // stored.values * stored.nbytes
+
+
+def write_gguf_pair(
+    folder: Path,
+    tensors: Mapping[str, Weight],
+    config: Config,
+    tokenizer: bytes,
+    precision: str = "F16",
+    *,
+    name: str = "MobileVLM",
+    added_tokens: Mapping[str, int] | None = None,
+    legacy: bool = True,
+    progress: Callable[[int], object] = lambda _: None,
+) -> list[Path]:
+    """Writes `model-{precision}.gguf` and, if there is vision, `mmproj-model-f16.gguf`; returns their paths.
+
+    tensors    by Hugging Face's names, checked against `config`; what the files have no place for is left out
+    tokenizer  the bytes of its SentencePiece model; added_tokens and legacy as in `inputs.tokenizer`
+    precision  "F16", "Q8_0" or "Q4_0", of the decoder's matrices; rows that blocks do not divide stay F16
+    progress   is called with the number of bytes after each piece that was written
+
+    Raises CheckpointError for a missing tensor or values that the format cannot hold, ConfigError for a
+    model that llama.cpp has no graph for, OSError if the disk is full; nothing is left behind then.
+    """
+    if precision not in FILE_TYPES:
+        raise ConfigError("GGUF export", f"precision {precision!r}", " or ".join(FILE_TYPES))
+    settings = _decoder_settings(config, name, precision) | tokenizer_settings(
+        tokenizer, config.decoder.vocab_size, added_tokens, legacy
+    )
+    files = {f"model-{precision}.gguf": (settings, list(_decoder_entries(tensors, config, precision)))}
+    if config.vision:
+        settings = _mmproj_settings(config, config.vision, name)
+        files["mmproj-model-f16.gguf"] = (settings, list(_mmproj_entries(tensors, config)))
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as cleanup:
+        drafts = {}
+        for file_name, (metadata, entries) in files.items():
+            draft = drafts[folder / file_name] = folder / f".{file_name}.{os.getpid()}.part"
+            cleanup.callback(draft.unlink, missing_ok=True)
+            with open(draft, "wb") as f:
+                write_gguf(f, metadata, entries, progress)
+                f.flush()
+                os.fsync(f.fileno())
+        for final, draft in drafts.items():
+            draft.replace(final)
+    return list(drafts)
+
+
+# -- The format -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class F32:
+    """A setting that is kept as float32, as all of llama.cpp's fractions are."""
+
+    value: float
+
+
+def write_gguf(
+    f: BinaryIO,
+    settings: Mapping[str, Any],
+    entries: Iterable[Entry],
+    progress: Callable[[int], object] = lambda _: None,
+) -> None:
+    """Settings and tensors in GGUF version 3.
+
+    A setting is a bool, int (kept as u32), F32 or str, or a list of int (i32), float (f32) or str.
+    """
+    entries = list(entries)
+    head = [b"GGUF", struct.pack("<IQQ", 3, len(entries), len(settings))]
+    head += [_string(key) + _setting(value) for key, value in settings.items()]
+    offset = 0
+    for entry in entries:
+        sizes = entry.shape[::-1]
+        layout = struct.Struct(f"<I{len(sizes)}QIQ")
+        head.append(_string(entry.name) + layout.pack(len(sizes), *sizes, _NUMBERS[entry.dtype], offset))
+        offset += entry.nbytes + -entry.nbytes % ALIGNMENT
+    header = b"".join(head)
+    f.write(header + bytes(-len(header) % ALIGNMENT))
+    for entry in entries:
+        written = 0
+        for chunk in entry.chunks():
+            f.write(chunk.data)
+            written += chunk.nbytes
+            progress(chunk.nbytes)
+        assert written == entry.nbytes, f"{entry.name}: announced {entry.nbytes} bytes, wrote {written}"
+        f.write(bytes(-written % ALIGNMENT))
+
+
+def _string(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _setting(value: Any) -> bytes:
+    if isinstance(value, bool):
+        return struct.pack("<IB", 7, value)
+    if isinstance(value, int):
+        return struct.pack("<II", 4, value)
+    if isinstance(value, F32):
+        return struct.pack("<If", 6, value.value)
+    if isinstance(value, str):
+        return struct.pack("<I", 8) + _string(value)
+    kind, code = {int: (5, "i"), float: (6, "f"), str: (8, "")}[type(value[0])]
+    data = struct.pack(f"<{len(value)}{code}", *value) if code else b"".join(map(_string, value))
+    return struct.pack("<IIQ", 9, kind, len(value)) + data
+
+
+# -- The language model -----------------------------------------------------------------------------------
+
+
+def _decoder_settings(config: Config, name: str, precision: str) -> dict[str, Any]:
+    decoder = config.decoder
+    quantized = {} if precision == "F16" else {"general.quantization_version": _QUANTIZATION_VERSION}
+    return quantized | {
+        "general.architecture": "llama",
+        "general.type": "model",
+        "general.name": name,
+        "general.file_type": FILE_TYPES[precision],
+        "llama.vocab_size": decoder.vocab_size,
+        "llama.context_length": decoder.max_position_embeddings,
+        "llama.embedding_length": decoder.hidden_size,
+        "llama.block_count": decoder.num_hidden_layers,
+        "llama.feed_forward_length": decoder.intermediate_size,
+        "llama.rope.dimension_count": decoder.head_dim,
+        "llama.rope.freq_base": F32(decoder.rope_theta),
+        "llama.attention.head_count": decoder.num_attention_heads,
+        "llama.attention.head_count_kv": decoder.num_key_value_heads,
+        "llama.attention.key_length": decoder.head_dim,
+        "llama.attention.value_length": decoder.head_dim,
+        "llama.attention.layer_norm_rms_epsilon": F32(decoder.rms_norm_eps),
+    }
+
+
+def _decoder_entries(tensors: Mapping[str, Weight], config: Config, precision: str) -> Iterator[Entry]:
+    decoder = config.decoder
+    heads = {"attn_q": decoder.num_attention_heads, "attn_k": decoder.num_key_value_heads}
+    names = decoder_names(decoder.num_hidden_layers, decoder.tie_word_embeddings)
+    for name, tensor in _chosen(tensors, names):
+        shape = tensor.shape
+        dtype = "float32" if len(shape) == 1 else _TYPES[precision]
+        if dtype == "q4_0" and name == "output.weight":
+            dtype = "q8_0"
+        if dtype in ("q8_0", "q4_0") and shape[-1] % 32:
+            dtype = "float16"
+        part = name.split(".")[-2]
+        order = partial(_pairs, heads=heads[part]) if part in heads else None
+        yield Entry(name, shape, dtype, partial(_chunks, name, tensor, dtype, order))
+
+
+def _pairs(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of q or k from Hugging Face's order, halves of a head, to llama.cpp's, neighbouring pairs."""
+    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _chosen(tensors: Mapping[str, Weight], names: Mapping[str, str]) -> Iterator[tuple[str, Weight]]:
+    """llama.cpp's names with the tensors for them."""
+    missing = [name for name in names.values() if name not in tensors]
+    if missing:
+        more = f" and {len(missing) - 6} more" if len(missing) > 6 else ""
+        raise CheckpointError("GGUF export", f"{len(missing)} are missing: {', '.join(missing[:6])}{more}")
+    return ((theirs, tensors[ours]) for theirs, ours in names.items())
+
+
+def _chunks(
+    name: str, tensor: Weight, dtype: str, order: Callable[[np.ndarray], np.ndarray] | None
+) -> Iterator[np.ndarray]:
+    """The bytes of `tensor` as `dtype`, its rows put in `order`. Blocks of that type stay as they are."""
+    if isinstance(tensor, Tensor) and tensor.dtype == dtype and tensor.decode:
+        rows = tensor.stored().reshape(tensor.shape[0], -1)
+        yield np.ascontiguousarray(order(rows) if order else rows).reshape(-1)
+        return
+    values = tensor.float32()
+    values = (order(values) if order else values).reshape(-1)
+    for start in range(0, len(values), CHUNK):
+        yield encode(dtype, values[start : start + CHUNK], name)
+
+
+# -- The vision tower and the projector -------------------------------------------------------------------
+
+
+def _mmproj_settings(config: Config, vision: VisionConfig, name: str) -> dict[str, Any]:
+    return {
+        "general.architecture": "clip",
+        "general.type": "mmproj",
+        "general.name": name,
+        "general.description": "image encoder for LLaVA",
+        "general.file_type": FILE_TYPES["F16"],
+        "clip.has_text_encoder": False,
+        "clip.has_vision_encoder": True,
+        "clip.has_llava_projector": True,
+        "clip.projector_type": _projector(config),
+        "clip.vision.image_size": vision.image_size,
+        "clip.vision.patch_size": vision.patch_size,
+        "clip.vision.embedding_length": vision.hidden_size,
+        "clip.vision.feed_forward_length": vision.intermediate_size,
+        "clip.vision.projection_dim": config.decoder.hidden_size,
+        "clip.vision.attention.head_count": vision.num_attention_heads,
+        "clip.vision.attention.layer_norm_epsilon": F32(vision.layer_norm_eps),
+        "clip.vision.block_count": config.vision_layers,
+        "clip.vision.feature_layer": [config.vision_layers],
+        "clip.vision.image_mean": list(config.image.mean),
+        "clip.vision.image_std": list(config.image.std),
+        "clip.vision.image_aspect_ratio": config.image.aspect_ratio or "square",
+        "clip.use_gelu": vision.hidden_act == "gelu",
+    }
+
+
+def _projector(config: Config) -> str:
+    """llama.cpp's name for the projector, if it has the same model."""
+    names = {ours: theirs for theirs, ours in PROJECTOR_TYPES.items()}
+    kind = config.mm_projector_type
+    if kind not in names:
+        raise ConfigError("GGUF export", f"projector {kind}", f"one that llama.cpp has: {', '.join(names)}")
+    if config.mm_vision_select_feature != "patch":
+        raise ConfigError("GGUF export", "the projector sees the class token", "patches alone")
+    if config.vision_layers == 0:
+        raise ConfigError("GGUF export", "the features are taken before the first layer", "after one or more")
+    return names[kind]
+
+
+def _mmproj_entries(tensors: Mapping[str, Weight], config: Config) -> Iterator[Entry]:
+    for name, tensor in _chosen(tensors, mmproj_names(config.vision_layers, _projector(config))):
+        dtype = "float32" if len(tensor.shape) == 1 else "float16"
+        shape = tuple(size for size in tensor.shape if size > 1)  # as the usual converter squeezes them
+        yield Entry(name, shape, dtype, partial(_chunks, name, tensor, dtype, None))
