@@ -20,6 +20,9 @@ from mvlm_np.inputs.tokenizer_files import FIX, AddedToken, check_model, read_fo
 IMAGE_TOKEN = -200  # stands for a whole picture among the ids of a prompt
 SPACE = "\u2581"  # how SentencePiece spells a space
 MAX_ADDED = 4096
+HALF_CHARACTER = re.compile(
+    "[\ud800-\udfff]"
+)  # what Python makes of bytes it cannot decode, say in an argument
 
 # A protobuf message appended to another one is merged into it. This one says, in field 3
 # (normalizer_spec), that field 3 (add_dummy_prefix) is false.
@@ -62,9 +65,9 @@ class Tokenizer:
         except UnicodeDecodeError:
             raise TokenizerError(where, "a piece is not UTF-8", fix=FIX) from None
         self._model_size = len(self._pieces)  # the ids from here on are added tokens'
-        named = {name: AddedToken(name, None, True, False, False) for name in (bos, eos, unk)}
         self._unk = unk
-        self._added = named | {token.content: token for token in added_tokens}
+        named = {name: AddedToken(name, None, True, False, False) for name in (bos, eos, unk)}
+        self._added = named | {token.content: token for token in added_tokens if token.content}
         self._ids = self._number_added()
         self.vocab_size = len(self._pieces)
         self.bos_id, self.eos_id, self.unk_id = (self._ids[name] for name in (bos, eos, unk))
@@ -83,6 +86,8 @@ class Tokenizer:
             raise TokenizerError(self.where, f"{len(self._added)} added tokens", f"at most {MAX_ADDED}")
         ids = {}
         for token in sorted(self._added.values(), key=lambda t: (t.id is None, t.id or 0)):
+            if HALF_CHARACTER.search(token.content):
+                raise TokenizerError(self.where, f"added token {token.content!r} is not Unicode", fix=FIX)
             number = self._model.piece_to_id(token.content)
             if token.content not in (self._pieces[number], self._unk):
                 number = len(self._pieces)
@@ -104,10 +109,8 @@ class Tokenizer:
 
         Raises PromptError for a string that is not Unicode text (half a surrogate pair).
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise PromptError("the text", f"half a character at {error.start}", "valid Unicode") from None
+        if half := HALF_CHARACTER.search(text):
+            raise PromptError("the text", f"half a character at {half.start()}", "valid Unicode")
         if text and not self.legacy:
             text = SPACE + text.replace(SPACE, " ")
         parts = self._split_at_added(text)  # text, token, text, token, ..., text
@@ -242,19 +245,18 @@ class _Run:
         if self._model.is_byte(id):
             text = self._utf8.decode(bytes([int(piece[1:-1], 16)]))
         else:
-            text = self.finish()
-            self._strips = self._strips and not text
-            text += self._text_of(piece, id)
+            held = self.finish()
+            text = held + self._text_of(piece, id, at_start=self._strips and not held)
         self._strips = self._strips and not text
         return text
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)
 
-    def _text_of(self, piece: str, id: int) -> str:
+    def _text_of(self, piece: str, id: int, at_start: bool) -> str:
         if self._model.is_control(id) or self._model.is_unknown(id):
             return self._model.decode([piece])
-        if self._strips and piece.startswith(SPACE):
+        if at_start and piece.startswith(SPACE):
             piece = piece[1:]
             self._strips = self._tokenizer._strips_all
         return piece.replace(SPACE, " ")
@@ -278,6 +280,6 @@ def _load(model: bytes, legacy: bool, where: object) -> sentencepiece.SentencePi
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model if legacy else model + NO_DUMMY_PREFIX)
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeError) as error:  # a message may quote a piece that is not UTF-8
         raise TokenizerError(where, f"is not a SentencePiece model ({error})", fix=FIX) from None
     return processor

@@ -5,6 +5,7 @@ overrule the others. Who wins is decided here, as transformers 4.33 decides it.
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,8 +14,9 @@ from typing import Any
 
 from mvlm_np.errors import TokenizerError
 
-MAX_MODEL_BYTES = 8 << 20  # LLaMA's model has 0.5 MB
-MAX_PIECES = 1 << 18  # and 32,000 pieces
+# LLaMA's model has 0.5 MB and 32,000 pieces, each a field. Reading as much as may be takes 100 MB.
+MAX_MODEL_BYTES = 8 << 20
+MAX_FIELDS = 1 << 18
 MAX_JSON_BYTES = 1 << 20
 FIX = "copy it again from the model's repository"
 
@@ -64,13 +66,13 @@ def read_folder(folder: Path) -> TokenizerFiles:
     model_file, config_file = folder / "tokenizer.model", folder / "tokenizer_config.json"
     model = _read(model_file, MAX_MODEL_BYTES)
     config = _read_json(config_file)
-    for key, only in (
-        ("tokenizer_class", "LlamaTokenizer"),
+    for key, *known in (
+        ("tokenizer_class", "LlamaTokenizer", "LlamaTokenizerFast"),
         ("sp_model_kwargs", {}),
         ("clean_up_tokenization_spaces", False),
     ):
-        if config.get(key) and config[key] != only:
-            raise TokenizerError(f"{config_file}: {key}", f"found {config[key]!r}", repr(only))
+        if config.get(key) and config[key] not in known:
+            raise TokenizerError(f"{config_file}: {key}", f"found {config[key]!r:.60}", repr(known[0]))
 
     def flag(key: str, default: bool) -> bool:
         value = config.get(key)
@@ -96,13 +98,12 @@ def check_model(model: bytes, where: object) -> None:
     """
     if model.startswith(b"version https://git-lfs"):
         raise TokenizerError(where, "is a Git LFS pointer, not the file itself", fix="run `git lfs pull`")
-    pieces, sizes = 0, Counter[int]()
+    sizes = Counter[int]()
     try:
-        for number, size in _fields(model):
+        for count, (number, size) in enumerate(_fields(model), 1):
+            if count > MAX_FIELDS:
+                raise TokenizerError(where, f"has more than {MAX_FIELDS} fields", "fewer pieces", FIX)
             sizes[number] += size
-            pieces += number == 1
-            if pieces > MAX_PIECES:
-                raise TokenizerError(where, "has too many pieces", f"at most {MAX_PIECES}", FIX)
     except IndexError:
         raise TokenizerError(where, "is not a SentencePiece model, or is cut off", fix=FIX) from None
     for number, name in ((1, "pieces"), (2, "trainer_spec"), (3, "normalizer_spec")):
@@ -204,11 +205,11 @@ def _typed(value: Any, kind: type, where: str) -> Any:
 
 def _read(path: Path, limit: int) -> bytes:
     """The bytes of a regular file of at most `limit` bytes."""
-    if not path.exists():
-        raise TokenizerError(path, "is missing", fix="copy it from the model's repository")
-    if not path.is_file():
-        raise TokenizerError(path, "is not a file", "a file")
     try:
+        if not path.exists():
+            raise TokenizerError(path, "is missing", fix="copy it from the model's repository")
+        if not path.is_file():
+            raise TokenizerError(path, "is not a regular file", "a file")
         if path.stat().st_size > limit:
             raise TokenizerError(path, f"has {path.stat().st_size} bytes", f"at most {limit}", FIX)
         return path.read_bytes()
@@ -217,11 +218,13 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is no file."""
-    if not path.exists():
+    """The object in a JSON file; an empty one where there is no file. (A link that leads nowhere, as
+    an interrupted download leaves it, is a missing file.)"""
+    if not os.path.lexists(path):
         return {}
+    text = _read(path, MAX_JSON_BYTES)
     try:
-        value = json.loads(_read(path, MAX_JSON_BYTES))
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise TokenizerError(path, f"is not JSON ({error})", fix=FIX) from None
     return _typed(value, dict, str(path))
