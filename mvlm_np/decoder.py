@@ -16,7 +16,7 @@ import numpy as np
 
 from mvlm_np.checkpoints.binding import Binder
 from mvlm_np.config import DecoderConfig
-from mvlm_np.linear import Dense, Linear
+from mvlm_np.linear import Embedding, Linear
 from mvlm_np.trace import Trace
 
 
@@ -35,7 +35,7 @@ class DecoderLayer:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    embed_tokens: np.ndarray  # (vocabulary, D)
+    embed_tokens: Embedding  # ids (T,) -> (T, D)
     layers: list[DecoderLayer]
     norm: np.ndarray  # (D,)
     lm_head: Linear  # D -> vocabulary
@@ -59,14 +59,12 @@ def bind(config: DecoderConfig, get: Binder) -> DecoderWeights:
             down=get.linear("mlp.down", D, I, bias=False),
         )
 
-    embed_tokens = get.array("embed_tokens.weight", vocabulary, D)
+    head = "embed_tokens" if config.tie_word_embeddings else "lm_head"
     return DecoderWeights(
-        embed_tokens=embed_tokens,
+        embed_tokens=get.embedding("embed_tokens", vocabulary, D),
         layers=[layer(get.at(f"layers.{i}")) for i in range(config.num_hidden_layers)],
         norm=get.array("norm.weight", D),
-        lm_head=Dense(embed_tokens)
-        if config.tie_word_embeddings
-        else get.linear("lm_head", vocabulary, D, bias=False),
+        lm_head=get.linear(head, vocabulary, D, bias=False),
     )
 
 

@@ -1,13 +1,16 @@
 """A weight that knows how to multiply. The precision of a model is the type of its weights."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from mvlm_np.kernels import pack
+
 
 class Linear(Protocol):
-    """y = x W^T + b for x (..., K) -> (..., N), in whatever precision W is kept."""
+    """y = x W^T + b for x (T, K) -> (T, N), in whatever precision W is kept."""
 
     def __call__(self, x: np.ndarray) -> np.ndarray: ...
 
@@ -28,6 +31,36 @@ class Dense:
         if self.bias is not None:
             y += self.bias
         return y
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """y = x W^T + b with W in int8 or int4, and x rounded to int8 group by group.
+
+    bits            8 or 4
+    values, scales  W as `kernels.pack` lays it out
+    N, K            outputs and inputs
+    ops             the backend's vocabulary
+    """
+
+    bits: int
+    values: np.ndarray
+    scales: np.ndarray
+    N: int
+    K: int
+    bias: np.ndarray | None
+    ops: Any
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        w, scales = pack.unpack(self.bits, self.values, self.scales, self.N, self.K)
+        y = self.ops.quantized_matmul(x, w, scales)
+        if self.bias is not None:
+            y += self.bias
+        return y
+
+
+# The table of embeddings: token ids (T,) -> float32 (T, D). Only the rows asked for are read.
+Embedding = Callable[[np.ndarray], np.ndarray]
 
 
 class Norm(NamedTuple):

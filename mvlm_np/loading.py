@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mvlm_np import backend as backends
 from mvlm_np import decoder, memory, projector, vision
-from mvlm_np.checkpoints.binding import Binder, Loader, Manifest, check
+from mvlm_np.checkpoints.binding import Binder, Loader, Manifest, bits, check
 from mvlm_np.checkpoints.folder import Checkpoint
 from mvlm_np.checkpoints.names import hugging_face, unused
 from mvlm_np.checkpoints.opening import open_checkpoint
@@ -15,9 +15,12 @@ from mvlm_np.config import Config
 from mvlm_np.decoder import DecoderWeights
 from mvlm_np.errors import MemoryNeeded, UserError
 from mvlm_np.inputs.tokenizer import Tokenizer
+from mvlm_np.kernels import pack
 from mvlm_np.model import MobileVLM
 from mvlm_np.projector import Projector
 from mvlm_np.vision import VisionWeights
+
+PRECISIONS = ("float32", "int8", "int4")
 
 
 def load(
@@ -33,7 +36,7 @@ def load(
     """Loads a model.
 
     path_or_name  a model folder or a GGUF file
-    precision     None: as stored; "float32"
+    precision     of the linear layers: "float32", "int8", "int4", or None: as stored; see `binding.bits`
     backend       "numba", "numpy" (the reference), or "auto": numba if it is there
     threads       of BLAS and Numba, for the whole process; None leaves them alone
     vision_tower  the folder of the CLIP model, where it is not where the config says
@@ -44,14 +47,16 @@ def load(
     Raises a UserError if the files are unreadable, incomplete or do not fit each other, and MemoryNeeded
     if the model does not fit in memory; nothing large is allocated before all of that is known.
     """
-    if precision not in (None, "float32"):
-        raise UserError("precision", f"found {precision!r}", "float32, or None for as stored")
+    if precision not in (None, *PRECISIONS):
+        raise UserError(
+            "precision", f"found {precision!r}", f"{', '.join(PRECISIONS)}, or None for as stored"
+        )
     if cache != "float32":
         raise UserError("cache", f"found {cache!r}", "float32")
     ops = backends.choose(backend)
     checkpoint = open_checkpoint(path_or_name, vision_tower, mmproj)
     tensors = bound_tensors(checkpoint)
-    require_memory(checkpoint, tensors)
+    require_memory(checkpoint, tensors, precision)
     if threads is not None:
         backends.limit_threads(threads)
     done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
@@ -62,7 +67,7 @@ def load(
         if progress:
             progress(done, total)
 
-    weights = bind(checkpoint.config, Loader(tensors, count))
+    weights = bind(checkpoint.config, Loader(tensors, precision, ops, count))
     return MobileVLM(checkpoint.config, *weights, ops, lambda: open_tokenizer(checkpoint))
 
 
@@ -75,39 +80,58 @@ def bind(config: Config, get: Binder) -> tuple[VisionWeights | None, Projector |
     )
 
 
-def manifest(config: Config) -> dict[str, tuple[int, ...]]:
-    """Our name and the shape of every weight of the model that a config describes."""
+def manifest(config: Config) -> Manifest:
+    """Names and shapes of all weights of the model that a config describes."""
     wanted = Manifest()
     bind(config, wanted)
-    return wanted.shapes
+    return wanted
 
 
 def bound_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The checkpoint's tensors under our names. CheckpointError: they are not exactly those of its config."""
     spelling = hugging_face(checkpoint.config.mm_projector_type)
-    return check(checkpoint.path, manifest(checkpoint.config), checkpoint.tensors, spelling, unused)
+    return check(checkpoint.path, manifest(checkpoint.config).shapes, checkpoint.tensors, spelling, unused)
 
 
-def float32_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Memory that loading takes. Stored float32 is mapped, not copied: the system can take its pages back."""
-    return sum(4 * prod(t.shape) for t in tensors.values() if t.dtype != "float32")
+def memory_needed(config: Config, tensors: Mapping[str, Tensor], precision: str | None) -> int:
+    """Bytes that a loaded model works with: its weights, mapped ones included, and a cache of 512 positions."""
+    matrices, needed = manifest(config).matrices, 0.0
+    for name, tensor in tensors.items():
+        kept = bits(name, tensor, precision) if name in matrices else None
+        # Embeddings are read row by row where they lie; int8 and int4 have a float16 scale for each group.
+        if name != "decoder.embed_tokens.weight" or name in matrices:
+            needed += prod(tensor.shape) * (kept / 8 + 2 / pack.GROUP if kept else 4)
+    d = config.decoder
+    positions = min(d.max_position_embeddings, 512)
+    return round(needed) + 8 * d.num_hidden_layers * d.num_key_value_heads * d.head_dim * positions
 
 
-def require_memory(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
-    config = checkpoint.config.decoder
-    per_position = 8 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    needed = float32_bytes(tensors) + per_position * min(config.max_position_embeddings, 512)
+def require_memory(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], precision: str | None) -> None:
     there = memory.available()
-    if there is not None and needed > there:
-        raise MemoryNeeded(
-            checkpoint.path,
-            f"needs {needed / memory.GB:.1f} GB in float32",
-            f"no more than the {there / memory.GB:.1f} GB that are available",
-            f"what is stored takes {sum(t.nbytes for t in tensors.values()) / memory.GB:.1f} GB",
-        )
+    sizes = {p: memory_needed(checkpoint.config, tensors, p) for p in (precision, *PRECISIONS)}
+    if there is None or sizes[precision] <= there:
+        return
+    fitting = [f"{p} ({size / 1e9:.1f} GB)" for p, size in sizes.items() if p and size <= there]
+    raise MemoryNeeded(
+        checkpoint.path,
+        f"needs {sizes[precision] / 1e9:.1f} GB {f'in {precision}' if precision else 'as stored'}",
+        f"no more than the {there / 1e9:.1f} GB that are available",
+        f"precision {' or '.join(fitting)} would fit" if fitting else "not even int4 would fit",
+    )
 
 
 def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    if checkpoint.tokenizer is not None:
-        return Tokenizer(checkpoint.tokenizer, where=checkpoint.path)
-    return Tokenizer.from_folder(checkpoint.path)
+    inside = checkpoint.tokenizer
+    if inside is None:
+        path = checkpoint.path
+        return Tokenizer.from_folder(path if path.is_dir() else path.parent)
+    return Tokenizer(
+        inside.model,
+        legacy=inside.legacy,
+        where=checkpoint.path,
+        bos=inside.bos,
+        eos=inside.eos,
+        unk=inside.unk,
+        add_bos=inside.add_bos,
+        add_eos=inside.add_eos,
+    )

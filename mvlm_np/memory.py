@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-GB = 1e9
-
 
 def available() -> int | None:
     """Bytes that this process may still take, of the machine or of its container. None if unknown."""

@@ -156,7 +156,7 @@ class MobileVLM:
         lengths = np.ones(len(array), np.int64)
         lengths[is_image] = [len(image) for image in images]
         keys = np.repeat(np.where(is_image, -np.cumsum(is_image), array), lengths)  # (T,)
-        x = self.decoder.embed_tokens[np.maximum(keys, 0)]  # (T, D)
+        x = self.decoder.embed_tokens(np.maximum(keys, 0))  # (T, D)
         if images:
             x[keys < 0] = np.concatenate(images)
         return x, keys
@@ -217,9 +217,9 @@ class MobileVLM:
             "decode.hidden_states.1": np.empty((len(greedy), decoder.hidden_size), np.float32),
         }
         session.cache.length = len(keys)
-        for i, token in enumerate(greedy):
+        for i in range(len(greedy)):
             step = Recorder()
-            h = session.forward(self.decoder.embed_tokens[[token]], step)
+            h = session.forward(self.decoder.embed_tokens(greedy[i : i + 1]), step)
             decode["decode.logits"][i] = self.decoder.lm_head(h)[0]
             decode["decode.hidden_states.1"][i] = step.arrays["decoder.hidden_states.1"][0]
         return {name: array[None] for name, array in (watch.arrays | decode).items()}

@@ -12,6 +12,10 @@ from math import erf, sqrt
 import numpy as np
 from numpy.polynomial import Chebyshev
 
+from mvlm_np.errors import GenerationError
+
+GROUP = 32  # columns of a quantised matrix that share a scale
+
 # ---------------------------------------------------------------- normalisation
 
 
@@ -138,6 +142,45 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     """
     first, second = np.split(x, 2, axis=-1)
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+# ---------------------------------------------------------------- quantised products
+
+
+def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Activations in int8: each group of 32 columns shares a scale, max |x| / 127. NaN and infinity are refused.
+
+    x (M, K) -> int8 (M, K), rounding half to even, -127 .. 127; float32 scales (M, groups), where a last
+    group may have fewer columns. A group of scale 0 becomes zeros.
+    """
+    M, K = x.shape
+    groups = np.pad(x, ((0, 0), (0, -K % GROUP))).reshape(M, -1, GROUP)
+    scales = np.abs(groups).max(axis=-1) / np.float32(127)
+    if not np.isfinite(scales).all():
+        raise GenerationError(
+            "activations", "found NaN or infinity", "finite numbers", "the checkpoint is damaged"
+        )
+    divisors = np.where(scales == 0, 1, scales)[..., None]
+    # A scale may be denormal and so imprecise, hence the clipping.
+    q = np.clip(np.rint(groups / divisors), -127, 127).astype(np.int8)
+    return q.reshape(M, -1)[:, :K], scales
+
+
+def quantized_matmul(x: np.ndarray, w: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """x W^T with both sides in integers: x (M, K) rounded by `quantize_rows`, W int8 (N, K) -> float32 (M, N).
+
+    scales float16 (N, groups), a group being 32 columns. Within a group the products add up exactly, as
+    integers; the groups' sums, each times its two scales, add up in float32 from the first group to the last.
+    """
+    (M, K), N = x.shape, len(w)
+    xq, x_scales = quantize_rows(x)
+    y = np.zeros((M, N), np.float32)
+    for g, start in enumerate(range(0, K, GROUP)):
+        columns = slice(start, start + GROUP)
+        # float32 holds these integers exactly: |sum| <= 32 * 127 * 128 < 2^24.
+        sums = xq[:, columns].astype(np.float32) @ w[:, columns].astype(np.float32).T
+        y += sums * (x_scales[:, g, None] * scales[:, g].astype(np.float32))
+    return y
 
 
 # ---------------------------------------------------------------- images

@@ -68,7 +68,7 @@ class Session:
 
     def logits(self, tokens: np.ndarray, cache: KVCache | BeamCache) -> np.ndarray:
         """Feeds tokens (T,) behind `cache` -> logits (T, vocabulary)."""
-        x = self.weights.embed_tokens[tokens]
+        x = self.weights.embed_tokens(tokens)
         return self.weights.lm_head(decoder.forward(x, self.weights, self.config, cache, self.ops, ignore))
 
 

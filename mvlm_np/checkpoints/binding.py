@@ -7,12 +7,14 @@ everything wrong with a checkpoint is known before a byte of it is read; then a 
 
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
+from typing import Any
 
 import numpy as np
 
+from mvlm_np.checkpoints import packed
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.errors import CheckpointError
-from mvlm_np.linear import Dense, Linear, Norm
+from mvlm_np.linear import Dense, Embedding, Linear, Norm, Quantized
 
 
 class Binder:
@@ -34,6 +36,10 @@ class Binder:
         """The linear layer `name`, K inputs -> N outputs."""
         return Dense(self.array(f"{name}.weight", N, K), self.array(f"{name}.bias", N) if bias else None)
 
+    def embedding(self, name: str, N: int, D: int) -> Embedding:
+        """The table `name` of N embeddings."""
+        return self.array(f"{name}.weight", N, D).__getitem__
+
     def conv1x1(self, name: str, N: int, K: int, bias: bool = True) -> Linear:
         """A 1 x 1 convolution, which is a linear layer over the channels of each pixel."""
         weight = self.array(f"{name}.weight", N, K, 1, 1).reshape(N, K)
@@ -45,28 +51,82 @@ class Binder:
 
 
 class Manifest(Binder):
-    """Notes what is asked for, in `shapes`, and hands out zeros that occupy no memory."""
+    """Notes what is asked for, and hands out zeros that occupy no memory.
+
+    shapes    of every weight, by our names
+    matrices  names of those that a precision applies to, the weights of the linear layers
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.matrices: set[str] = set()
 
     def array(self, name: str, *shape: int) -> np.ndarray:
         self.shapes[self.prefix + name] = shape
         return np.broadcast_to(np.float32(0), shape)
 
+    def linear(self, name: str, N: int, K: int, bias: bool = True) -> Linear:
+        self.matrices.add(f"{self.prefix}{name}.weight")
+        return super().linear(name, N, K, bias)
+
+    def conv1x1(self, name: str, N: int, K: int, bias: bool = True) -> Linear:
+        self.matrices.add(f"{self.prefix}{name}.weight")
+        return super().conv1x1(name, N, K, bias)
+
 
 class Loader(Binder):
-    """Reads what is asked for. `tensors` are keyed by our names and have passed `check`."""
+    """Reads what is asked for. `tensors` are keyed by our names and have passed `check`.
 
-    def __init__(self, tensors: Mapping[str, Tensor], progress: Callable[[int], object] = lambda _: None):
+    precision  of the linear layers: None (as stored), "float32", "int8" or "int4"; see `bits`
+    ops        the backend's vocabulary, for layers in int8 and int4
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        precision: str | None = None,
+        ops: Any = None,
+        progress: Callable[[int], object] = lambda _: None,
+    ):
         super().__init__()
-        self.tensors, self.progress = tensors, progress
+        self.tensors, self.precision, self.ops, self.progress = tensors, precision, ops, progress
 
     def array(self, name: str, *shape: int) -> np.ndarray:
+        return self._take(name).float32()
+
+    def embedding(self, name: str, N: int, D: int) -> Embedding:
+        return self._take(f"{name}.weight").rows
+
+    def linear(self, name: str, N: int, K: int, bias: bool = True) -> Linear:
+        tensor = self._take(f"{name}.weight")
+        b = self.array(f"{name}.bias", N) if bias else None
+        kept = bits(f"{self.prefix}{name}.weight", tensor, self.precision)
+        if kept is None:
+            return Dense(tensor.float32().reshape(N, K), b)
+        return Quantized(kept, *packed.values_and_scales(tensor, kept), N, K, b, self.ops)
+
+    conv1x1 = linear
+
+    def _take(self, name: str) -> Tensor:
         tensor = self.tensors[self.prefix + name]
         self.progress(tensor.nbytes)
-        return tensor.float32()
+        return tensor
+
+
+def bits(name: str, tensor: Tensor, precision: str | None) -> int | None:
+    """In how many bits the matrix `name` of a linear layer is kept; None for float32.
+
+    As stored (precision None), GGUF's Q4_0 is kept in 4 bits and every other block type in 8. "int4"
+    means the decoder's blocks: the vision tower, the projector and lm_head, to which the answer is more
+    sensitive and which are smaller, are kept in 8 bits unless they are stored in 4.
+    """
+    stored = {"int8": 8, "int4": 4, "q8_0": 8, "q4_0": 4}.get(tensor.dtype, 8 if tensor.decode else None)
+    if precision is None:
+        return stored
+    if precision == "int4" and (stored == 4 or name.startswith("decoder.layers.")):
+        return 4
+    return None if precision == "float32" else 8
 
 
 def check(

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mvlm_np.checkpoints import names
+from mvlm_np.checkpoints.gguf_tokenizer import GGUFTokenizer
+from mvlm_np.checkpoints.hub import find_cached, looks_like_name
 from mvlm_np.checkpoints.pickles import read_pickle
 from mvlm_np.checkpoints.safetensors import read_safetensors
 from mvlm_np.checkpoints.tensors import Tensor
@@ -39,14 +41,15 @@ READERS = {".safetensors": read_safetensors, ".bin": read_pickle}
 class Checkpoint:
     """A model on disk, whatever its format: settings, unread tensors under Hugging Face's names, and remarks.
 
-    tokenizer  bytes of a SentencePiece model, if it does not lie in `path` as tokenizer.model
+    path       a model folder or a GGUF file; a tokenizer.model lies in it or beside it, but for:
+    tokenizer  that of a GGUF
     notes      what a user should be told, a line each
     """
 
     path: Path
     config: Config
     tensors: Mapping[str, Tensor]
-    tokenizer: bytes | None = None
+    tokenizer: GGUFTokenizer | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -92,6 +95,8 @@ def _tower_folder(path: Path, tower: str, given: Path | None) -> Path | None:
             )
         return given
     candidates = [path / tower, path / Path(tower).name, path.parent / Path(tower).name]
+    if looks_like_name(tower) and (cached := find_cached(tower)):
+        candidates.append(cached)
     found = next((folder for folder in candidates if (folder / "config.json").is_file()), None)
     if found is None and tower != OPENAI_CLIP:
         raise CheckpointError(

@@ -34,17 +34,29 @@ class StoredType:
     decode: Callable[[np.ndarray], np.ndarray] | None = None
 
 
-def decode_q4_0(blocks: np.ndarray) -> np.ndarray:
-    """uint8 (n, 18) -> float32 (n, 32). Low nibbles are values 0 to 15, high ones 16 to 31."""
+def split_q4_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (n, 18) -> int8 (n, 32), float16 (n, 1). Low nibbles are values 0 to 15, high ones 16 to 31."""
     packed = blocks[:, 2:]
     q = np.concatenate([packed & 15, packed >> 4], axis=1).view(np.int8)
     q -= 8
-    return _scaled(_float16(blocks[:, :2]), q)
+    return q, blocks[:, :2].view("<f2")
+
+
+def split_q8_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (n, 34) -> int8 (n, 32), float16 (n, 1)."""
+    return blocks[:, 2:].view(np.int8), blocks[:, :2].view("<f2")
+
+
+def decode_q4_0(blocks: np.ndarray) -> np.ndarray:
+    """uint8 (n, 18) -> float32 (n, 32)"""
+    q, d = split_q4_0(blocks)
+    return _scaled(d.astype(np.float32), q)
 
 
 def decode_q8_0(blocks: np.ndarray) -> np.ndarray:
-    """uint8 (n, 34) -> float32 (n, 32)."""
-    return _scaled(_float16(blocks[:, :2]), blocks[:, 2:].view(np.int8))
+    """uint8 (n, 34) -> float32 (n, 32)"""
+    q, d = split_q8_0(blocks)
+    return _scaled(d.astype(np.float32), q)
 
 
 def decode_q6_k(blocks: np.ndarray) -> np.ndarray:

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from mvlm_np.checkpoints.folder import Checkpoint, open_folder
+from mvlm_np.checkpoints.gguf_model import open_gguf
+from mvlm_np.checkpoints.hub import cached_folder, looks_like_name
 from mvlm_np.errors import CheckpointError
 
 
@@ -11,10 +13,24 @@ def open_checkpoint(
     vision_tower: str | Path | None = None,
     mmproj: str | Path | None = None,
 ) -> Checkpoint:
-    """Opens a model folder or a GGUF file; reads settings and tables of contents, no weights."""
+    """Opens a model folder, a GGUF file, or a model of that name in the hub's cache.
+
+    Reads settings and tables of contents, no weights. Raises a UserError if there is no model, or
+    something in it is not as it should be.
+    """
     path = Path(path_or_name)
+    if not path.exists() and looks_like_name(str(path_or_name)):
+        path = cached_folder(str(path_or_name))
     if path.is_dir():
+        if mmproj is not None:
+            raise CheckpointError(path, "is a folder, which takes no mmproj", "a GGUF file", "leave mmproj out")
         return open_folder(path, Path(vision_tower) if vision_tower is not None else None)
-    if path.exists():
-        raise CheckpointError(path, "is not a model", "a model folder")
-    raise CheckpointError(path, "there is no such folder", "a model folder")
+    if not path.is_file():
+        raise CheckpointError(path, "does not exist", "a model folder or a GGUF file")
+    if path.suffix != ".gguf":
+        fix = f"give its folder, {path.parent}" if (path.parent / "config.json").exists() else None
+        raise CheckpointError(path, "is not a model", "a model folder or a GGUF file", fix)
+    if vision_tower is not None:
+        raise CheckpointError(path, "is a GGUF, which takes no vision_tower", "mmproj", "name its mmproj file")
+    model = open_gguf(path, Path(mmproj) if mmproj is not None else None)
+    return Checkpoint(path, model.config, model.tensors, model.tokenizer)

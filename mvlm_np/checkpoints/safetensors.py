@@ -1,4 +1,4 @@
-"""Reads safetensors files by memory map, bfloat16 included.
+"""Reads and writes safetensors files: by memory map, tensor by tensor, bfloat16 included.
 
 The format: 8 bytes of header length n (little-endian), n bytes of JSON, then the tensors' bytes. The JSON
 maps a name to {"dtype", "shape", "data_offsets": [begin, end]} counted from the header's end; an optional
@@ -7,11 +7,17 @@ maps a name to {"dtype", "shape", "data_offsets": [begin, end]} counted from the
 """
 
 import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mvlm_np.checkpoints import packed
 from mvlm_np.checkpoints.tensors import PLAIN, MappedFile, Tensor
 from mvlm_np.errors import CheckpointError
 
@@ -24,7 +30,7 @@ DTYPES = {
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, unread. A CheckpointError names the tensor and the rule it breaks."""
-    return read_with_metadata(path)[0]
+    return packed.join(*read_with_metadata(path))
 
 
 def read_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -113,3 +119,47 @@ def _tensor(file: MappedFile, start: int, name: str, entry: Any) -> Tensor:
 
 def _sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 62 for n in value)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to be written: `produce` gives its values, when its turn comes, in one array or in parts.
+
+    dtype  a key of `PLAIN`; bfloat16 comes as its uint16 bit patterns
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    produce: Callable[[], Iterable[np.ndarray]]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * PLAIN[self.dtype].itemsize
+
+
+def write_safetensors(path: Path, entries: Iterable[Entry], metadata: dict[str, str]) -> None:
+    """Writes a file tensor by tensor: only what `produce` gives is in memory.
+
+    Written under another name first, so that no half of it can be taken for the whole.
+    """
+    entries = sorted(entries, key=lambda entry: -PLAIN[entry.dtype].itemsize)  # keeps every tensor aligned
+    kinds = {ours: theirs for theirs, ours in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for entry in entries:
+        begin, end = end, end + entry.nbytes
+        shape = list(entry.shape)
+        header[entry.name] = {"dtype": kinds[entry.dtype], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % 64)  # a register of 64 bytes loads fastest from such an address
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for entry in entries:
+            before = f.tell()
+            for values in entry.produce():
+                assert values.dtype == PLAIN[entry.dtype], entry.name
+                f.write(np.ascontiguousarray(values).data)
+            assert f.tell() - before == entry.nbytes, entry.name
+    os.replace(part, path)

@@ -104,7 +104,9 @@ class Tensor:
         if self.dtype == "float32":
             return self.stored()
         if not self.raw.flags.c_contiguous:  # one layer's matrix at most, so converted in one go
-            return self._convert(self.stored()).reshape(self.shape)
+            values = self._convert(self.stored()).reshape(self.shape)
+            self.file.forget(self.offset, self.nbytes)
+            return values
         values = np.empty(self.shape, np.float32)
         rows = self.stored() if self.decode else self.raw.reshape(-1, 1)
         flat = values.reshape(len(rows), -1)
@@ -114,6 +116,13 @@ class Tensor:
             flat[start : start + step] = self._convert(part)
             self.file.forget(self.offset + start * rows.strides[0], part.nbytes)
         return values
+
+    def rows(self, ids: np.ndarray | slice) -> np.ndarray:
+        """Rows `ids` (T,) of a matrix as float32 (T, ...); nothing else is read."""
+        if self.decode:
+            blocks = self.stored().reshape(self.shape[0], -1, self.raw.shape[-1])[ids]  # (T, blocks, bytes)
+            return self.decode(blocks.reshape(-1, self.raw.shape[-1])).reshape(len(blocks), *self.shape[1:])
+        return self._convert(self.stored()[ids])
 
     def _convert(self, stored: np.ndarray) -> np.ndarray:
         if self.decode:

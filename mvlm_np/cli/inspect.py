@@ -12,9 +12,6 @@ from dataclasses import asdict
 from math import prod
 from typing import Any
 
-GROUP = 32  # weights that share a scale in int8 and int4
-SCALE_BYTES = 2
-
 
 def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="model folder or weight file")
@@ -28,13 +25,13 @@ def run(args: argparse.Namespace) -> int:
 
     from mvlm_np.checkpoints.opening import open_checkpoint
     from mvlm_np.errors import CheckpointError
-    from mvlm_np.loading import bound_tensors, manifest
+    from mvlm_np.loading import PRECISIONS, bound_tensors, memory_needed
 
     checkpoint = open_checkpoint(args.path, args.vision_tower, args.mmproj)
-    shapes = manifest(checkpoint.config)
-    problem = None
+    needed, problem = {}, None
     try:
-        bound_tensors(checkpoint)
+        tensors = bound_tensors(checkpoint)
+        needed = {p or "as stored": memory_needed(checkpoint.config, tensors, p) for p in (None, *PRECISIONS)}
     except CheckpointError as error:
         problem = str(error)
     report = {
@@ -44,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             {"name": t.name, "dtype": t.dtype, "shape": t.shape, "bytes": t.nbytes, "file": str(t.file.path)}
             for t in checkpoint.tensors.values()
         ],
-        "memory": {precision: memory_bytes(shapes, precision) for precision in ("float32", "int8", "int4")},
+        "memory": needed,
         "notes": checkpoint.notes,
         "problem": problem,
     }
@@ -54,17 +51,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(report)
     return 0 if problem is None else 1
-
-
-def memory_bytes(shapes: dict[str, tuple[int, ...]], precision: str) -> int:
-    """Memory of all weights. int8 and int4 hold the linear layers' matrices; the rest stays float32."""
-    per_weight = {"float32": 4, "int8": 1 + SCALE_BYTES / GROUP, "int4": 0.5 + SCALE_BYTES / GROUP}[precision]
-
-    def size(name: str, shape: tuple[int, ...]) -> float:
-        is_matrix = len(shape) == 2 and name.endswith(".weight") and "embed" not in name
-        return prod(shape) * (per_weight if is_matrix else 4)
-
-    return round(sum(size(name, shape) for name, shape in shapes.items()))
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -83,7 +69,7 @@ def _print(report: dict[str, Any]) -> None:
     weights = sum(prod(t["shape"]) for t in report["tensors"])
     stored = sum(t["bytes"] for t in report["tensors"])
     print(f"  {len(report['tensors'])} tensors, {weights:,} values, {stored / 1e9:.2f} GB on disk")
-    print("memory of the weights")
+    print("memory of the weights, and of a conversation of 512 positions")
     for precision, size in report["memory"].items():
         print(f"  {precision:9} {size / 1e9:.2f} GB")
     for note in report["notes"]:

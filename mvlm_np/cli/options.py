@@ -16,7 +16,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("MVLM_MODEL"),
         help="model folder (default: $MVLM_MODEL)",
     )
-    group.add_argument("--precision", metavar="P", help="float32 (default: as stored)")
+    group.add_argument("--precision", metavar="P", help="float32, int8 or int4 (default: as stored)")
     group.add_argument("--backend", metavar="B", default="auto", help="auto, numba or numpy (default: auto)")
     group.add_argument(
         "--threads", metavar="N", type=int, help="threads to compute with (default: all cores)"

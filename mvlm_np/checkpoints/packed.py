@@ -1,0 +1,149 @@
+"""Our own int8 and int4 tensors inside safetensors files: mapped, and used as they lie.
+
+A matrix NAME (N, K) is stored as two tensors, NAME.values and NAME.scales, in the layout of
+`kernels.pack`. The file's metadata says so: {"mvlm_np.packed": "1", NAME: "int4 N K"}. The kernels of 1 x 1
+convolutions are matrices whose shape ends in 1 1.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from mvlm_np import quantize
+from mvlm_np.checkpoints.gguf_blocks import split_q4_0, split_q8_0
+from mvlm_np.checkpoints.tensors import CHUNK, Tensor
+from mvlm_np.errors import CheckpointError
+from mvlm_np.kernels import pack
+
+MARK, VERSION = "mvlm_np.packed", "1"
+VALUES, SCALES = ".values", ".scales"
+BITS = {"int8": 8, "int4": 4}
+VALUE_DTYPES = {8: "int8", 4: "uint8"}
+
+
+@dataclass(frozen=True)
+class PackedTensor(Tensor):
+    """A packed matrix: `raw` holds the values, `scales` the scales; dtype is "int8" or "int4"."""
+
+    scales: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        assert self.scales is not None
+        return self.raw.nbytes + self.scales.nbytes
+
+    @property
+    def bits(self) -> int:
+        return BITS[self.dtype]
+
+    def float32(self) -> np.ndarray:
+        """The values, dequantised."""
+        assert self.scales is not None
+        N, K = matrix(self.shape)
+        return quantize.dequantize(*pack.unpack(self.bits, self.raw, self.scales, N, K)).reshape(self.shape)
+
+    def rows(self, ids: np.ndarray | slice) -> np.ndarray:
+        """Rows `ids`, dequantised: (T, K)."""
+        assert self.scales is not None
+        N, K = matrix(self.shape)
+        tile, row = np.divmod(np.arange(N)[ids], pack.ROWS)
+        values = self.raw.reshape(*self.raw.shape[:3], pack.ROWS, 4)[tile, :, :, row]  # (T, groups, bits, 4)
+        q = pack.unpack_groups(self.bits, values).reshape(len(tile), -1)
+        return quantize.dequantize(q[:, :K], self.scales[tile, :, row])
+
+
+def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a matrix, or of a 1 x 1 convolution's kernel (N, K, 1, 1)."""
+    return shape[0], prod(shape[1:])
+
+
+def values_and_scales(tensor: Tensor, bits: int, quality: str = "high") -> tuple[np.ndarray, np.ndarray]:
+    """A matrix in the packed layout.
+
+    As it lies in the file if it is packed already; without loss from GGUF's Q4_0 (to 4 bits) and Q8_0
+    (to 8); else rounded, see `quantize`. Raises CheckpointError if weights or scales are not finite.
+    """
+    if isinstance(tensor, PackedTensor) and tensor.bits == bits:
+        assert tensor.scales is not None
+        _require_finite(tensor, tensor.scales)
+        return tensor.raw, tensor.scales
+    N, K = matrix(tensor.shape)
+    q, scales = np.empty((N, K), np.int8), np.empty((N, -(-K // pack.GROUP)), np.float16)
+    split = {("q4_0", 4): split_q4_0, ("q8_0", 8): split_q8_0}.get((tensor.dtype, bits))
+    step = max(1, CHUNK // K)
+    for start in range(0, N, step):
+        part = slice(start, start + step)
+        if split:
+            blocks = tensor.stored().reshape(N, -1, tensor.raw.shape[-1])[part]
+            q_part, d = split(blocks.reshape(-1, blocks.shape[-1]))
+            q[part], scales[part] = q_part.reshape(-1, K), d.reshape(-1, K // pack.GROUP)
+        else:
+            w = tensor.rows(part)
+            _require_finite(tensor, w)
+            q[part], scales[part] = quantize.quantize(w.reshape(-1, K), bits, quality)
+    _require_finite(tensor, scales)
+    if bits == 8:
+        np.maximum(q, -127, out=q)  # -128 is not ours; ggml never writes it into a Q8_0 either
+    return pack.pack(bits, q, scales)
+
+
+def _require_finite(tensor: Tensor, numbers: np.ndarray) -> None:
+    if not np.isfinite(numbers).all():
+        raise CheckpointError(
+            f"{tensor.file.path}: {tensor.name}",
+            "holds NaN or infinity",
+            "finite numbers",
+            "download it again",
+        )
+
+
+def join(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors of a file with each packed pair as one; a file that holds none comes back as it is."""
+    if MARK not in metadata:
+        return tensors
+    where = next(iter(tensors.values())).file.path if tensors else "safetensors"
+    if metadata[MARK] != VERSION:
+        raise CheckpointError(
+            f"{where}: {MARK}", f"found version {metadata[MARK][:20]!r}", VERSION, "convert the model again"
+        )
+    joined = dict(tensors)
+    for name, description in metadata.items():
+        if name in (MARK, "format"):
+            continue
+        kind, shape = _parse(f"{where}: {name}", description)
+        pair = [joined.pop(name + part, None) for part in (VALUES, SCALES)]
+        expected = zip(
+            pack.shapes(BITS[kind], *matrix(shape)), (VALUE_DTYPES[BITS[kind]], "float16"), strict=True
+        )
+        for tensor, part, (size, dtype) in zip(pair, (VALUES, SCALES), expected, strict=True):
+            if tensor is None or tensor.shape != size or tensor.dtype != dtype:
+                found = "is missing" if tensor is None else f"is {tensor.dtype} {list(tensor.shape)}"
+                raise CheckpointError(
+                    f"{where}: {name}{part}",
+                    found,
+                    f"{dtype} {list(size)} for {description}",
+                    "convert again",
+                )
+        values, scales = pair
+        assert values is not None and scales is not None
+        joined[name] = PackedTensor(
+            name, kind, shape, values.file, values.offset, values.raw, scales=scales.raw
+        )
+    return joined
+
+
+def describe(bits: int, shape: tuple[int, ...]) -> str:
+    """What the metadata says of a packed matrix."""
+    return f"int{bits} " + " ".join(map(str, shape))
+
+
+def _parse(where: str, description: str) -> tuple[str, tuple[int, ...]]:
+    kind, *sizes = description.split() or [""]
+    if kind in BITS and len(sizes) >= 2 and all(re.fullmatch("[1-9][0-9]{0,8}", size) for size in sizes):
+        return kind, tuple(map(int, sizes))
+    raise CheckpointError(
+        where, f"found {description[:40]!r}", "int8 or int4 and a shape, such as int4 2048 5632"
+    )

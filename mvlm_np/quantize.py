@@ -1,0 +1,92 @@
+"""Rounding weights to int8 and int4: a group of 32 columns shares a float16 scale.
+
+int8: scale = max |w| / 127. int4: scale = (the w of largest magnitude) / -8, so that this w is exact and
+all 16 values are used; or, at quality "high", whichever of several scales leaves the smallest squared
+error. These are GGUF's Q8_0 and Q4_0 grids; only the choice of the scale differs.
+
+A scale is stored in float16. A group whose scale would round to 0 there (all weights below 2e-7 or so)
+becomes zeros; one whose scale would be infinite (above 65504) cannot be stored and is a CheckpointError,
+as are weights that are not finite.
+"""
+
+import numpy as np
+
+from mvlm_np.errors import CheckpointError
+from mvlm_np.kernels.pack import GROUP
+
+# Factors on the plain int4 scale that quality "high" tries. Shrinking cuts the extreme weight a
+# little and makes the rest finer; 1 keeps the plain choice among the candidates.
+CANDIDATES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
+
+
+def quantize(w: np.ndarray, bits: int, quality: str = "high") -> tuple[np.ndarray, np.ndarray]:
+    """float32 (N, K) -> int8 (N, K) and float16 (N, groups), rounding half to even.
+
+    A last group of fewer than 32 columns has a scale of its own. quality: "high" or "fast" (the plain scale).
+    """
+    if not np.isfinite(w).all():
+        raise CheckpointError(
+            "weight", "found NaN or infinity", "finite numbers", "the checkpoint is damaged"
+        )
+    N, K = w.shape
+    padded = np.pad(w, ((0, 0), (0, -K % GROUP))) if K % GROUP else w
+    groups = padded.reshape(N, -1, GROUP)
+    extreme = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)[..., 0]
+    if bits == 8:
+        scales = _storable(np.abs(extreme) / 127)
+        q = _round(groups, scales, -127, 127)
+    else:
+        scales = _storable(extreme / -8)
+        q = _round(groups, scales, -8, 7)
+        if quality == "high":
+            q, scales = _refine(groups, extreme / -8, q, scales)
+    return q.reshape(N, -1)[:, :K], scales
+
+
+def dequantize(q: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """int8 (N, K) and float16 (N, groups) -> float32 (N, K)."""
+    per_column = np.repeat(scales.astype(np.float32), GROUP, axis=1)[:, : q.shape[1]]
+    return q * per_column
+
+
+def signal_to_noise(w: np.ndarray, rounded: np.ndarray) -> float:
+    """10 log10(sum w^2 / sum (w - rounded)^2), in dB; infinite where nothing was lost."""
+    signal, noise = (float(np.vdot(a, a)) for a in (w, w - rounded))
+    return float("inf") if noise == 0 else 10 * float(np.log10(signal / noise))
+
+
+def _storable(scales: np.ndarray) -> np.ndarray:
+    if np.abs(scales).max(initial=0) >= 65520:  # would round to infinity
+        raise CheckpointError("weight", f"found {np.abs(scales).max():.3g} as a group's scale", "below 65520")
+    return scales.astype(np.float16)
+
+
+def _round(groups: np.ndarray, scales: np.ndarray, least: int, most: int) -> np.ndarray:
+    """The nearest multiples of the stored scales; groups of scale 0 become zeros."""
+    divisors = scales.astype(np.float32)
+    inverse = np.divide(1, divisors, where=divisors != 0, out=np.zeros_like(divisors))
+    return np.clip(np.rint(groups * inverse[..., None]), least, most).astype(np.int8)
+
+
+def _refine(
+    groups: np.ndarray, plain: np.ndarray, q: np.ndarray, scales: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tries scales around the plain one, each followed by its least-squares fit, and keeps each group's best."""
+
+    def error(q: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        return np.square(groups - q * scales.astype(np.float32)[..., None]).sum(-1)
+
+    best = error(q, scales)
+    for factor in CANDIDATES:
+        rough = _round(groups, (plain * factor).astype(np.float16), -8, 7)
+        # Given the integers, the scale of smallest squared error is <w, q> / <q, q>.
+        wq = np.einsum("ngi,ngi->ng", groups, rough, dtype=np.float32)
+        qq = np.einsum("ngi,ngi->ng", rough, rough, dtype=np.float32)
+        fitted = np.divide(wq, qq, where=qq != 0, out=np.zeros_like(wq)).astype(np.float16)
+        candidate = _round(groups, fitted, -8, 7)
+        candidate_error = error(candidate, fitted)
+        better = candidate_error < best
+        best = np.where(better, candidate_error, best)
+        scales = np.where(better, fitted, scales)
+        q = np.where(better[..., None], candidate, q)
+    return q, scales
