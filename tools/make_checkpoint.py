@@ -22,18 +22,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
 
 from mvlm_np.checkpoints.names import VISION, hugging_face
+from mvlm_np.cli.progress import bar
 from mvlm_np.config import Config, ImageConfig, model_config, vision_config
 from mvlm_np.errors import CheckpointError, UserError
 from mvlm_np.loading import manifest
 from tools.family import NAMES, files
 from tools.made_up_tokenizer import tokenizer_model
 
-CHUNK = 1 << 22  # values made at a time
+CHUNK = 1 << 17  # values made at a time; few enough to stay in the processor's cache
 Shapes = dict[str, tuple[int, ...]]
 Count = Callable[[int], object]  # called with the bytes just written
 
@@ -102,7 +102,7 @@ def shapes(name: str, layers: int | None = None) -> Shapes:
     image = ImageConfig(vision.image_size, (vision.image_size, vision.image_size))
     config = model_config(values, name, vision, image)
     spelling = hugging_face(config.mm_projector_type)
-    wanted = {spelling(ours): shape for ours, shape in manifest(config).items()}
+    wanted = {spelling(ours): shape for ours, shape in manifest(config).shapes.items()}
     return wanted | unread(name, config)
 
 
@@ -198,7 +198,7 @@ def write_weights(
             for part, number in zip(parts, of_all, strict=True)
             for name in part
         }
-        size = sum((folder / file).stat().st_size for file in set(weight_map.values()))
+        size = STORED[dtype].itemsize * sum(map(prod, wanted.values()))
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         write_json(folder, {f"{stem}{ending}.index.json": index})
 
@@ -281,11 +281,11 @@ def at_least_1(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    with tqdm(desc=f"write {args.name}", unit="B", unit_scale=True, delay=1, leave=False) as bar:
+    with bar(f"write {args.name}", None, unit="B", unit_scale=True) as shown:
 
         def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            shown.total = total
+            shown.update(done - shown.n)
 
         try:
             make_checkpoint(
