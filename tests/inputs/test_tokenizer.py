@@ -124,9 +124,9 @@ def test_text_after_a_special_token_gets_a_space_only_in_legacy_mode(legacy: boo
 @given(text=st.text())
 @both_modes
 def test_text_comes_back_as_it_was(legacy: bool, text: str) -> None:
-    # Two things do not survive, by the published code's rules: the sign that stands for a space, and
-    # in legacy mode spaces at the start.
-    text = text.replace(SPACE, " ")
+    # By the published code's rules three things do not survive: special tokens, the sign that stands
+    # for a space and, in legacy mode, spaces at the start.
+    text = text.replace("<", "(").replace(SPACE, " ")
     text = text.lstrip(" ") if legacy else text
     assert SMALL[legacy].decode(SMALL[legacy].encode(text)) == text
 
