@@ -94,7 +94,7 @@ def bound_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def memory_needed(config: Config, tensors: Mapping[str, Tensor], precision: str | None) -> int:
-    """Bytes that a loaded model works with: its weights, mapped ones included, and a cache of 512 positions."""
+    """Bytes that a loaded model works with: its weights, mapped or not, and a cache of 512 positions."""
     matrices, needed = manifest(config).matrices, 0.0
     for name, tensor in tensors.items():
         kept = bits(name, tensor, precision) if name in matrices else None

@@ -148,7 +148,7 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
 
 
 def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Activations in int8: each group of 32 columns shares a scale, max |x| / 127. NaN and infinity are refused.
+    """Activations in int8: a group of 32 columns shares a scale, max |x| / 127. NaN and infinity are refused.
 
     x (M, K) -> int8 (M, K), rounding half to even, -127 .. 127; float32 scales (M, groups), where a last
     group may have fewer columns. A group of scale 0 becomes zeros.
@@ -167,9 +167,9 @@ def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def quantized_matmul(x: np.ndarray, w: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """x W^T with both sides in integers: x (M, K) rounded by `quantize_rows`, W int8 (N, K) -> float32 (M, N).
+    """x W^T with both sides in integers: x (M, K) is rounded by `quantize_rows`. -> float32 (M, N)
 
-    scales float16 (N, groups), a group being 32 columns. Within a group the products add up exactly, as
+    w int8 (N, K), scales float16 (N, groups), a group being 32 columns. Within a group the products add up exactly, as
     integers; the groups' sums, each times its two scales, add up in float32 from the first group to the last.
     """
     (M, K), N = x.shape, len(w)

@@ -49,12 +49,6 @@ def dequantize(q: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return q * per_column
 
 
-def signal_to_noise(w: np.ndarray, rounded: np.ndarray) -> float:
-    """10 log10(sum w^2 / sum (w - rounded)^2), in dB; infinite where nothing was lost."""
-    signal, noise = (float(np.vdot(a, a)) for a in (w, w - rounded))
-    return float("inf") if noise == 0 else 10 * float(np.log10(signal / noise))
-
-
 def _storable(scales: np.ndarray) -> np.ndarray:
     if np.abs(scales).max(initial=0) >= 65520:  # would round to infinity
         raise CheckpointError("weight", f"found {np.abs(scales).max():.3g} as a group's scale", "below 65520")
@@ -71,7 +65,7 @@ def _round(groups: np.ndarray, scales: np.ndarray, least: int, most: int) -> np.
 def _refine(
     groups: np.ndarray, plain: np.ndarray, q: np.ndarray, scales: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tries scales around the plain one, each followed by its least-squares fit, and keeps each group's best."""
+    """Tries scales around the plain one, each with its least-squares fit, and keeps each group's best."""
 
     def error(q: np.ndarray, scales: np.ndarray) -> np.ndarray:
         return np.square(groups - q * scales.astype(np.float32)[..., None]).sum(-1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mvlm_np.checkpoints import packed
+from mvlm_np.checkpoints.packed import packed
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.errors import CheckpointError
 from mvlm_np.linear import Dense, Embedding, Linear, Norm, Quantized
@@ -104,7 +104,8 @@ class Loader(Binder):
         kept = bits(f"{self.prefix}{name}.weight", tensor, self.precision)
         if kept is None:
             return Dense(tensor.float32().reshape(N, K), b)
-        return Quantized(kept, *packed.values_and_scales(tensor, kept), N, K, b, self.ops)
+        values, scales, _ = packed(tensor, kept)
+        return Quantized(kept, values, scales, N, K, b, self.ops)
 
     conv1x1 = linear
 

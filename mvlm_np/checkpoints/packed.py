@@ -8,7 +8,7 @@ convolutions are matrices whose shape ends in 1 1.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
+from math import inf, log10, prod
 
 import numpy as np
 
@@ -60,8 +60,8 @@ def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], prod(shape[1:])
 
 
-def values_and_scales(tensor: Tensor, bits: int, quality: str = "high") -> tuple[np.ndarray, np.ndarray]:
-    """A matrix in the packed layout.
+def packed(tensor: Tensor, bits: int, quality: str = "high") -> tuple[np.ndarray, np.ndarray, float]:
+    """A matrix in the packed layout: values, scales, and the signal-to-noise ratio of rounding it, in dB.
 
     As it lies in the file if it is packed already; without loss from GGUF's Q4_0 (to 4 bits) and Q8_0
     (to 8); else rounded, see `quantize`. Raises CheckpointError if weights or scales are not finite.
@@ -69,11 +69,12 @@ def values_and_scales(tensor: Tensor, bits: int, quality: str = "high") -> tuple
     if isinstance(tensor, PackedTensor) and tensor.bits == bits:
         assert tensor.scales is not None
         _require_finite(tensor, tensor.scales)
-        return tensor.raw, tensor.scales
+        return tensor.raw, tensor.scales, inf
     N, K = matrix(tensor.shape)
     q, scales = np.empty((N, K), np.int8), np.empty((N, -(-K // pack.GROUP)), np.float16)
     split = {("q4_0", 4): split_q4_0, ("q8_0", 8): split_q8_0}.get((tensor.dtype, bits))
     step = max(1, CHUNK // K)
+    signal = noise = 0.0
     for start in range(0, N, step):
         part = slice(start, start + step)
         if split:
@@ -83,11 +84,14 @@ def values_and_scales(tensor: Tensor, bits: int, quality: str = "high") -> tuple
         else:
             w = tensor.rows(part)
             _require_finite(tensor, w)
-            q[part], scales[part] = quantize.quantize(w.reshape(-1, K), bits, quality)
+            w = w.reshape(-1, K)
+            q[part], scales[part] = quantize.quantize(w, bits, quality)
+            error = w - quantize.dequantize(q[part], scales[part])
+            signal, noise = signal + np.vdot(w, w), noise + np.vdot(error, error)
     _require_finite(tensor, scales)
     if bits == 8:
         np.maximum(q, -127, out=q)  # -128 is not ours; ggml never writes it into a Q8_0 either
-    return pack.pack(bits, q, scales)
+    return *pack.pack(bits, q, scales), 10 * log10(signal / noise) if noise else inf
 
 
 def _require_finite(tensor: Tensor, numbers: np.ndarray) -> None:

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,18 @@ from typing import Any
 import numpy as np
 
 from mvlm_np.checkpoints import packed
+from mvlm_np.checkpoints.json_files import MAX_JSON, parse_json, short
+from mvlm_np.checkpoints.sniff import HEAD, show, what_is
 from mvlm_np.checkpoints.tensors import PLAIN, MappedFile, Tensor
 from mvlm_np.errors import CheckpointError
 
-MAX_HEADER = 100_000_000  # bytes; the format's own limit
+MAX_DIMS = 8
+MAX_SIZE = 1 << 40  # product of the other dimensions of an empty tensor
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
     "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
+DOWNLOAD = "download it again"
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -38,86 +41,69 @@ def read_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     file = MappedFile(path)
     header, start = _header(file)
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise CheckpointError(f"{path}: __metadata__", "found other values", "texts only")
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path}: __metadata__", f"found {short(metadata)}", "texts by name")
     tensors = {name: _tensor(file, start, name, entry) for name, entry in header.items()}
-    by_offset = sorted(tensors.values(), key=lambda t: (t.offset, t.nbytes))
-    for first, second in pairwise(by_offset):
-        if first.offset + first.nbytes != second.offset:
-            relation = "overlaps" if first.offset + first.nbytes > second.offset else "leaves a hole before"
-            raise CheckpointError(f"{path}: {first.name}", f"{relation} {second.name}", "tensors end to end")
-    end = by_offset[-1].offset + by_offset[-1].nbytes if by_offset else start
-    if by_offset and by_offset[0].offset != start:
-        raise CheckpointError(
-            f"{path}: {by_offset[0].name}", "leaves a hole before it", "tensors from the header's end"
-        )
+    end, last = start, "the header"
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.nbytes)):
+        if tensor.offset != end:
+            relation = "overlaps" if tensor.offset < end else "leaves a hole behind"
+            raise CheckpointError(
+                f"{path}: {show(tensor.name)}", f"{relation} {last}", "tensors end to end", DOWNLOAD
+            )
+        end, last = tensor.offset + tensor.nbytes, show(tensor.name)
     if end != file.size:
-        raise CheckpointError(path, f"holds {file.size - end} bytes after the last tensor", "none")
+        raise CheckpointError(path, f"holds {file.size - end} bytes behind {last}", "none", DOWNLOAD)
     return tensors, metadata
 
 
 def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
-    path, length = file.path, int.from_bytes(file.bytes(0, min(8, file.size)).tobytes(), "little")
-    if file.size < 8:
-        raise CheckpointError(path, f"has {file.size} bytes", "a safetensors file", "download it again")
-    if length > MAX_HEADER:
+    """The header, and where the tensors' bytes start."""
+    head = file.bytes(0, min(HEAD, file.size)).tobytes()
+    if head[8:9] != b"{":
+        found, fix = what_is(head)
+        raise CheckpointError(file.path, found, "a safetensors file", fix)
+    start = 8 + int.from_bytes(head[:8], "little")
+    if start > 8 + MAX_JSON:
         raise CheckpointError(
-            path, f"header length is {length} bytes", f"at most {MAX_HEADER}; not a safetensors file?"
+            file.path, f"has a header of {start - 8} bytes", f"at most {MAX_JSON}", "check the file's origin"
         )
-    if 8 + length > file.size:
-        raise CheckpointError(
-            path,
-            f"header of {length} bytes ends after the file's {file.size}",
-            fix="truncated: download it again",
-        )
-    try:
-        header = json.loads(file.bytes(8, length).tobytes(), object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
-        raise CheckpointError(
-            f"{path}: header", f"is not valid JSON ({reason[:80]})", fix="download it again"
-        ) from None
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: header", "is not a JSON object")
-    return header, 8 + length
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"duplicate key {next(n for n in names if names.count(n) > 1)!r}")
-    return found
+    if start > file.size:
+        found = f"has {file.size} bytes, which ends within its header of {start - 8}"
+        raise CheckpointError(file.path, found, "the whole file", DOWNLOAD)
+    raw = file.bytes(8, start - 8).tobytes()
+    return parse_json(raw, f"{file.path}: header", CheckpointError), start
 
 
 def _tensor(file: MappedFile, start: int, name: str, entry: Any) -> Tensor:
-    where = f"{file.path}: {name}"
+    """What a header's entry describes, once its sizes have been compared with each other and with the file."""
+
+    def refusal(found: str, wanted: str, fix: str | None = None) -> CheckpointError:
+        return CheckpointError(f"{file.path}: {show(name)}", found, wanted, fix)
+
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(where, "its entry has other keys", "dtype, shape and data_offsets")
+        raise refusal(f"is described by {short(entry)}", "dtype, shape and data_offsets alone")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(kind, str) or kind not in DTYPES:
-        raise CheckpointError(where, f"its dtype is {str(kind)[:30]!r}", f"one of {', '.join(DTYPES)}")
-    if not _sizes(shape) or len(shape) > 8:
-        raise CheckpointError(where, f"its shape is {str(shape)[:60]}", "up to 8 whole numbers from 0")
-    if not _sizes(offsets) or len(offsets) != 2:
-        raise CheckpointError(where, f"its data_offsets are {str(offsets)[:60]}", "[begin, end]")
+        fix = "save the weights in float32, float16 or bfloat16"
+        raise refusal(f"has the dtype {short(kind)}", f"one of {', '.join(DTYPES)}", fix)
+    if not _are_sizes(shape) or len(shape) > MAX_DIMS:
+        raise refusal(f"has the shape {short(shape)}", f"up to {MAX_DIMS} whole numbers from 0")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise refusal(f"has the data_offsets {short(offsets)}", "a begin and an end, whole numbers from 0")
     begin, end = offsets
-    if not begin <= end <= file.size - start:
-        raise CheckpointError(
-            where,
-            f"its bytes {begin} to {end} lie outside the file's {file.size - start}",
-            fix="download it again",
-        )
+    if end > file.size - start:
+        raise refusal(f"ends at byte {end}", f"at most the {file.size - start} that the file has", DOWNLOAD)
     dtype = PLAIN[DTYPES[kind]]
     if end - begin != prod(shape) * dtype.itemsize:
-        raise CheckpointError(
-            where, f"has {end - begin} bytes", f"{prod(shape) * dtype.itemsize} for {kind} {shape}"
-        )
+        raise refusal(f"has {end - begin} bytes", f"{prod(shape) * dtype.itemsize} for {kind} {short(shape)}")
+    if prod(size or 1 for size in shape) > max(end - begin, MAX_SIZE):
+        raise refusal(f"has the shape {short(shape)}", f"sizes with a product of at most {MAX_SIZE}")
     raw = file.bytes(start + begin, end - begin).view(dtype).reshape(shape)
     return Tensor(name, DTYPES[kind], tuple(shape), file, start + begin, raw)
 
 
-def _sizes(value: Any) -> bool:
+def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 62 for n in value)
 
 
@@ -139,11 +125,11 @@ class Entry:
 
 
 def write_safetensors(path: Path, entries: Iterable[Entry], metadata: dict[str, str]) -> None:
-    """Writes a file tensor by tensor: only what `produce` gives is in memory.
+    """Writes a file tensor by tensor, in the order given: only what `produce` gives is in memory.
 
     Written under another name first, so that no half of it can be taken for the whole.
     """
-    entries = sorted(entries, key=lambda entry: -PLAIN[entry.dtype].itemsize)  # keeps every tensor aligned
+    entries = list(entries)
     kinds = {ours: theirs for theirs, ours in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0

@@ -27,6 +27,8 @@ class MappedFile:
     def __init__(self, path: Path):
         self.path = Path(path)
         try:
+            if self.path.exists() and not self.path.is_file():  # opening a pipe may take for ever
+                raise OSError(None, "not a regular file")
             with open(self.path, "rb") as f:
                 self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
@@ -44,6 +46,13 @@ class MappedFile:
         end = (offset + count) // mmap.PAGESIZE * mmap.PAGESIZE
         if end > start:
             self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
+
+
+def float32_to_bfloat16(x: np.ndarray) -> np.ndarray:
+    """float32 -> uint16 bit patterns, rounding half to even; a NaN stays one."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(x), bits >> 16 | 0x40, rounded).astype(np.uint16)
 
 
 def bfloat16_to_float32(raw: np.ndarray) -> np.ndarray:
