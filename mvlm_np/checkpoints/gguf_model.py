@@ -53,7 +53,7 @@ def open_gguf(path: Path, mmproj: Path | None = None) -> GGUFModel:
     path = Path(path)
     llm = read_gguf(path)
     get = _Settings(llm)
-    if llm.metadata.get("general.architecture") == "clip":
+    if get.text("general.architecture") == "clip":
         raise CheckpointError(
             path, "is an mmproj: a vision tower without a language model", "a LLaMA GGUF",
             "give the language model's file; this one goes with it as mmproj",

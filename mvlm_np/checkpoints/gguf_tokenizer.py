@@ -231,7 +231,7 @@ def _parse(model: bytes) -> tuple[list[Piece], dict[int, Any], dict[int, Any]]:
             (score,) = struct.unpack("<f", entry.get(2, bytes(4)))
             pieces.append(Piece(entry[1].decode(), score, entry.get(3, NORMAL)))
         elif field in specs:
-            specs[field] = value
+            specs[field] += value  # a message in two parts is its parts' bytes, joined
     return pieces, dict(_fields(specs[2])), dict(_fields(specs[3]))
 
 
