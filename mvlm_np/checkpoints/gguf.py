@@ -28,8 +28,8 @@ from mvlm_np.errors import CheckpointError
 # The largest vocabulary that LLaMA's relatives have, with its merges, needs half of each.
 MAX_ELEMENTS = 1 << 20  # of all arrays together
 MAX_TEXT = 1 << 24  # bytes of all strings together
-MAX_SETTINGS = 1 << 12
-MAX_TENSORS = 1 << 14
+MAX_SETTINGS = 1 << 10
+MAX_TENSORS = 1 << 12
 MAX_NAME = 63  # bytes of a tensor's name; llama.cpp's own limit
 MAX_KEY = (1 << 16) - 1  # bytes of a key; the format's own limit
 MAX_ALIGNMENT = 1 << 20

@@ -14,19 +14,13 @@ from typing import Any
 import numpy as np
 
 from mvlm_np.checkpoints import gguf_names
+from mvlm_np.checkpoints.config_files import decoder_config, model_config, vision_config
 from mvlm_np.checkpoints.gguf import GGUFFile, read_gguf
 from mvlm_np.checkpoints.gguf_blocks import need_package
 from mvlm_np.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
+from mvlm_np.checkpoints.json_files import Fields
 from mvlm_np.checkpoints.tensors import Tensor
-from mvlm_np.config import (
-    OPENAI_CLIP,
-    Config,
-    Fields,
-    ImageConfig,
-    decoder_config,
-    model_config,
-    vision_config,
-)
+from mvlm_np.config import OPENAI_CLIP, Config, ImageConfig
 from mvlm_np.errors import CheckpointError, ConfigError
 
 

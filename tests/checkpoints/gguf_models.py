@@ -63,7 +63,7 @@ def tokenizer_model() -> bytes:
 def small_config(
     projector: str = "ldpnetv2", kv_heads: int = 1, tied: bool = False, vision: bool = True
 ) -> Config:
-    decoder = DecoderConfig(64, 96, 2, 2, kv_heads, VOCAB, 1e-5, 10000.0, 128, tied)
+    decoder = DecoderConfig(64, 96, 2, 2, kv_heads, VOCAB, 1e-5, 10000.0, 512, tied)
     if not vision:
         return Config(decoder)
     tower = VisionConfig(32, 64, 3, 2, image_size=56, patch_size=14)
