@@ -8,6 +8,7 @@ question -> inputs.conversation, inputs.tokenizer -> ids      |
          -> decoder -> logits -> generation -> text
 """
 
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -143,11 +144,13 @@ class MobileVLM:
         An id of -200 stands for one picture, in order. A position holds an id, or -i for the i-th picture.
         """
         array, vocabulary = np.asarray(ids), self.config.decoder.vocab_size
+        if array.ndim != 1 or array.dtype.kind != "i":
+            raise PromptError("ids", f"are not a list of whole numbers but {reprlib.repr(ids)}")
         is_image = array == IMAGE_TOKEN
-        valid = is_image | ((array >= 0) & (array < vocabulary))
-        if array.ndim != 1 or array.dtype.kind != "i" or not valid.all():
+        outside = array[~is_image & ((array < 0) | (array >= vocabulary))]
+        if outside.size:
             raise PromptError(
-                "ids", "are not token ids", f"whole numbers from 0 to {vocabulary - 1}, or {IMAGE_TOKEN}"
+                "ids", f"found {outside[0]}", f"0 to {vocabulary - 1}, or {IMAGE_TOKEN} for a picture"
             )
         if is_image.sum() != len(images):
             raise PromptError(

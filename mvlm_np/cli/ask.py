@@ -53,6 +53,6 @@ def run(args: argparse.Namespace) -> int:
         "new_tokens": len(chat.answer_ids),
         "seconds": {"load": loaded, **watch.seconds},
     }
-    json.dump(result, sys.stdout, ensure_ascii=False, indent=1)
+    json.dump(result, sys.stdout, ensure_ascii=False)
     print()
     return 0

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     model = load_with_bar(**arguments)
     figures = {"load_seconds": perf_counter() - start, **measure(model, args.prompt, args.new, args.rounds)}
     if args.json:
-        json.dump(figures, sys.stdout, indent=1)
+        json.dump(figures, sys.stdout)
         print()
     else:
         for name, value in figures.items():
