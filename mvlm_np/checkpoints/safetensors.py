@@ -76,7 +76,7 @@ def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
 
 
 def _tensor(file: MappedFile, start: int, name: str, entry: Any) -> Tensor:
-    """What a header's entry describes, once its sizes have been compared with each other and with the file."""
+    """What an entry of the header describes; its sizes must agree with each other and with the file."""
 
     def refusal(found: str, wanted: str, fix: str | None = None) -> CheckpointError:
         return CheckpointError(f"{file.path}: {show(name)}", found, wanted, fix)

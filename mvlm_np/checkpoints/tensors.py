@@ -107,10 +107,11 @@ class Tensor:
     def float32(self) -> np.ndarray:
         """The values as float32 of `shape`.
 
-        float32 comes back as a view of the mapped file (read-only, no copy). Any other type is
-        converted a chunk at a time, and the pages of each chunk are given back.
+        float32 comes back as a view of the mapped file (read-only, no copy), unless it lies there at an
+        address that BLAS and compiled code do not take. Any other type is converted a chunk at a time,
+        and the pages of each chunk are given back.
         """
-        if self.dtype == "float32":
+        if self.dtype == "float32" and self.raw.flags.aligned:
             return self.stored()
         if not self.raw.flags.c_contiguous:  # one layer's matrix at most, so converted in one go
             values = self._convert(self.stored()).reshape(self.shape)
@@ -118,7 +119,7 @@ class Tensor:
             return values
         values = np.empty(self.shape, np.float32)
         rows = self.stored() if self.decode else self.raw.reshape(-1, 1)
-        flat = values.reshape(len(rows), -1)
+        flat = values.reshape(len(rows), values.size // max(1, len(rows)))
         step = max(1, CHUNK // max(1, flat.shape[1]))
         for start in range(0, len(rows), step):
             part = rows[start : start + step]

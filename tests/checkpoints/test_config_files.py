@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from mvlm_np.checkpoints.config_files import image_config
 from mvlm_np.config import ImageConfig
 from mvlm_np.errors import ConfigError
-from mvlm_np.inputs.preprocessor import image_config
 from tests.conftest import shared_path
 
 # openai/clip-vit-large-patch14-336 on the hub, and the same as transformers saves it again.
