@@ -128,14 +128,15 @@ _MEMBERS: dict[str, tuple[Json, Json]] = {
     "MobileVLM_V2-3B": (_V2 | _3B | {"org": "meta"}, {}),
     "MobileVLM_V2-7B": (_V2 | _7B, {}),
     "tiny": _small("ldpnetv2", _llama(64, 128, 2, 4, 2), 512, (32, 64, 3, 2)),
-    # For the golden files in tests/data: no two sizes alike, grids that do not halve, all the branches.
-    "golden-ldpnetv2": _small("ldpnetv2", _llama(24, 40, 3, 6, 2), 96, (16, 20, 3, 2), (78, 6)),
-    "golden-ldpnet": _small("ldpnet", _llama(40, 24, 2, 2, 2), 96, (16, 36, 3, 4), (63, 7)),
+    # For the golden files in tests/data, as small as they can be: grids that do not halve, a squeeze width
+    # that is rounded up, shared key-value heads, the class token kept, a picture that is cropped.
+    "golden-ldpv2": _small("ldpnetv2", _llama(16, 24, 2, 4, 2), 72, (12, 20, 3, 2), (52, 4)),
+    "golden-ldp": _small("ldpnet", _llama(36, 28, 2, 2, 1), 68, (16, 36, 3, 4), (35, 5)),
     "golden-mlp": _small(
         "mlp2x_gelu",
-        _llama(32, 48, 2, 4, 1),
-        96,
-        (24, 40, 2, 3),
+        _llama(24, 32, 2, 4, 1),
+        64,
+        (18, 28, 2, 3),
         (40, 8),
         mm_vision_select_feature="cls_patch",
         image_aspect_ratio="square",

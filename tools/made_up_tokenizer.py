@@ -15,7 +15,7 @@ LETTERS = "etaoinshrdlcumwfgypbvkjxqz"  # the commonest first
 
 
 def tokenizer_model(vocabulary: int) -> bytes:
-    """The bytes of a `tokenizer.model` of exactly this many pieces, at least 64.
+    """The bytes of a `tokenizer.model` of exactly this many pieces, from 64 to 36,000.
 
     Ids 0 to 2 are <unk>, <s>, </s>; then come, where there is room for them, the 256 bytes; then
     characters; then pairs and threes of letters, and pairs with a space before them.
@@ -43,10 +43,9 @@ def tokenizer_model(vocabulary: int) -> bytes:
 def _texts() -> Iterator[str]:
     """Characters and then groups of letters, likelier ones first. A group's parts come before it, as
     the merging of pairs needs it."""
-    common = LETTERS + SPACE + ".,:?'" + LETTERS.upper() + digits
+    common = LETTERS + SPACE + "\n.,:?'" + LETTERS.upper() + digits
     yield from common
     yield from (c for c in printable.strip() if c not in common)
-    yield "\n"
     yield from (SPACE + letter for letter in LETTERS)
     yield from ("".join(pair) for pair in product(LETTERS, repeat=2))
     yield from (SPACE + first + second for first, second in product(LETTERS, repeat=2))
