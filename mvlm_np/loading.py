@@ -68,7 +68,7 @@ def load(
             progress(done, total)
 
     weights = bind(checkpoint.config, Loader(tensors, precision, ops, count))
-    return MobileVLM(checkpoint.config, *weights, ops, lambda: open_tokenizer(checkpoint))
+    return MobileVLM(checkpoint.config, *weights, ops, lambda: open_tokenizer(checkpoint), checkpoint.notes)
 
 
 def bind(config: Config, get: Binder) -> tuple[VisionWeights | None, Projector | None, DecoderWeights]:
@@ -89,8 +89,14 @@ def manifest(config: Config) -> Manifest:
 
 def bound_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The checkpoint's tensors under our names. CheckpointError: they are not exactly those of its config."""
-    spelling = hugging_face(checkpoint.config.mm_projector_type)
-    return check(checkpoint.path, manifest(checkpoint.config).shapes, checkpoint.tensors, spelling, unused)
+    config = checkpoint.config
+    spelling = hugging_face(config.mm_projector_type)
+
+    def ignored(name: str) -> bool:
+        # A tied lm_head is the table of embeddings, whatever a file holds for it; torch saves it twice.
+        return unused(name) or (config.decoder.tie_word_embeddings and name == "lm_head.weight")
+
+    return check(checkpoint.path, manifest(config).shapes, checkpoint.tensors, spelling, ignored)
 
 
 def memory_needed(config: Config, tensors: Mapping[str, Tensor], precision: str | None) -> int:

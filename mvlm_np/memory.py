@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
 
 def available() -> int | None:
     """Bytes that this process may still take, of the machine or of its container. None if unknown."""
@@ -11,24 +13,34 @@ def available() -> int | None:
 
 
 def _meminfo() -> int | None:
-    for line in _lines(Path("/proc/meminfo")):
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+    return _kilobytes(PROC / "meminfo", "MemAvailable:")
 
 
 def _cgroup() -> list[int]:
-    """What is left under each limit of the control groups (v2) that this process is in."""
+    """What is left under each limit of the control groups (v2) that this process is in.
+
+    Cached pages of files count as used there, but the system gives them up when memory runs short: without
+    them, a model that has been read once, and so lies in that cache, would seem to leave no room for itself.
+    """
     left = []
-    for line in _lines(Path("/proc/self/cgroup")):
+    for line in _lines(PROC / "self/cgroup"):
         if line.startswith("0::"):
-            folder = Path("/sys/fs/cgroup") / line[3:].strip().lstrip("/")
+            folder = CGROUPS / line[3:].strip().lstrip("/")
             for group in [folder, *folder.parents]:
-                limit = _lines(group / "memory.max")
-                used = _lines(group / "memory.current")
+                limit, used = _lines(group / "memory.max"), _lines(group / "memory.current")
                 if limit and used and limit[0].strip() != "max":
-                    left.append(max(0, int(limit[0]) - int(used[0])))
+                    fields = (entry.split() for entry in _lines(group / "memory.stat"))
+                    cached = sum(int(f[1]) for f in fields if f[0] in ("active_file", "inactive_file"))
+                    left.append(max(0, int(limit[0]) - max(0, int(used[0]) - cached)))
     return left
+
+
+def _kilobytes(path: Path, field: str) -> int | None:
+    """The bytes that a line such as "MemFree:  1024 kB" stands for; None if there is no such line."""
+    for line in _lines(path):
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    return None
 
 
 def _lines(path: Path) -> list[str]:
@@ -40,7 +52,4 @@ def _lines(path: Path) -> list[str]:
 
 def peak() -> int | None:
     """The most memory this process has occupied so far (VmHWM), mapped pages included, in bytes."""
-    for line in _lines(Path("/proc/self/status")):
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return None
+    return _kilobytes(PROC / "self/status", "VmHWM:")

@@ -40,7 +40,8 @@ class MobileVLM:
     """A loaded model. Nothing in it changes after loading, so threads may share it.
 
     Wherever `**settings` stands, they are those of `generation.Settings`: max_new_tokens=512,
-    temperature=0.0, top_p=None, top_k=50, num_beams=1, seed=None.
+    temperature=0.0, top_p=None, top_k=50, num_beams=1, seed=None. `notes` is what a user should know
+    about where the weights came from, a line each.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class MobileVLM:
         decoder: DecoderWeights,
         ops: ModuleType | SimpleNamespace,
         open_tokenizer: Callable[[], Tokenizer],
+        notes: Sequence[str] = (),
     ):
         self.config, self.vision, self.projector, self.decoder, self.ops = (
             config,
@@ -59,7 +61,7 @@ class MobileVLM:
             decoder,
             ops,
         )
-        self._open_tokenizer = open_tokenizer
+        self._open_tokenizer, self.notes = open_tokenizer, list(notes)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

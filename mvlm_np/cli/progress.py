@@ -19,7 +19,7 @@ def bar(title: str, total: int | None, **options: Any) -> tqdm:
 
 
 def load_with_bar(**arguments: Any) -> Any:
-    """`mvlm_np.load` under a progress bar."""
+    """`mvlm_np.load` under a progress bar; what the user should know about the files goes to stderr."""
     import mvlm_np
 
     with bar("load", None, unit="B", unit_scale=True) as progress:
@@ -28,7 +28,10 @@ def load_with_bar(**arguments: Any) -> Any:
             progress.total = total
             progress.update(done - progress.n)
 
-        return mvlm_np.load(**arguments, progress=count)
+        model = mvlm_np.load(**arguments, progress=count)
+    for note in model.notes:
+        print(f"mvlm: note: {note}", file=sys.stderr)
+    return model
 
 
 class ProgressWatch(Watch):

@@ -1,0 +1,80 @@
+"""How much memory is available, as /proc and the control groups say it."""
+
+from pathlib import Path
+
+import pytest
+
+from mvlm_np import memory
+
+MEMINFO = "MemTotal:       8000000 kB\nMemFree:         100 kB\nMemAvailable:    4000000 kB\n"
+
+
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty /proc and /sys/fs/cgroup, to be filled with `put`."""
+    monkeypatch.setattr(memory, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroup")
+    return tmp_path
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def group(folder: Path, limit: str, used: int, stat: str = "anon 5\nfile 7\n") -> None:
+    put(folder / "memory.max", f"{limit}\n")
+    put(folder / "memory.current", f"{used}\n")
+    put(folder / "memory.stat", stat)
+
+
+def test_without_limits_it_is_what_the_machine_has(system: Path) -> None:
+    put(system / "proc/meminfo", MEMINFO)
+    put(system / "proc/self/cgroup", "0::/\n")
+    assert memory.available() == 4_000_000 * 1024
+
+
+def test_nothing_is_known_where_nothing_can_be_read(system: Path) -> None:
+    assert memory.available() is None
+    assert memory.peak() is None
+
+
+def test_the_tightest_of_all_groups_above_the_process_counts(system: Path) -> None:
+    put(system / "proc/meminfo", MEMINFO)
+    put(system / "proc/self/cgroup", "1:name=systemd:/ignored\n0::/a/b/c\n")
+    group(system / "cgroup/a/b/c", "max", 100)
+    group(system / "cgroup/a/b", "5000", 1000)
+    group(system / "cgroup/a", "3000", 2000)
+    group(system / "cgroup/ignored", "10", 10)
+    assert memory.available() == 1000
+
+
+def test_the_machine_counts_where_it_has_less_than_the_group_allows(system: Path) -> None:
+    put(system / "proc/meminfo", MEMINFO)
+    put(system / "proc/self/cgroup", "0::/a\n")
+    group(system / "cgroup/a", str(1 << 40), 0)
+    assert memory.available() == 4_000_000 * 1024
+
+
+def test_cached_files_are_not_in_the_way(system: Path) -> None:
+    """Reading a 3 GB checkpoint fills a container's account with pages that cost nothing to give up."""
+    put(system / "proc/self/cgroup", "0::/\n")
+    group(
+        system / "cgroup",
+        "4000",
+        3500,
+        "anon 300\nfile 3200\nactive_file 1000\ninactive_file 2100\nshmem 100\n",
+    )
+    assert memory.available() == 4000 - 400
+
+
+def test_a_group_over_its_limit_leaves_nothing(system: Path) -> None:
+    put(system / "proc/self/cgroup", "0::/\n")
+    group(system / "cgroup", "1000", 1200)
+    assert memory.available() == 0
+
+
+def test_the_real_system_says_something() -> None:
+    available, peak = memory.available(), memory.peak()
+    assert available is not None and 0 <= available < 1 << 50
+    assert peak is not None and peak > 1 << 20
