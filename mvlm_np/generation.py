@@ -1,7 +1,10 @@
 """Choosing tokens: greedy, sampling, beams, and when to stop.
 
 Everything here works on token ids and logits; it knows neither pictures nor text. The rules are those of
-transformers 4.33, with which MobileVLM was published, so that the same logits give the same tokens.
+transformers 4.33, with which MobileVLM was published, so that the same logits give the same tokens. One is
+not: where beams are drawn, 4.33 divides the running total of a beam by the temperature, again with every
+token, which overflows float32 after 55 tokens at 0.2. Here, as in later transformers, only the next token's
+log-probability is.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +21,7 @@ class Settings:
     """How to generate. Checked on construction; a bad value is a GenerationError.
 
     max_new_tokens  at most this many tokens; 0 gives none
-    temperature     0 takes the likeliest token; above 0 logits are divided by it and sampled
+    temperature     0 takes the likeliest token; from 1e-6 to 1e6 logits are divided by it and sampled
     top_p           sample from the likeliest tokens that together reach this probability; None: from all
     top_k           sample from the k likeliest tokens; None or 0: from all
     num_beams       1, or the number of continuations followed side by side
@@ -42,13 +45,17 @@ class Settings:
                 isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
             )
 
-        def number(value: object) -> bool:
-            return isinstance(value, int | float | np.number) and bool(np.isfinite(value))
+        def number(value: object, least: float, most: float) -> bool:
+            if isinstance(value, np.generic):
+                value = value.item()
+            return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
         require(whole(self.max_new_tokens, 0), "max_new_tokens", "a whole number from 0")
-        require(number(self.temperature) and self.temperature >= 0, "temperature", "a number from 0")
-        in_range = self.top_p is None or (number(self.top_p) and 0 < self.top_p <= 1)
-        require(in_range, "top_p", "a number above 0 and up to 1, or None")
+        # Beyond these limits logits divided by a temperature leave the range of float32.
+        warm = number(self.temperature, 0, 0) or number(self.temperature, 1e-6, 1e6)
+        require(warm, "temperature", "0, or a number from 1e-6 to 1e6")
+        share = self.top_p is None or (number(self.top_p, 0, 1) and self.top_p > 0)
+        require(share, "top_p", "a number above 0 and up to 1, or None")
         require(self.top_k is None or whole(self.top_k, 0), "top_k", "a whole number from 0, or None")
         require(whole(self.num_beams, 1), "num_beams", "a whole number from 1")
         require(self.seed is None or whole(self.seed, 0), "seed", "a whole number from 0, or None")
@@ -75,8 +82,8 @@ def generate(
 
     logits         (vocabulary,) after the prompt
     stop           end of sequence or a stop string
-    prompt_length  in tokens, an image counting as one: beams are compared by their mean log-probability
-                   over prompt and answer, as transformers 4.33 does
+    prompt_length  in tokens, at least 1, an image counting as one: beams are compared by their mean
+                   log-probability over prompt and answer, as transformers 4.33 does
 
     One token at a time, but with several beams, whose tokens are known only at the end.
     """
@@ -88,7 +95,7 @@ def generate(
     rng = np.random.default_rng(settings.seed)
     generated: list[int] = []
     while True:
-        refuse_nan(logits)
+        refuse_damage(logits)
         if settings.temperature > 0:
             chances = probabilities(warp(logits[None], settings)[0])
             token = int(rng.choice(chances.size, p=chances))
@@ -101,11 +108,12 @@ def generate(
         logits = model.step(np.array([token]))[0]
 
 
-def refuse_nan(logits: np.ndarray) -> None:
-    if np.isnan(logits).any():
+def refuse_damage(logits: np.ndarray) -> None:
+    """GenerationError for logits (..., vocabulary) with NaN or infinity, or without any that is finite."""
+    if not np.isfinite(logits.max(axis=-1)).all():
         raise GenerationError(
             "logits",
-            "the model computed NaN",
+            "the model computed NaN or infinity",
             fix="the checkpoint is damaged, or its precision too low: mvlm inspect it",
         )
 
@@ -179,10 +187,11 @@ def beam_search(
         scores[1:] = DEAD
     rows = np.repeat(logits[None], n, axis=0)
     for length in range(prompt_length + 1, prompt_length + settings.max_new_tokens + 1):
-        refuse_nan(rows)
-        totals = log_softmax(rows) + scores[:, None]  # (beams, vocabulary)
+        refuse_damage(rows)
+        next_scores = log_softmax(rows)  # (beams, vocabulary)
         if sampling:
-            totals = warp(totals, settings, keep=2)
+            next_scores = warp(next_scores, settings, keep=2)
+        totals = next_scores + scores[:, None]
         # Twice as many candidates as beams, so that n go on even if n end here.
         candidates = draw(totals, 2 * n, rng) if sampling else top(totals, 2 * n)
         running: list[tuple[float, int, list[int]]] = []  # total, parent, tokens
