@@ -47,6 +47,23 @@ def split_q8_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return blocks[:, 2:].view(np.int8), blocks[:, :2].view("<f2")
 
 
+def join_q4_0(q: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """The inverse of `split_q4_0`, for q from -8 to 7."""
+    nibbles = (q + 8).astype(np.uint8)
+    return np.concatenate([_bytes(d), nibbles[:, :16] | nibbles[:, 16:] << 4], axis=1)
+
+
+def join_q8_0(q: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """The inverse of `split_q8_0`."""
+    return np.concatenate([_bytes(d), q.view(np.uint8)], axis=1)
+
+
+def _bytes(d: np.ndarray) -> np.ndarray:
+    """Scales (n, 1) as float16's uint8 (n, 2)."""
+    with np.errstate(over="ignore"):
+        return d.astype("<f2").view(np.uint8)
+
+
 def decode_q4_0(blocks: np.ndarray) -> np.ndarray:
     """uint8 (n, 18) -> float32 (n, 32)"""
     q, d = split_q4_0(blocks)
@@ -142,8 +159,8 @@ def quantize_q4_0(values: np.ndarray) -> np.ndarray:
     """
     first = np.abs(values).argmax(axis=1)[:, None]
     d = (np.take_along_axis(values, first, 1) + np.float32(0)) / np.float32(-8)  # -0.0 + 0 is 0, as in C
-    q = np.minimum(values * _reciprocal(d) + np.float32(8.5), 15).astype(np.uint8)
-    return np.concatenate([_to_float16(d), q[:, :16] | q[:, 16:] << 4], axis=1)
+    q = np.minimum(values * _reciprocal(d) + np.float32(8.5), 15).astype(np.int8)
+    return join_q4_0(q - np.int8(8), d)
 
 
 def quantize_q8_0(values: np.ndarray) -> np.ndarray:
@@ -156,8 +173,7 @@ def quantize_q8_0(values: np.ndarray) -> np.ndarray:
     size = np.abs(scaled)
     whole = np.floor(size)
     whole += size - whole >= 0.5  # not floor(size + 0.5), which rounds the float below 0.5 up
-    q = np.copysign(whole, scaled).astype(np.int8)
-    return np.concatenate([_to_float16(d), q.view(np.uint8)], axis=1)
+    return join_q8_0(np.copysign(whole, scaled).astype(np.int8), d)
 
 
 def _reciprocal(d: np.ndarray) -> np.ndarray:
@@ -166,12 +182,6 @@ def _reciprocal(d: np.ndarray) -> np.ndarray:
         inverse = np.float32(1) / d
     inverse[np.isinf(inverse)] = 0
     return inverse
-
-
-def _to_float16(d: np.ndarray) -> np.ndarray:
-    """float32 (n, 1) -> uint8 (n, 2)."""
-    with np.errstate(over="ignore"):
-        return d.astype("<f2").view(np.uint8)
 
 
 QUANTIZERS = {"q4_0": quantize_q4_0, "q8_0": quantize_q8_0}

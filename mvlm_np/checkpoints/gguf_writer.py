@@ -2,8 +2,8 @@
 
 Names, types and settings are those of llama.cpp's own converters and quantiser (F16, Q8_0, Q4_0), with
 two differences. `clip.vision.feature_layer` is always set, since llama.cpp otherwise leaves out one more
-layer of the vision tower. And in a Q4_0 file `output.weight` is Q8_0 where llama.cpp takes Q6_K, which
-this engine reads but does not write.
+layer of the vision tower. And in a Q4_0 file the matrix that makes the logits is Q8_0 where llama.cpp takes
+Q6_K, which this engine reads but does not write. What is in 4 or 8 bits already is not rounded again.
 
 One tensor at a time is in memory, and a file appears under its name only when both are complete.
 """
@@ -20,12 +20,14 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from mvlm_np.checkpoints.gguf_blocks import TYPES, encode
+from mvlm_np.checkpoints.gguf_blocks import TYPES, encode, join_q4_0, join_q8_0
 from mvlm_np.checkpoints.gguf_names import PROJECTOR_TYPES, decoder_names, mmproj_names
 from mvlm_np.checkpoints.gguf_tokenizer import tokenizer_settings
+from mvlm_np.checkpoints.packed import PackedTensor, matrix
 from mvlm_np.checkpoints.tensors import CHUNK, Tensor
 from mvlm_np.config import Config, VisionConfig
 from mvlm_np.errors import CheckpointError, ConfigError
+from mvlm_np.kernels import pack
 
 ALIGNMENT = 32
 FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7}  # what we write, and llama.cpp's number for it
@@ -35,7 +37,7 @@ _NUMBERS = {stored.name: number for number, stored in TYPES.items()}
 
 
 class Weight(Protocol):
-    """What the writer needs of a tensor. A `Tensor` that already has the wanted blocks keeps them."""
+    """What the writer needs of a tensor. A `Tensor` that has the wanted blocks already keeps them."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -197,10 +199,11 @@ def _decoder_entries(tensors: Mapping[str, Weight], config: Config, precision: s
     decoder = config.decoder
     heads = {"attn_q": decoder.num_attention_heads, "attn_k": decoder.num_key_value_heads}
     names = decoder_names(decoder.num_hidden_layers, decoder.tie_word_embeddings)
+    logits = "token_embd.weight" if decoder.tie_word_embeddings else "output.weight"
     for name, tensor in _chosen(tensors, names):
         shape = tensor.shape
         dtype = "float32" if len(shape) == 1 else _TYPES[precision]
-        if dtype == "q4_0" and name == "output.weight":
+        if dtype == "q4_0" and name == logits and _grid(tensor) != "q4_0":
             dtype = "q8_0"
         if dtype in ("q8_0", "q4_0") and shape[-1] % 32:
             dtype = "float16"
@@ -226,15 +229,35 @@ def _chosen(tensors: Mapping[str, Weight], names: Mapping[str, str]) -> Iterator
 def _chunks(
     name: str, tensor: Weight, dtype: str, order: Callable[[np.ndarray], np.ndarray] | None
 ) -> Iterator[np.ndarray]:
-    """The bytes of `tensor` as `dtype`, its rows put in `order`. Blocks of that type stay as they are."""
-    if isinstance(tensor, Tensor) and tensor.dtype == dtype and tensor.decode:
-        rows = tensor.stored().reshape(tensor.shape[0], -1)
+    """The bytes of `tensor` as `dtype`, its rows put in `order`."""
+    if isinstance(tensor, Tensor) and _grid(tensor) == dtype:
+        blocks = _blocks(tensor)
+        if not np.isfinite(blocks[:, :2].view("<f2")).all():
+            raise CheckpointError(name, "has scales that are not finite numbers")
+        rows = blocks.reshape(tensor.shape[0], -1)
         yield np.ascontiguousarray(order(rows) if order else rows).reshape(-1)
         return
     values = tensor.float32()
     values = (order(values) if order else values).reshape(-1)
     for start in range(0, len(values), CHUNK):
         yield encode(dtype, values[start : start + CHUNK], name)
+
+
+def _grid(tensor: Weight) -> str | None:
+    """The block type on whose grid a matrix is kept: GGUF's own, or the one that ours repack to."""
+    if isinstance(tensor, PackedTensor):
+        return {"int4": "q4_0", "int8": "q8_0"}[tensor.dtype] if tensor.shape[-1] % pack.GROUP == 0 else None
+    return tensor.dtype if isinstance(tensor, Tensor) and tensor.decode else None
+
+
+def _blocks(tensor: Tensor) -> np.ndarray:
+    """The blocks of a tensor that is kept on a grid, uint8 (blocks, bytes), in the order of the values."""
+    if not isinstance(tensor, PackedTensor):
+        return tensor.stored()
+    assert tensor.scales is not None
+    q, scales = pack.unpack(tensor.bits, tensor.raw, tensor.scales, *matrix(tensor.shape))
+    join = {"int4": join_q4_0, "int8": join_q8_0}[tensor.dtype]
+    return join(q.reshape(-1, pack.GROUP), scales.reshape(-1, 1))
 
 
 # -- The vision tower and the projector -------------------------------------------------------------------

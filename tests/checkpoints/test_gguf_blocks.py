@@ -1,5 +1,6 @@
 """Block types: decoding equals the gguf package's to the bit; quantising follows llama.cpp's reference."""
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import gguf
@@ -15,9 +16,13 @@ from mvlm_np.checkpoints.gguf_blocks import (
     TYPES,
     StoredType,
     encode,
+    join_q4_0,
+    join_q8_0,
     need_package,
     quantize_q4_0,
     quantize_q8_0,
+    split_q4_0,
+    split_q8_0,
 )
 from mvlm_np.checkpoints.gguf_model import open_gguf
 from mvlm_np.checkpoints.safetensors import read_safetensors
@@ -156,6 +161,15 @@ def test_q8_0_rounds_half_away_from_zero_and_not_what_is_just_below(case: tuple[
     block = np.zeros((1, 32), np.float32)
     block[0, :2] = 127, half  # d = 1
     assert quantize_q8_0(block)[0, 3:4].view(np.int8)[0] == _roundf(half)
+
+
+@pytest.mark.parametrize("split, join, nbytes", [(split_q4_0, join_q4_0, 18), (split_q8_0, join_q8_0, 34)])
+@given(data=st.data())
+def test_blocks_split_and_join_without_a_change(
+    split: Callable, join: Callable, nbytes: int, data: st.DataObject
+) -> None:
+    blocks = data.draw(hnp.arrays(np.uint8, (data.draw(st.integers(1, 4)), nbytes)))
+    np.testing.assert_array_equal(join(*split(blocks)), blocks)
 
 
 def test_zeros_have_a_zero_scale() -> None:

@@ -13,7 +13,9 @@ from mvlm_np.checkpoints.gguf import read_gguf
 from mvlm_np.checkpoints.gguf_model import open_gguf
 from mvlm_np.checkpoints.gguf_tokenizer import tokenizer_settings
 from mvlm_np.checkpoints.gguf_writer import write_gguf_pair
+from mvlm_np.checkpoints.packed import PackedTensor, packed
 from mvlm_np.checkpoints.safetensors import read_safetensors
+from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.config import Config
 from mvlm_np.errors import CheckpointError, ConfigError
 from tests.checkpoints.gguf_models import (
@@ -105,6 +107,44 @@ def test_blocks_that_fit_are_copied_without_rounding_again(tmp_path: Path, preci
     )
     assert second.read_bytes() == first.read_bytes()
     assert contents(mmproj)[1] == contents(tmp_path / "1" / "mmproj-model-f16.gguf")[1]
+
+
+@pytest.mark.parametrize("kind, bits", [("Q8_0", 8), ("Q4_0", 4)])
+def test_our_own_packed_weights_become_blocks_without_rounding_again(
+    tmp_path: Path, kind: str, bits: int
+) -> None:
+    config = small_config(vision=False)
+    weights = random_weights(config)
+    stored = open_gguf(package_decoder(tmp_path / "f32.gguf", config, weights, "F32")).tensors
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
+        tensors[name] = tensor
+        if len(tensor.shape) == 2:
+            values, scales, _ = packed(tensor, bits, "high")
+            tensors[name] = PackedTensor(
+                name, f"int{bits}", tensor.shape, tensor.file, 0, values, scales=scales
+            )
+    path, *_ = write_gguf_pair(tmp_path / "out", tensors, config, tokenizer_model(), kind)
+    for name, tensor in open_gguf(path).tensors.items():
+        assert tensor.dtype == ("float32" if len(tensor.shape) == 1 else kind.lower())
+        np.testing.assert_array_equal(tensor.float32(), tensors[name].float32())
+
+
+def test_blocks_without_a_finite_scale_are_not_written(tmp_path: Path) -> None:
+    config = small_config(vision=False)
+    path = package_decoder(tmp_path / "m.gguf", config, random_weights(config), "Q4_0")
+    offset = read_gguf(path).tensors["blk.1.ffn_up.weight"].offset
+    data = bytearray(path.read_bytes())
+    data[offset + 18 : offset + 20] = b"\x00\x7c"  # infinity
+    path.write_bytes(data)
+    model = open_gguf(path)
+    with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_up\.weight: has scales that are not finite"):
+        write_gguf_pair(tmp_path / "out", model.tensors, config, tokenizer_model(), "Q4_0")
+
+
+def test_tied_embeddings_are_q8_0_in_a_q4_0_file_since_they_make_the_logits(tmp_path: Path) -> None:
+    tensors = contents(exported(tmp_path, small_config(vision=False, tied=True), "Q4_0")[0])[1]
+    assert tensors["token_embd.weight"][0] == "Q8_0"
 
 
 def test_a_tower_that_ends_at_its_features_says_so_to_llama_cpp(tmp_path: Path) -> None:
