@@ -108,8 +108,8 @@ class Fields:
     def only(self, key: str, *accepted: object) -> None:
         """If the key is there, its value must be one of these: the engine computes nothing else."""
         if key in self.values and self.values[key] not in accepted:
-            wanted = " or ".join(repr(value) for value in accepted)
-            self._refuse(key, wanted, "this engine does not compute other models")
+            wanted = " or ".join(repr(value) for value in accepted if value is not None)
+            self._refuse(key, wanted or "none", "this engine does not compute other models")
 
     def _get(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
