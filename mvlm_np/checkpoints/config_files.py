@@ -115,7 +115,7 @@ def vision_config(values: object, where: object) -> VisionConfig:
     return config
 
 
-def image_config(values: object, aspect_ratio: object, where: object) -> ImageConfig:
+def image_config(values: object, aspect_ratio: str | None, where: object) -> ImageConfig:
     """The parsed preprocessor_config.json, in the hub's style or as transformers saves it again.
 
     Sizes are whole numbers (hub) or {"shortest_edge": n} and {"height": n, "width": n} (saved
@@ -134,8 +134,6 @@ def image_config(values: object, aspect_ratio: object, where: object) -> ImageCo
             get.only(key, False, None)
     get.only("resample", 3)  # Pillow's number for bicubic
     get.only("rescale_factor", 1 / 255)
-    if not isinstance(aspect_ratio, str | None):
-        raise ConfigError("config.json: image_aspect_ratio", f"found {short(aspect_ratio)}", "a text")
     (resize,) = _size(get, "size", ("shortest_edge",))
     height, width = _size(get, "crop_size", ("height", "width"))
     return ImageConfig(

@@ -15,7 +15,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from mvlm_np.checkpoints.config_files import (
     decoder_config,
@@ -64,9 +63,12 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)
 
 
-def open_folder(path: Path, vision_tower: Path | None = None) -> Checkpoint:
+def open_folder(
+    path: Path, vision_tower: Path | None = None, weights: Mapping[str, Tensor] | None = None
+) -> Checkpoint:
     """Opens a model folder; `vision_tower` overrides where `mm_vision_tower` points.
 
+    weights  stand in for those of the folder, which then needs none
     ConfigError: a JSON file is missing, broken, or describes a model that this engine does not compute.
     CheckpointError: weights or the vision tower are missing, damaged or contradict their index.
     """
@@ -74,10 +76,11 @@ def open_folder(path: Path, vision_tower: Path | None = None) -> Checkpoint:
     get = Fields(read_json(where), where)
     if not is_multimodal(get.values):
         config = Config(decoder_config(get.values, where))
-        return Checkpoint(path, _with_end_token(path, config), read_weights(path))
+        return Checkpoint(path, _with_end_token(path, config), weights or read_weights(path))
     tower = _tower_folder(path, get.text("mm_vision_tower"), vision_tower)
-    config = model_config(get.values, where, *_tower_settings(tower, get.values))
-    config, tensors, notes = _with_end_token(path, config), read_weights(path), []
+    aspect = get.text("image_aspect_ratio", "") or None
+    config = model_config(get.values, where, *_tower_settings(tower, aspect))
+    config, tensors, notes = _with_end_token(path, config), dict(weights or read_weights(path)), []
     if config.vision_in_checkpoint:
         if vision_tower is not None:
             notes.append(
@@ -117,7 +120,7 @@ def _with_end_token(path: Path, config: Config) -> Config:
 def _tower_folder(path: Path, tower: str, given: Path | None) -> Path | None:
     """The vision tower's folder, or None for the openai tower when it is nowhere to be found."""
     if given is not None:
-        if not os.path.isfile(given / "config.json"):
+        if not os.path.lexists(given / "config.json"):
             raise CheckpointError(
                 given, "has no config.json", "the folder of a CLIP model", "mend vision_tower"
             )
@@ -125,7 +128,7 @@ def _tower_folder(path: Path, tower: str, given: Path | None) -> Path | None:
     places = [path / tower, path / Path(tower).name, path.parent / Path(tower).name]
     if looks_like_name(tower) and (cached := find_cached(tower)):
         places.append(cached)
-    found = next((folder for folder in places if os.path.isfile(folder / "config.json")), None)
+    found = next((folder for folder in places if os.path.lexists(folder / "config.json")), None)
     if found is None and tower != OPENAI_CLIP:
         raise CheckpointError(
             f"{path / 'config.json'}: mm_vision_tower",
@@ -136,8 +139,7 @@ def _tower_folder(path: Path, tower: str, given: Path | None) -> Path | None:
     return found
 
 
-def _tower_settings(tower: Path | None, values: Mapping[str, Any]) -> tuple[VisionConfig, ImageConfig]:
-    aspect = values.get("image_aspect_ratio")
+def _tower_settings(tower: Path | None, aspect: str | None) -> tuple[VisionConfig, ImageConfig]:
     if tower is None:
         return VisionConfig(), ImageConfig(aspect_ratio=aspect)
     config, preprocessor = tower / "config.json", tower / "preprocessor_config.json"

@@ -35,7 +35,7 @@ def read_json(path: Path, error: type[UserError] = ConfigError) -> Any:
     if len(raw) > MAX_JSON:
         raise error(path, f"has {size} bytes", f"at most {MAX_JSON}", "download it again")
     if not raw.lstrip().startswith((b"{", b"[")):
-        found, fix = what_is(raw[:HEAD])
+        found, fix = what_is(raw[:HEAD]) if raw else ("is empty", "download it again")
         raise error(path, found, "a JSON file", fix)
     return parse_json(raw, path, error)
 

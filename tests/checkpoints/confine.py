@@ -29,11 +29,11 @@ class Outcome:
     message: str = ""
     user_error: bool = False  # the exception is one of those that a user is meant to see
     grown: int = 0  # bytes of memory above the start, at the worst moment
-    events: tuple[str, ...] = ()  # audit events other than opening and mapping the file itself
+    events: tuple[str, ...] = ()  # audit events other than opening and mapping the file, or one in the folder
 
 
 def read_confined(reader: str, paths: list[Path]) -> list[Outcome]:
-    """Outcomes of `reader` ("module:function" of one path) on each of `paths`, in order."""
+    """Outcomes of `reader` ("module:function" of one path, of a file or a folder) on each of `paths`."""
     run = subprocess.run(
         [sys.executable, "-m", "tests.checkpoints.confine", reader],
         input=json.dumps([str(path) for path in paths]),
@@ -77,7 +77,8 @@ def _confined(read, path: str) -> dict:
     events: list[str] = []
 
     def hook(event: str, arguments: tuple) -> None:
-        ours = event == "open" and str(arguments[0]) == path and arguments[1] in ("r", "rb")
+        opened = os.path.abspath(str(arguments[0])) + os.sep if event == "open" else ""
+        ours = opened.startswith(path + os.sep) and arguments[1] in ("r", "rb")
         if events is not None and not ours and event != "mmap.__new__":
             events.append(event)
 

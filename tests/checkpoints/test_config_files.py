@@ -135,11 +135,6 @@ def test_a_file_that_holds_no_object_is_refused(values: object) -> None:
         image_config(values, "pad", "p.json")
 
 
-def test_an_aspect_that_is_no_text_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"image_aspect_ratio: found \['pad'\], wanted a text"):
-        image_config(HUB, ["pad"], "p.json")
-
-
 @pytest.mark.parametrize(("key", "value"), [("do_convert_rgb", False), ("do_pad", False), ("do_pad", None)])
 def test_flags_without_effect_are_accepted(key: str, value: object) -> None:
     assert image_config(SAVED | {key: value}, "pad", "p.json") == ImageConfig()

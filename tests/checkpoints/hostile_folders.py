@@ -1,0 +1,239 @@
+"""Malformed and malicious model folders: each breaks one rule, and its error must name that rule.
+
+`CASES` is name -> (changes of a good folder, a pattern that the error must match); see `hostile_files`.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from mvlm_np.checkpoints.json_files import MAX_JSON
+from tests.checkpoints.hostile_configs import SETTINGS, TOWERS
+from tests.checkpoints.hostile_files import GOOD, Case, Changes, Content, as_json, link, sparse
+
+# -- JSON files that are none -------------------------------------------------------------------------
+
+_DEEP = 100_000
+
+
+def broken(name: str) -> dict[str, Case]:
+    """Ways in which the JSON file `name` can be unreadable."""
+    where = name.replace(".", r"\.")
+    contents: dict[str, tuple[Content, str]] = {
+        "missing": (None, r"cannot be read \(No such file or directory\), wanted a JSON file"),
+        "a directory": (Path.mkdir, r"is not a regular file, wanted a JSON file"),
+        "a pipe": (os.mkfifo, r"is not a regular file"),
+        "link to a device": (link("/dev/zero"), r"is not a regular file"),
+        "link to nowhere": (link("absent"), r"cannot be read \(No such file or directory\)"),
+        "link to itself": (link(Path(name).name), r"cannot be read \(Too many levels of symbolic links\)"),
+        "100 MB": (sparse(100 << 20), rf"has 104857600 bytes, wanted at most {MAX_JSON}"),
+        "empty": (b"", r"is empty, wanted a JSON file"),
+        "a web page": (b"<html>404</html>", r"is a web page, wanted a JSON file"),
+        "LFS pointer": (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            r"is a Git LFS pointer.*git lfs pull",
+        ),
+        "a list": (b"[]", r"found \[\], wanted a JSON object"),
+        "a text": (b'"hidden_size"', r"is a text that begins '\"hidden_size\"', wanted a JSON file"),
+        "cut off": (b'{"hidden_size": 8', r"cannot be read as JSON: Expecting ',' delimiter"),
+        "not UTF-8": (b'{"\xff": 1}', r"cannot be read as JSON: 'utf-8' codec can't decode byte 0xff"),
+        "UTF-16": ("{}".encode("utf-16"), r"is of an unknown kind"),
+        "deep": (
+            b'{"a": ' + b"[" * _DEEP + b"]" * _DEEP + b"}",
+            r"cannot be read as JSON: it is nested too deeply",
+        ),
+        "key twice": (b'{"hidden_size": 8, "hidden_size": 9}', r".* the key 'hidden_size' is there twice"),
+    }
+    return {
+        f"{name}: {kind}": ({name: content}, f"{where}: {rule}") for kind, (content, rule) in contents.items()
+    }
+
+
+# -- Weights and their index --------------------------------------------------------------------------
+
+INDEX, SHARD = "model.safetensors.index.json", "model-00001-of-00002.safetensors"
+
+
+def shards(weight_map: object, **more: Content) -> Changes:
+    """The good folder with an index instead of model.safetensors, and w and v in two shards beside it."""
+    one = {name: np.zeros(1, np.float32) for name in ("w", "v")}
+    files = {"a.safetensors": save({"w": one["w"]}), "b.safetensors": save({"v": one["v"]})}
+    changed = {name.replace("_", "."): content for name, content in more.items()}
+    return {"model.safetensors": None, INDEX: as_json({"weight_map": weight_map}), **files, **changed}
+
+
+def placed(file: Any, rule: str = "wanted a .safetensors file beside it") -> Case:
+    """An index that places a tensor in `file`."""
+    changes = shards({"w": "a.safetensors", "v": file})
+    return changes, rf"index\.json: weight_map: names the file .*, {rule}"
+
+
+_BOTH = {"w": "a.safetensors", "v": "b.safetensors"}
+_WHERE = r"index\.json: weight_map: found"
+
+INDEXES: dict[str, Case] = {
+    "climbs": placed("../a.safetensors"),
+    "climbs from within": placed("clip/../../a.safetensors"),
+    "goes down": placed("clip/model.safetensors"),
+    "absolute": placed("/tmp/model.safetensors"),
+    "a device": placed("/dev/zero"),
+    "no weight file": placed("config.json"),
+    "a pickle": placed("evil.bin"),
+    "nothing": placed(""),
+    "a number": placed(7),
+    "a list": placed(["a.safetensors"]),
+    "a NUL": placed("a\0.safetensors"),
+    "terminal escapes": placed("\x1b[2J.safetensors"),
+    "100 kB of dots": placed("../" * 33_000 + "a.safetensors"),
+    "shard missing": (shards(_BOTH, b_safetensors=None), r"b\.safetensors: cannot be opened \(No such file"),
+    "shard a device": (
+        shards(_BOTH, b_safetensors=link("/dev/zero")),
+        r"b\.safetensors: cannot be opened \(not a regular file\)",
+    ),
+    "shard a link to nowhere": (
+        shards(_BOTH, b_safetensors=link("absent")),
+        r"b\.safetensors: cannot be opened \(No such file",
+    ),
+    "shard a directory": (
+        shards(_BOTH, b_safetensors=Path.mkdir),
+        r"b\.safetensors: cannot be opened \(not a regular file\)",
+    ),
+    "shard a pipe": (
+        shards(_BOTH, b_safetensors=os.mkfifo),
+        r"b\.safetensors: cannot be opened \(not a regular file",
+    ),
+    "shard an LFS pointer": (
+        shards(_BOTH, b_safetensors=b"version https://git-lfs.github.com/spec/v1\n"),
+        r"b\.safetensors: is a Git LFS pointer",
+    ),
+    "shard linked to another": (
+        shards(_BOTH, b_safetensors=link("a.safetensors")),
+        r"b\.safetensors: 'w': is not where the index says, wanted 'a\.safetensors'",
+    ),
+    "tensors swapped": (
+        shards({"w": "b.safetensors", "v": "a.safetensors"}),
+        r"a\.safetensors: 'w': is not where the index says, wanted 'b\.safetensors'",
+    ),
+    "tensor in two shards": (
+        shards(_BOTH, b_safetensors=save({name: np.zeros(1, np.float32) for name in "wv"})),
+        r"b\.safetensors: 'w': is not where the index says, wanted 'a\.safetensors'",
+    ),
+    "tensor not in the index": (
+        shards({"w": "a.safetensors", "x": "b.safetensors"}),
+        r"b\.safetensors: 'v': is not where the index says, wanted None",
+    ),
+    "tensors in no shard": (
+        shards(_BOTH | {"x": "a.safetensors", "y": "b.safetensors"}),
+        r"index\.json: places 2 tensors in files that do not hold them, 'x' for one",
+    ),
+    "map missing": (shards(None), rf"{_WHERE} None, wanted an object of tensor names and files"),
+    "map empty": (shards({}), rf"{_WHERE} \{{\}}, wanted"),
+    "map a list": (shards([["w", "a.safetensors"]]), rf"{_WHERE} \[\['w', 'a.safetensors'\]\], wanted"),
+    "map a text": (shards("a.safetensors"), rf"{_WHERE} 'a\.safetensors', wanted"),
+    "index a list": (shards({}) | {INDEX: b"[]"}, rf"{_WHERE} None, wanted"),
+    "index of 100 MB": (
+        shards({}) | {INDEX: sparse(100 << 20)},
+        rf"has 104857600 bytes, wanted at most {MAX_JSON}",
+    ),
+    "tensor twice in the index": (
+        shards({}) | {INDEX: b'{"weight_map": {"w": "a.safetensors", "w": "b.safetensors"}}'},
+        r"index\.json: cannot be read as JSON: the key 'w' is there twice",
+    ),
+    "index deep": (
+        shards({}) | {INDEX: b'{"weight_map": ' + b"[" * _DEEP + b"]" * _DEEP + b"}"},
+        r"index\.json: cannot be read as JSON: it is nested too deeply",
+    ),
+    "pickles that are safetensors": (
+        {"model.safetensors": None, "pytorch_model.bin": GOOD["model.safetensors"]},
+        r"pytorch_model\.bin: is a safetensors file.*\.safetensors",
+    ),
+    "pickle index to safetensors": (
+        shards({}) | {INDEX: None, "pytorch_model.bin.index.json": as_json({"weight_map": _BOTH})},
+        r"bin\.index\.json: weight_map: names the file 'a\.safetensors', wanted a \.bin file beside it",
+    ),
+}
+
+WEIGHTS: dict[str, Case] = {
+    "none": (
+        {"model.safetensors": None},
+        r"holds no weights, wanted one of model\.safetensors, .*; download",
+    ),
+    "a directory": (
+        {"model.safetensors": Path.mkdir},
+        r"model\.safetensors: cannot be opened \(not a regular file\)",
+    ),
+    "a link to a device": (
+        {"model.safetensors": link("/dev/zero")},
+        r"model\.safetensors: cannot be opened \(not a regular file\)",
+    ),
+    "a link to nowhere": (
+        {"model.safetensors": link("../blobs/absent")},
+        r"model\.safetensors: cannot be opened \(No such file",
+    ),
+    "a web page": ({"model.safetensors": b"<!doctype html>"}, r"model\.safetensors: is a web page"),
+    "of another model": (
+        {"model.safetensors": save({"w\x1b[2J": np.zeros(1, np.float32)})},
+        r"the tensors do not fit config\.json: 23 missing: .* 1 not known: 'w\\x1b\[2J'",
+    ),
+    "of another size": (
+        {"model.safetensors": GOOD["model.safetensors"].replace(b'"shape":[640,8]', b'"shape":[8,640]')},
+        r"2 misshapen: model\.embed_tokens\.weight is \[8, 640\] instead of \[640, 8\]",
+    ),
+}
+
+# -- Tokenizer files ----------------------------------------------------------------------------------
+
+_MODEL = GOOD["tokenizer.model"]
+
+
+def tokenizer(content: Content, rule: str) -> Case:
+    return {"tokenizer.model": content}, rf"tokenizer\.model: {rule}"
+
+
+def tokenizer_config(key: str, value: Any, rule: str) -> Case:
+    return {"tokenizer_config.json": as_json({key: value})}, rf"tokenizer_config\.json: {key}: {rule}"
+
+
+TOKENIZERS: dict[str, Case] = {
+    "missing": tokenizer(None, r"is missing"),
+    "empty": tokenizer(b"", r"has no pieces"),
+    "noise": tokenizer(bytes(range(256)) * 40, r"is not a SentencePiece model, or is cut off"),
+    "cut off": tokenizer(_MODEL[: len(_MODEL) // 2], r"is not a SentencePiece model, or is cut off|has no "),
+    "a web page": tokenizer(
+        b"<!DOCTYPE html><title>404</title>", r"is not a SentencePiece model, or is cut off"
+    ),
+    "LFS pointer": tokenizer(b"version https://git-lfs.github.com/spec/v1\n", r"is a Git LFS pointer"),
+    "1 GB": tokenizer(sparse(1 << 30), r"has 1073741824 bytes, wanted at most"),
+    "a pipe": tokenizer(os.mkfifo, r"is not a regular file"),
+    "link to a device": tokenizer(link("/dev/zero"), r"is not a regular file"),
+    "a million pieces": tokenizer(
+        b"\x0a\x02\x0a\x00" * 1_000_000, r"has more than 262144 fields, wanted fewer"
+    ),
+    "config not JSON": ({"tokenizer_config.json": b"legacy: true"}, r"tokenizer_config\.json: is not JSON"),
+    "config a list": ({"tokenizer_config.json": b"[]"}, r"tokenizer_config\.json: found \[\], wanted dict"),
+    "config deep": (
+        {"tokenizer_config.json": b"[" * _DEEP},
+        r"tokenizer_config\.json: is not JSON \(.*recursion",
+    ),
+    "legacy a text": tokenizer_config("legacy", "false", r"found 'false', wanted bool"),
+    "another tokenizer": tokenizer_config(
+        "tokenizer_class", "GPT2Tokenizer", r"found 'GPT2Tokenizer', wanted"
+    ),
+    "token id far off": (
+        {"added_tokens.json": as_json({"<x>": 1 << 60})},
+        r"'<x>' has id 1152921504606846976",
+    ),
+}
+
+CASES: dict[str, Case] = {
+    **broken("config.json"),
+    **{name: case for name, case in broken("clip/config.json").items() if "missing" not in name},
+    **{f"config: {name}": case for name, case in SETTINGS.items()},
+    **{f"tower: {name}": case for name, case in TOWERS.items()},
+    **{f"index: {name}": case for name, case in INDEXES.items()},
+    **{f"weights: {name}": case for name, case in WEIGHTS.items()},
+    **{f"tokenizer: {name}": case for name, case in TOKENIZERS.items()},
+}
