@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mvlm_np.checkpoints.packed import packed
+from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.errors import CheckpointError
 from mvlm_np.linear import Dense, Embedding, Linear, Norm, Quantized
@@ -144,7 +145,7 @@ def check(
     """
     theirs = {spelling(name): shape for name, shape in wanted.items()}
     missing = [name for name in theirs if name not in tensors]
-    extra = [name for name in tensors if name not in theirs and not ignored(name)]
+    extra = [show(name) for name in tensors if name not in theirs and not ignored(name)]
     misshapen = [
         f"{name} is {list(tensors[name].shape)} instead of {list(shape)}"
         for name, shape in theirs.items()
@@ -164,7 +165,7 @@ def check(
     return {name: tensors[spelling(name)] for name in wanted}
 
 
-def _some(names: Iterable[str], most: int = 6) -> str:
+def _some(names: Iterable[str], most: int = 4) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
