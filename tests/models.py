@@ -11,6 +11,8 @@ from mvlm_np.checkpoints.binding import Binder, Loader, Manifest, check
 from mvlm_np.checkpoints.names import VISION, hugging_face, unused
 from mvlm_np.checkpoints.tensors import Tensor
 
+torch.set_num_threads(1)  # the models are so small that threads would mostly wait for each other
+
 T = TypeVar("T")
 U = 2.0**-24  # unit roundoff of float32: the largest relative error of one correctly rounded operation
 
