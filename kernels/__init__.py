@@ -1,1 +1,26 @@
 """The fast twins of `mvlm_np.ops`, compiled by Numba. Installed and imported as `mvlm_np.kernels`."""
+
+from collections.abc import Callable
+
+
+def vocabulary() -> dict[str, Callable]:
+    """The functions of `ops` that have a twin, by their name there. ImportError if there is no Numba.
+
+    A twin takes and returns what its namesake does; what it is not made for (another type than float32,
+    an odd shape) it passes on to it. Nothing is compiled before it is called.
+    """
+    from mvlm_np.kernels import activations, attention, images, norms
+
+    return {
+        "layer_norm": norms.layer_norm,
+        "rms_norm": norms.rms_norm,
+        "quick_gelu": activations.quick_gelu,
+        "silu": activations.silu,
+        "swiglu": activations.swiglu,
+        "gelu": activations.gelu,
+        "softmax": attention.softmax,
+        "attention": attention.attention,
+        "rope": attention.rope,
+        "depthwise_conv": images.depthwise_conv,
+        "adaptive_avg_pool": images.adaptive_avg_pool,
+    }

@@ -1,0 +1,150 @@
+"""How kernels are compiled, and where the machine code is kept: nothing else configures Numba.
+
+A kernel is compiled on its first call, for the one signature that it declares. The machine code goes to
+`$XDG_CACHE_HOME/mvlm-np` (or `~/.cache/mvlm-np`), into a folder whose name is a hash of all that the code
+depends on; where nothing can be written, every process compiles for itself.
+"""
+
+import hashlib
+import os
+import pickle
+import sys
+import tempfile
+from functools import cache, cached_property
+from pathlib import Path
+
+import llvmlite
+import numba
+import numpy as np
+from numba import njit, types
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.registry import cpu_target
+from numba.core.serialize import dumps
+
+from mvlm_np import ops
+
+if numba.config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
+
+# "contract" lets a * b + c become one instruction, rounded once. It is the only licence: nothing may
+# change the order of a sum. Division by zero gives what IEEE 754 says, not an exception.
+OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy"}
+
+# Nanoseconds of work on one core from which threads pay: starting them takes some 10 microseconds, and ten
+# times that where other programs use the cores.
+WORTH_THREADS = 100_000
+
+# Numba's threads wait asleep ("workqueue") instead of spinning (GNU's OpenMP, its choice on Linux): spinning
+# takes the cores from BLAS, whose turn comes next, and from other programs. A user's own choice stands.
+if numba.config.THREADING_LAYER_PRIORITY == ["tbb", "omp", "workqueue"]:
+    numba.config.THREADING_LAYER_PRIORITY = ["tbb", "workqueue", "omp"]
+
+# For functions that become part of the kernels which call them.
+inline = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
+
+
+def reads(ndim, layout="C"):
+    """The type of a float32 array that a kernel reads; it may be read-only. Layout "A": any strides."""
+    return types.Array(types.float32, ndim, layout, readonly=True)
+
+
+def writes(ndim):
+    """The type of a float32 array that a kernel writes."""
+    return types.Array(types.float32, ndim, "C")
+
+
+def kernel(*signature):
+    """Decorates the body of a kernel with the types of its arguments. It returns nothing."""
+    return lambda body: Kernel(body, types.void(*signature))
+
+
+class Kernel:
+    """A compiled function: once as it stands, and once with the steps of its `prange` spread over threads.
+
+    The GIL is held while it runs: "workqueue" aborts the process if two Python threads use it at once.
+    """
+
+    def __init__(self, body, signature):
+        self.body, self.signature = body, signature
+
+    def __call__(self, work, *args):
+        """Runs on `args`. work: nanoseconds that takes on one core, about; it decides about threads."""
+        (self._many if work >= WORTH_THREADS else self._one)(*args)
+
+    @cached_property
+    def _one(self):
+        return self._compiled(parallel=False)
+
+    @cached_property
+    def _many(self):
+        return self._compiled(parallel=True)
+
+    def _compiled(self, parallel):
+        compiled = njit(parallel=parallel, **OPTIONS)(self.body)
+        if folder := cache_folder():
+            name = f"{self.body.__module__}.{self.body.__name__}{'-threads' if parallel else ''}"
+            compiled._cache = DiskCache(folder / name)
+        compiled.compile(self.signature)
+        compiled.disable_compile()  # from now on, arguments are converted to the signature: none is added
+        return compiled
+
+
+# ---------------------------------------------------------------- the cache on disk
+
+
+class DiskCache(NullCache):
+    """One kernel's machine code in one file: its SHA-256, then what Numba needs to load it.
+
+    Numba's own cache cannot serve a read-only installation, does not notice changes of the files that a
+    kernel imports from, and its index file can mix up two processes that write at once.
+    """
+
+    def __init__(self, path):
+        self.path = path
+
+    def load_overload(self, signature, context):
+        context.refresh()
+        try:
+            stored = self.path.read_bytes()
+        except OSError:
+            return None
+        digest, data = stored[:32], stored[32:]
+        if hashlib.sha256(data).digest() != digest:
+            return None  # cut short by a full disk or a power cut
+        return CompileResult._rebuild(context, *pickle.loads(data))
+
+    def save_overload(self, signature, result):
+        data = dumps(result._reduce())
+        try:
+            with tempfile.NamedTemporaryFile(dir=self.path.parent, delete=False) as file:
+                file.write(hashlib.sha256(data).digest() + data)
+            os.replace(file.name, self.path)  # other processes see all of it or nothing
+        except OSError:
+            pass
+
+
+@cache
+def cache_folder():
+    """The folder of this installation's machine code, or None if there can be none."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        if not home.is_absolute():
+            home = Path.home() / ".cache"
+        folder = home / "mvlm-np" / fingerprint()
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return None
+    return folder
+
+
+def fingerprint():
+    """A hash of all that the machine code depends on: sources, versions, CPU, settings."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    sources = [path.read_bytes() for path in [*files, Path(ops.__file__)]]  # ops has erf's coefficients
+    versions = sys.version, numba.__version__, llvmlite.__version__, np.__version__
+    config = numba.config
+    settings = config.OPT, config.BOUNDSCHECK, config.DEBUGINFO_DEFAULT, os.environ.get("MVLM_SIMD")
+    cpu = cpu_target.target_context.codegen().magic_tuple()
+    return hashlib.sha256(repr((sources, versions, settings, cpu)).encode()).hexdigest()[:16]

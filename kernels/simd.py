@@ -1,0 +1,140 @@
+"""Vectors of 16 float32 for kernels: one variable, one LLVM instruction.
+
+LLVM turns a loop whose steps are independent into vector code by itself. It may not do so with a sum, whose
+order of addition would change, and it cannot keep a tile of a matrix product in registers. Here the order
+is written down: a sum runs in 16 lanes, which are added up pairwise at the end, and that on every CPU.
+16 lanes are one AVX-512 register, two AVX2 or four NEON ones.
+
+`a` is an array whose last axis is contiguous; `load` and `store` take the index of the first of 16
+elements as a tuple, and check nothing.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+LANES = 16
+_F32 = ir.FloatType()
+_VECTOR = ir.VectorType(_F32, LANES)
+
+
+class Vector(types.Type):
+    """The Numba type of 16 float32 lanes."""
+
+    def __init__(self):
+        super().__init__("float32x16")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, numba_type):
+        super().__init__(manager, numba_type, _VECTOR)
+
+
+vector = Vector()
+
+
+def _pointer(context, builder, array_type, array, index):
+    """Where 16 lanes at `index` lie in memory."""
+    array = context.make_array(array_type)(context, builder, array)
+    where = cgutils.unpack_tuple(builder, index)
+    element = cgutils.get_item_pointer(context, builder, array_type, array, where)
+    return builder.bitcast(element, _VECTOR.as_pointer())
+
+
+@intrinsic
+def load(typing, a, index):
+    """a[index : index + 16]"""
+
+    def generate(context, builder, signature, arguments):
+        pointer = _pointer(context, builder, signature.args[0], *arguments)
+        return builder.load(pointer, align=4)
+
+    return vector(a, index), generate
+
+
+@intrinsic
+def store(typing, a, index, v):
+    """a[index : index + 16] = v"""
+
+    def generate(context, builder, signature, arguments):
+        pointer = _pointer(context, builder, signature.args[0], *arguments[:2])
+        builder.store(arguments[2], pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.none(a, index, v), generate
+
+
+@intrinsic
+def splat(typing, x):
+    """All lanes are the float32 x."""
+
+    def generate(context, builder, signature, arguments):
+        undefined = ir.Constant(_VECTOR, ir.Undefined)
+        first = builder.insert_element(undefined, arguments[0], ir.Constant(ir.IntType(32), 0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
+        return builder.shuffle_vector(first, undefined, zeros)
+
+    return vector(types.float32), generate
+
+
+@intrinsic
+def add(typing, v, w):
+    """v + w"""
+    return vector(v, w), lambda context, builder, signature, arguments: builder.fadd(*arguments)
+
+
+@intrinsic
+def multiply_add(typing, v, w, total):
+    """v * w + total; rounded once where the CPU can, else twice."""
+
+    def generate(context, builder, signature, arguments):
+        v, w, total = arguments
+        product = builder.fmul(v, w, flags=("contract",))
+        return builder.fadd(product, total, flags=("contract",))
+
+    return vector(v, w, total), generate
+
+
+@intrinsic
+def larger(typing, v, w):
+    """The larger one in each lane; w where v is NaN."""
+
+    return vector(v, w), lambda context, builder, signature, arguments: _larger(builder, *arguments)
+
+
+def _larger(builder, v, w):
+    return builder.select(builder.fcmp_ordered(">", v, w), v, w)
+
+
+def _folded(builder, v, combine):
+    """The lanes combined pairwise: i with i + 8, then i with i + 4, and so on."""
+    lanes = LANES
+    while lanes > 1:
+        lanes //= 2
+        index = ir.VectorType(ir.IntType(32), lanes)
+        undefined = ir.Constant(v.type, ir.Undefined)
+        low, high = (ir.Constant(index, list(range(start, start + lanes))) for start in (0, lanes))
+        v = combine(*(builder.shuffle_vector(v, undefined, half) for half in (low, high)))
+    return builder.extract_element(v, ir.Constant(ir.IntType(32), 0))
+
+
+@intrinsic
+def total(typing, v):
+    """The sum of the lanes, added pairwise."""
+
+    def generate(context, builder, signature, arguments):
+        return _folded(builder, arguments[0], builder.fadd)
+
+    return types.float32(v), generate
+
+
+@intrinsic
+def largest(typing, v):
+    """The largest lane. NaN lanes may or may not count."""
+
+    def generate(context, builder, signature, arguments):
+        return _folded(builder, arguments[0], lambda v, w: _larger(builder, v, w))
+
+    return types.float32(v), generate
