@@ -9,11 +9,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf, log10, prod
+from pathlib import Path
 
 import numpy as np
 
 from mvlm_np import quantize
 from mvlm_np.checkpoints.gguf_blocks import split_q4_0, split_q8_0
+from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tensors import CHUNK, Tensor
 from mvlm_np.errors import CheckpointError
 from mvlm_np.kernels import pack
@@ -104,33 +106,29 @@ def _require_finite(tensor: Tensor, numbers: np.ndarray) -> None:
         )
 
 
-def join(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
+def join(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
     """The tensors of a file with each packed pair as one; a file that holds none comes back as it is."""
     if MARK not in metadata:
         return tensors
-    where = next(iter(tensors.values())).file.path if tensors else "safetensors"
     if metadata[MARK] != VERSION:
-        raise CheckpointError(
-            f"{where}: {MARK}", f"found version {metadata[MARK][:20]!r}", VERSION, "convert the model again"
-        )
+        found = f"found version {show(metadata[MARK])}"
+        raise CheckpointError(f"{path}: {MARK}", found, VERSION, "convert the model again")
     joined = dict(tensors)
     for name, description in metadata.items():
         if name in (MARK, "format"):
             continue
-        kind, shape = _parse(f"{where}: {name}", description)
+        where = f"{path}: {show(name)}"
+        if name in joined:
+            raise CheckpointError(where, "is there packed and as it is", "one of the two", "convert again")
+        kind, shape = _parse(where, description)
         pair = [joined.pop(name + part, None) for part in (VALUES, SCALES)]
-        expected = zip(
-            pack.shapes(BITS[kind], *matrix(shape)), (VALUE_DTYPES[BITS[kind]], "float16"), strict=True
-        )
+        sizes = pack.shapes(BITS[kind], *matrix(shape))
+        expected = zip(sizes, (VALUE_DTYPES[BITS[kind]], "float16"), strict=True)
         for tensor, part, (size, dtype) in zip(pair, (VALUES, SCALES), expected, strict=True):
             if tensor is None or tensor.shape != size or tensor.dtype != dtype:
-                found = "is missing" if tensor is None else f"is {tensor.dtype} {list(tensor.shape)}"
-                raise CheckpointError(
-                    f"{where}: {name}{part}",
-                    found,
-                    f"{dtype} {list(size)} for {description}",
-                    "convert again",
-                )
+                found = "are missing" if tensor is None else f"are {tensor.dtype} {list(tensor.shape)}"
+                wanted = f"{dtype} {list(size)} for {description}"
+                raise CheckpointError(where, f"its {part[1:]} {found}", wanted, "convert again")
         values, scales = pair
         assert values is not None and scales is not None
         joined[name] = PackedTensor(
@@ -146,8 +144,8 @@ def describe(bits: int, shape: tuple[int, ...]) -> str:
 
 def _parse(where: str, description: str) -> tuple[str, tuple[int, ...]]:
     kind, *sizes = description.split() or [""]
-    if kind in BITS and len(sizes) >= 2 and all(re.fullmatch("[1-9][0-9]{0,8}", size) for size in sizes):
+    if kind in BITS and 2 <= len(sizes) <= 4 and all(re.fullmatch("[1-9][0-9]{0,8}", size) for size in sizes):
         return kind, tuple(map(int, sizes))
     raise CheckpointError(
-        where, f"found {description[:40]!r}", "int8 or int4 and a shape, such as int4 2048 5632"
+        where, f"found {show(description)}", "int8 or int4 and a shape, such as int4 2048 5632"
     )

@@ -33,7 +33,7 @@ DOWNLOAD = "download it again"
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, unread. A CheckpointError names the tensor and the rule it breaks."""
-    return packed.join(*read_with_metadata(path))
+    return packed.join(path, *read_with_metadata(path))
 
 
 def read_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -198,6 +198,57 @@ LAYOUTS = {
     "a second file appended": (GOOD + GOOD, r"holds 81 bytes behind 'w'"),
 }
 
+_VALUES = {"w.values": entry(0, 512, [1, 1, 8, 64], "I8"), "w.scales": entry(512, 544, [1, 1, 16], "F16")}
+
+
+def packed(
+    description: str, tensors: Any = _VALUES, size: int = 544, more: dict[str, str] | None = None
+) -> bytes:
+    """A file of our own with one matrix w (16, 32) in int8, as its metadata describe it."""
+    metadata = {"mvlm_np.packed": "1", "w": description} | (more or {})
+    return file({"__metadata__": metadata, **tensors}, bytes(size))
+
+
+_SHAPES = r"wanted int8 or int4 and a shape"
+
+PACKED = {
+    "version of the future": (
+        packed("int8 16 32", more={"mvlm_np.packed": "2"}),
+        r"packed: found version '2', wanted 1",
+    ),
+    "of another type": (packed("int3 16 32"), rf"'w': found 'int3 16 32', {_SHAPES}"),
+    "without a shape": (packed("int8"), rf"'w': found 'int8', {_SHAPES}"),
+    "described by nothing": (packed(""), rf"'w': found '', {_SHAPES}"),
+    "negative": (packed("int8 -16 32"), rf"'w': found 'int8 -16 32', {_SHAPES}"),
+    "of no rows": (packed("int8 0 32"), rf"'w': found 'int8 0 32', {_SHAPES}"),
+    "of 100,000 dimensions": (
+        packed("int8" + " 999999999" * 100_000),
+        rf"'w': found 'int8 999.*\.\.\.', {_SHAPES}",
+    ),
+    "in other digits": (packed("int8 １６ 32"), rf"'w': found 'int8 .*', {_SHAPES}"),
+    "larger than stored": (
+        packed("int8 17 32"),
+        r"'w': its values are int8 \[1, 1, 8, 64\], wanted int8 \[2, 1, 8, 64\]",
+    ),
+    "of other bits than stored": (
+        packed("int4 16 32"),
+        r"'w': its values are int8 \[1, 1, 8, 64\], wanted uint8 \[1, 1, 4",
+    ),
+    "without values": (
+        packed("int8 16 32", {}, 0),
+        r"'w': its values are missing, wanted int8 \[1, 1, 8, 64\]",
+    ),
+    "without scales": (
+        packed("int8 16 32", {"w.values": _VALUES["w.values"]}, 512),
+        r"'w': its scales are missing, wanted float16 \[1, 1, 16\]",
+    ),
+    "and as it is": (
+        packed("int8 16 32", {**_VALUES, "w": entry(544, 544, [0])}),
+        r"'w': is there packed and as it is, wanted one of the two",
+    ),
+    "by an escaped name": (packed("int8 16 32", more={"\x1b[2J": ""}), rf"'\\x1b\[2J': found '', {_SHAPES}"),
+}
+
 OTHERS = {
     "nothing": (b"", r"is empty"),
     "eight bytes": (bytes(8), r"begins with zeros, as an unfinished download may"),
@@ -223,6 +274,7 @@ CASES: dict[str, tuple[bytes, str]] = {
     **{f"header: {name}": case for name, case in HEADERS.items()},
     **{f"entry: {name}": case for name, case in ENTRIES.items()},
     **{f"layout: {name}": case for name, case in LAYOUTS.items()},
+    **{f"packed: {name}": case for name, case in PACKED.items()},
     **{f"other: {name}": case for name, case in OTHERS.items()},
 }
 
