@@ -1,16 +1,17 @@
-"""Writing a model anew: any format in, a folder of safetensors in the wanted precision out.
+"""Writing a model anew: any format in; out comes a folder of safetensors, or the two files of a GGUF.
 
 The folder is laid out as upstream's, loads wherever a model folder does, and stands for itself: settings,
-tokenizer and vision tower lie in it. `mvlm.json` says where it came from, what rounding cost, and the
-SHA-256 of every file. Tensors are read, rounded and written one at a time.
+tokenizer and vision tower lie in it. `mvlm.json` says where the model came from, what rounding cost, and
+the SHA-256 of every file. Tensors are read, rounded and written one at a time. Whatever stops a conversion
+leaves nothing under the destination's name; killed, it leaves DESTINATION.part-PID, which may be removed.
 """
 
-import hashlib
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,21 @@ import numpy as np
 from mvlm_np.checkpoints import names, packed
 from mvlm_np.checkpoints.binding import bits
 from mvlm_np.checkpoints.folder import Checkpoint
+from mvlm_np.checkpoints.gguf_writer import write_gguf_pair
 from mvlm_np.checkpoints.json_files import read_json
+from mvlm_np.checkpoints.lora import MergedTensor
+from mvlm_np.checkpoints.record import write_json, write_record
 from mvlm_np.checkpoints.safetensors import Entry, write_safetensors
 from mvlm_np.checkpoints.tensors import CHUNK, PLAIN, Tensor, float32_to_bfloat16
 from mvlm_np.config import Config
-from mvlm_np.errors import CheckpointError, UserError
+from mvlm_np.errors import UserError
+from mvlm_np.inputs.tokenizer_files import read_folder
 from mvlm_np.kernels import pack
-from mvlm_np.loading import bound_tensors, manifest
+from mvlm_np.loading import bound_tensors, manifest, open_tokenizer
 
 PRECISIONS = ("float32", "bf16", "int8", "int4")
-RECORD = "mvlm.json"
+GGUF_PRECISIONS = {"float16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
+QUALITIES = ("high", "fast")
 TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer_config.json",
@@ -54,67 +60,95 @@ def convert(
                latter two, everything else stays as it is stored
     quality    of int4: "high" or "fast", see `quantize`
 
-    The folder appears under its name when it is complete; killed at any moment, the conversion leaves
-    nothing that loads. UserError: the folder is there already, or the checkpoint is not sound.
+    UserError: the folder is there already, or cannot be written; or the checkpoint is not sound.
     """
-    if precision not in PRECISIONS:
-        raise UserError("precision", f"found {precision!r}", " or ".join(PRECISIONS))
-    if quality not in ("high", "fast"):
-        raise UserError("quality", f"found {quality!r}", "high or fast")
-    if destination.exists():
-        raise UserError(destination, "exists already", "a new folder", "name another, or remove it")
-    tensors = bound_tensors(checkpoint)
-    part = destination.with_name(f"{destination.name}.part-{os.getpid()}")
+    tensors = _sound(checkpoint, precision, PRECISIONS, quality)
     rounding: dict[str, dict[str, float]] = {}
 
     def note(name: str, kept: int | None, snr: float) -> None:
-        if kept:
+        if kept and np.isfinite(snr):
             rounding[name] = {"bits": kept, "signal_to_noise_db": snr}
         told(name, kept, snr)
 
-    try:
-        part.mkdir(parents=True)
+    with _new_folder(destination) as part:
         _write_weights(checkpoint.config, tensors, part, precision, quality, note)
         _write_tokenizer(checkpoint, part)
         _write_settings(checkpoint, part)
-        record = {
-            "format": 1,
-            "source": checkpoint.path.name,
-            "precision": precision,
-            "files": {str(f.relative_to(part)): sha256(f) for f in sorted(part.rglob("*")) if f.is_file()},
-            "rounding": {name: v for name, v in rounding.items() if np.isfinite(v["signal_to_noise_db"])},
-        }
-        _write_json(part / RECORD, record)
+        write_record(part, {**_origin(checkpoint), "precision": precision, "rounding": rounding})
+
+
+def convert_to_gguf(
+    checkpoint: Checkpoint,
+    destination: Path,
+    precision: str,
+    quality: str = "high",
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> None:
+    """Writes `checkpoint` as the GGUF pair that llama.cpp runs, into the new folder `destination`.
+
+    precision  of the decoder's matrices: "float16" (F16), "int8" (Q8_0) or "int4" (Q4_0)
+    quality    of int4: "high", the same weights as in a folder, or "fast", those of llama.cpp's quantiser
+    progress   is called with the bytes written so far and the bytes in all
+
+    UserError: as `convert`; or llama.cpp has no such model; or there is no tokenizer, which a GGUF contains.
+    """
+    tensors = _sound(checkpoint, precision, GGUF_PRECISIONS, quality)
+    spelling = names.hugging_face(checkpoint.config.mm_projector_type)
+    tokenizer = open_tokenizer(checkpoint)
+    inside = checkpoint.tokenizer or read_folder(_tokenizer_folder(checkpoint))
+    with _new_folder(destination) as part:
+        write_gguf_pair(
+            part,
+            {spelling(name): tensor for name, tensor in tensors.items()},
+            checkpoint.config,
+            inside.model,
+            GGUF_PRECISIONS[precision],
+            name=checkpoint.path.stem,
+            added_tokens=tokenizer.appended,
+            legacy=tokenizer.legacy,
+            quality=quality,
+            progress=progress,
+        )
+        write_record(part, {**_origin(checkpoint), "precision": precision})
+
+
+def _sound(
+    checkpoint: Checkpoint, precision: str, precisions: Collection[str], quality: str
+) -> dict[str, Tensor]:
+    """The checkpoint's tensors under our names, once all that was asked for makes sense."""
+    for where, found, known in (("precision", precision, precisions), ("quality", quality, QUALITIES)):
+        if found not in known:
+            raise UserError(where, f"found {found!r}", " or ".join(known))
+    tensors = bound_tensors(checkpoint)
+    for tensor in tensors.values():
+        if isinstance(tensor, MergedTensor) and tensor.is_rounded and precision in ("int8", "int4"):
+            raise UserError(
+                f"{checkpoint.path}: {tensor.name}",
+                f"is kept in {tensor.base.dtype}, and would be rounded a second time after merging",
+                "a base in floating point",
+                "merge onto the model from which this one was made, or write bf16",
+            )
+    return tensors
+
+
+def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"source": checkpoint.path.name, "notes": checkpoint.notes}
+
+
+@contextmanager
+def _new_folder(destination: Path) -> Iterator[Path]:
+    """A folder that gets its name when all is written, and vanishes if that fails."""
+    if os.path.lexists(destination):
+        raise UserError(destination, "exists already", "a new folder", "name another, or remove it")
+    part = destination.with_name(f"{destination.name}.part-{os.getpid()}")
+    try:
+        part.mkdir(parents=True)
+        yield part
         part.rename(destination)
     except OSError as error:
         raise UserError(destination, f"cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def verify(folder: Path) -> list[str]:
-    """What is wrong with the files of a converted folder, by SHA-256; nothing, if all are as written."""
-    record = read_json(folder / RECORD)
-    files = record.get("files") if isinstance(record, dict) else None
-    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
-        raise CheckpointError(
-            f"{folder / RECORD}: files", "is missing", "names and SHA-256 sums", "convert again"
-        )
-    problems = []
-    for name, digest in files.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            problems.append(f"{name} lies outside the folder")
-        elif not path.is_file():
-            problems.append(f"{name} is missing")
-        elif sha256(path) != digest:
-            problems.append(f"{name} has changed")
-    return problems
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------- weights
@@ -178,7 +212,7 @@ def _plain(name: str, tensor: Tensor, precision: str, note: Told) -> Entry:
     dtype = dtype if dtype in PLAIN else "float32"
 
     def values() -> Iterator[np.ndarray]:
-        step = max(1, CHUNK * len(tensor.raw) // max(1, tensor.raw.size)) if tensor.shape else 1
+        step = max(1, CHUNK // max(1, prod(tensor.shape[1:])))
         for start in range(0, tensor.shape[0], step):
             part = slice(start, start + step)
             if dtype == tensor.dtype:
@@ -214,7 +248,7 @@ def _write_settings(checkpoint: Checkpoint, part: Path) -> None:
         }
         clip = part / "clip"
         clip.mkdir(exist_ok=True)
-        _write_json(clip / "config.json", {"model_type": "clip_vision_model", **asdict(config.vision)})
+        write_json(clip / "config.json", {"model_type": "clip_vision_model", **asdict(config.vision)})
         height, width = config.image.crop
         preprocessor = {
             "image_processor_type": "CLIPImageProcessor",
@@ -224,8 +258,8 @@ def _write_settings(checkpoint: Checkpoint, part: Path) -> None:
             "image_std": config.image.std,
             "resample": 3,
         }
-        _write_json(clip / "preprocessor_config.json", preprocessor)
-    _write_json(part / "config.json", values)
+        write_json(clip / "preprocessor_config.json", preprocessor)
+    write_json(part / "config.json", values)
 
 
 def _write_tokenizer(checkpoint: Checkpoint, part: Path) -> None:
@@ -242,13 +276,13 @@ def _write_tokenizer(checkpoint: Checkpoint, part: Path) -> None:
             "eos_token": inside.eos,
             "unk_token": inside.unk,
         }
-        _write_json(part / "tokenizer_config.json", settings)
+        write_json(part / "tokenizer_config.json", settings)
         return
-    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    folder = _tokenizer_folder(checkpoint)
     for name in TOKENIZER_FILES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, part / name)
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _tokenizer_folder(checkpoint: Checkpoint) -> Path:
+    return checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent

@@ -53,3 +53,11 @@ def _lines(path: Path) -> list[str]:
 def peak() -> int | None:
     """The most memory this process has occupied so far (VmHWM), mapped pages included, in bytes."""
     return _kilobytes(PROC / "self/status", "VmHWM:")
+
+
+def text(nbytes: int) -> str:
+    """A number of bytes for people: 3.35 GB, 12.4 MB, 830 kB, 17 bytes."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if nbytes >= 0.9995 * size:
+            return f"{nbytes / size:.3g} {unit}"
+    return f"{nbytes} bytes"

@@ -19,24 +19,25 @@ from mvlm_np.kernels.pack import GROUP
 CANDIDATES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
 
 
-def quantize(w: np.ndarray, bits: int, quality: str = "high") -> tuple[np.ndarray, np.ndarray]:
+def quantize(
+    w: np.ndarray, bits: int, quality: str = "high", where: object = "weight"
+) -> tuple[np.ndarray, np.ndarray]:
     """float32 (N, K) -> int8 (N, K) and float16 (N, groups), rounding half to even.
 
-    A last group of fewer than 32 columns has a scale of its own. quality: "high" or "fast" (the plain scale).
+    A last group of fewer than 32 columns has a scale of its own. quality: "high" or "fast" (the plain
+    scale). `where` names the weight in errors.
     """
     if not np.isfinite(w).all():
-        raise CheckpointError(
-            "weight", "found NaN or infinity", "finite numbers", "the checkpoint is damaged"
-        )
+        raise CheckpointError(where, "holds NaN or infinity", "finite numbers", "download it again")
     N, K = w.shape
     padded = np.pad(w, ((0, 0), (0, -K % GROUP))) if K % GROUP else w
     groups = padded.reshape(N, -1, GROUP)
     extreme = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)[..., 0]
     if bits == 8:
-        scales = _storable(np.abs(extreme) / 127)
+        scales = _storable(np.abs(extreme) / 127, where)
         q = _round(groups, scales, -127, 127)
     else:
-        scales = _storable(extreme / -8)
+        scales = _storable(extreme / -8, where)
         q = _round(groups, scales, -8, 7)
         if quality == "high":
             q, scales = _refine(groups, extreme / -8, q, scales)
@@ -49,9 +50,10 @@ def dequantize(q: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return q * per_column
 
 
-def _storable(scales: np.ndarray) -> np.ndarray:
-    if np.abs(scales).max(initial=0) >= 65520:  # would round to infinity
-        raise CheckpointError("weight", f"found {np.abs(scales).max():.3g} as a group's scale", "below 65520")
+def _storable(scales: np.ndarray, where: object) -> np.ndarray:
+    largest = np.abs(scales).max(initial=0)
+    if largest >= 65520:  # would round to infinity
+        raise CheckpointError(where, f"has a group with the scale {largest:.5g}", "below 65520")
     return scales.astype(np.float16)
 
 

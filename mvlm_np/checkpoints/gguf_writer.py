@@ -28,6 +28,7 @@ from mvlm_np.checkpoints.tensors import CHUNK, Tensor
 from mvlm_np.config import Config, VisionConfig
 from mvlm_np.errors import CheckpointError, ConfigError
 from mvlm_np.kernels import pack
+from mvlm_np.quantize import quantize
 
 ALIGNMENT = 32
 FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7}  # what we write, and llama.cpp's number for it
@@ -73,14 +74,16 @@ def write_gguf_pair(
     name: str = "MobileVLM",
     added_tokens: Mapping[str, int] | None = None,
     legacy: bool = True,
-    progress: Callable[[int], object] = lambda _: None,
+    quality: str = "fast",
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> list[Path]:
     """Writes `model-{precision}.gguf` and, if there is vision, `mmproj-model-f16.gguf`; returns their paths.
 
     tensors    by Hugging Face's names, checked against `config`; what the files have no place for is left out
     tokenizer  the bytes of its SentencePiece model; added_tokens and legacy as in `inputs.tokenizer`
     precision  "F16", "Q8_0" or "Q4_0", of the decoder's matrices; rows that blocks do not divide stay F16
-    progress   is called with the number of bytes after each piece that was written
+    quality    of Q4_0: "fast" rounds as llama.cpp's quantiser does, "high" as `quantize` does
+    progress   is called after each piece with the bytes written so far and the bytes in all
 
     Raises CheckpointError for a missing tensor or values that the format cannot hold, ConfigError for a
     model that llama.cpp has no graph for, OSError if the disk is full; nothing is left behind then.
@@ -90,10 +93,18 @@ def write_gguf_pair(
     settings = _decoder_settings(config, name, precision) | tokenizer_settings(
         tokenizer, config.decoder.vocab_size, added_tokens, legacy
     )
-    files = {f"model-{precision}.gguf": (settings, list(_decoder_entries(tensors, config, precision)))}
+    entries = list(_decoder_entries(tensors, config, precision, quality))
+    files = {f"model-{precision}.gguf": (settings, entries)}
     if config.vision:
         settings = _mmproj_settings(config, config.vision, name)
         files["mmproj-model-f16.gguf"] = (settings, list(_mmproj_entries(tensors, config)))
+    done, total = 0, sum(entry.nbytes for _, entries in files.values() for entry in entries)
+
+    def count(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress(done, total)
+
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as cleanup:
         drafts = {}
@@ -101,7 +112,7 @@ def write_gguf_pair(
             draft = drafts[folder / file_name] = folder / f".{file_name}.{os.getpid()}.part"
             cleanup.callback(draft.unlink, missing_ok=True)
             with open(draft, "wb") as f:
-                write_gguf(f, metadata, entries, progress)
+                write_gguf(f, metadata, entries, count)
                 f.flush()
                 os.fsync(f.fileno())
         for final, draft in drafts.items():
@@ -123,9 +134,9 @@ def write_gguf(
     f: BinaryIO,
     settings: Mapping[str, Any],
     entries: Iterable[Entry],
-    progress: Callable[[int], object] = lambda _: None,
+    count: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """Settings and tensors in GGUF version 3.
+    """Settings and tensors in GGUF version 3. `count` is called with the size of each piece written.
 
     A setting is a bool, int (kept as u32), F32 or str, or a list of int (i32), float (f32) or str.
     """
@@ -145,7 +156,7 @@ def write_gguf(
         for chunk in entry.chunks():
             f.write(chunk.data)
             written += chunk.nbytes
-            progress(chunk.nbytes)
+            count(chunk.nbytes)
         assert written == entry.nbytes, f"{entry.name}: announced {entry.nbytes} bytes, wrote {written}"
         f.write(bytes(-written % ALIGNMENT))
 
@@ -195,7 +206,9 @@ def _decoder_settings(config: Config, name: str, precision: str) -> dict[str, An
     }
 
 
-def _decoder_entries(tensors: Mapping[str, Weight], config: Config, precision: str) -> Iterator[Entry]:
+def _decoder_entries(
+    tensors: Mapping[str, Weight], config: Config, precision: str, quality: str
+) -> Iterator[Entry]:
     decoder = config.decoder
     heads = {"attn_q": decoder.num_attention_heads, "attn_k": decoder.num_key_value_heads}
     names = decoder_names(decoder.num_hidden_layers, decoder.tie_word_embeddings)
@@ -209,7 +222,7 @@ def _decoder_entries(tensors: Mapping[str, Weight], config: Config, precision: s
             dtype = "float16"
         part = name.split(".")[-2]
         order = partial(_pairs, heads=heads[part]) if part in heads else None
-        yield Entry(name, shape, dtype, partial(_chunks, name, tensor, dtype, order))
+        yield Entry(name, shape, dtype, partial(_chunks, name, tensor, dtype, order, quality))
 
 
 def _pairs(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -227,7 +240,11 @@ def _chosen(tensors: Mapping[str, Weight], names: Mapping[str, str]) -> Iterator
 
 
 def _chunks(
-    name: str, tensor: Weight, dtype: str, order: Callable[[np.ndarray], np.ndarray] | None
+    name: str,
+    tensor: Weight,
+    dtype: str,
+    order: Callable[[np.ndarray], np.ndarray] | None = None,
+    quality: str = "fast",
 ) -> Iterator[np.ndarray]:
     """The bytes of `tensor` as `dtype`, its rows put in `order`."""
     if isinstance(tensor, Tensor) and _grid(tensor) == dtype:
@@ -240,7 +257,11 @@ def _chunks(
     values = tensor.float32()
     values = (order(values) if order else values).reshape(-1)
     for start in range(0, len(values), CHUNK):
-        yield encode(dtype, values[start : start + CHUNK], name)
+        part = values[start : start + CHUNK]
+        if dtype == "q4_0" and quality == "high":
+            yield join_q4_0(*quantize(part.reshape(-1, pack.GROUP), 4, where=name)).reshape(-1)
+        else:
+            yield encode(dtype, part, name)
 
 
 def _grid(tensor: Weight) -> str | None:
@@ -307,4 +328,4 @@ def _mmproj_entries(tensors: Mapping[str, Weight], config: Config) -> Iterator[E
     for name, tensor in _chosen(tensors, mmproj_names(config.vision_layers, _projector(config))):
         dtype = "float32" if len(tensor.shape) == 1 else "float16"
         shape = tuple(size for size in tensor.shape if size > 1)  # as the usual converter squeezes them
-        yield Entry(name, shape, dtype, partial(_chunks, name, tensor, dtype, None))
+        yield Entry(name, shape, dtype, partial(_chunks, name, tensor, dtype))

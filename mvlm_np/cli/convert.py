@@ -1,44 +1,76 @@
 """Writes a model anew, in another precision or format, from whatever it comes in.
 
-The new folder appears under its name when it is complete. For each rounded tensor a line says how far
-the rounding error lies below the weights, in dB; the folder's mvlm.json keeps them.
+A folder of safetensors by default; with --to gguf, the two files that llama.cpp runs. Either appears under
+its name when it is complete. For each rounded tensor a line says how far the rounding error lies below the
+weights, in dB; the folder's mvlm.json keeps them, and the checksums for `mvlm inspect --verify`.
 
 examples:
   mvlm convert MobileVLM_V2-1.7B small --precision int4
   mvlm convert model.gguf folder --precision bf16
+  mvlm convert MobileVLM_V2-1.7B tuned --lora adapter --precision bf16
+  mvlm convert MobileVLM_V2-1.7B pair --to gguf --precision int4
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-PRECISIONS = ("float32", "bf16", "int8", "int4")
+from mvlm_np.errors import UserError
+
+PRECISIONS = {"folder": ("float32", "bf16", "int8", "int4"), "gguf": ("float16", "int8", "int4")}
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
+    known = list(dict.fromkeys(name for names in PRECISIONS.values() for name in names))
     parser.add_argument("source", help="model folder, GGUF file, or a name in the hub's cache")
     parser.add_argument("destination", help="folder to write; must not exist yet")
-    parser.add_argument("--precision", choices=PRECISIONS, required=True, help="of the linear layers")
+    parser.add_argument(
+        "--precision",
+        choices=known,
+        required=True,
+        help="of the linear layers; in a GGUF they are called F16, Q8_0 and Q4_0",
+    )
+    parser.add_argument("--to", choices=PRECISIONS, default="folder", help="format to write (folder)")
     parser.add_argument("--quality", choices=("high", "fast"), default="high", help="of int4 (high)")
+    parser.add_argument("--lora", metavar="DIR", help="adapter that PEFT saved, to be merged in")
     parser.add_argument("--vision-tower", metavar="PATH", help="folder of the CLIP model, if it is elsewhere")
     parser.add_argument("--mmproj", metavar="PATH", help="GGUF file of the vision tower, if it is elsewhere")
 
 
 def run(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
+    if args.precision not in PRECISIONS[args.to]:
+        wanted = f"{', '.join(PRECISIONS[args.to])} in a {args.to}"
+        raise UserError("--precision", f"found {args.precision}", wanted)
+    from mvlm_np.checkpoints.lora import merged
     from mvlm_np.checkpoints.opening import open_checkpoint
-    from mvlm_np.cli.progress import bar
-    from mvlm_np.converting import convert
+    from mvlm_np.cli.progress import bar, counting_bytes
+    from mvlm_np.converting import convert, convert_to_gguf
     from mvlm_np.loading import manifest
 
     checkpoint = open_checkpoint(args.source, args.vision_tower, args.mmproj)
+    if args.lora is not None:
+        tower = Path(args.vision_tower) if args.vision_tower is not None else None
+        checkpoint = merged(checkpoint, Path(args.lora), tower)
+    for note in checkpoint.notes:
+        print(f"mvlm: note: {note}", file=sys.stderr)
+    destination = Path(args.destination)
+    if args.to == "gguf":
+        with counting_bytes("convert") as count:
+            convert_to_gguf(checkpoint, destination, args.precision, args.quality, count)
+        for path in sorted(destination.glob("*.gguf"), reverse=True):
+            print(f"wrote {path}")
+        return 0
+    rows = []
     with bar("convert", len(manifest(checkpoint.config).shapes), unit="tensor") as progress:
 
         def told(name: str, bits: int | None, snr: float) -> None:
             if bits:
-                tqdm.write(f"{name:80} int{bits} {'lossless' if snr == float('inf') else f'{snr:5.1f} dB'}")
+                rows.append((name, f"int{bits}", "lossless" if snr == float("inf") else f"{snr:.1f} dB"))
             progress.update()
 
-        convert(checkpoint, Path(args.destination), args.precision, args.quality, told)
-    print(f"wrote {args.destination}")
+        convert(checkpoint, destination, args.precision, args.quality, told)
+    width = max((len(name) for name, *_ in rows), default=0)
+    for name, kept, loss in rows:
+        print(f"{name:{width}}  {kept}  {loss:>8}")
+    print(f"wrote {destination}")
     return 0

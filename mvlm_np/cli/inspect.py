@@ -1,9 +1,11 @@
 """Shows what a model on disk holds: its settings, its tensors, and the memory it needs. Reads no weights.
 
-Exits with 1 if the tensors are not those that the settings ask for.
+Exits with 1 if the tensors are not those that the settings ask for. With --verify, every file of a model
+that `mvlm convert` wrote is read and compared with its checksum instead; 1 if one is not as it was written.
 
-example:
+examples:
   mvlm inspect MobileVLM_V2-1.7B
+  mvlm inspect small --verify
 """
 
 import argparse
@@ -12,15 +14,20 @@ from dataclasses import asdict
 from math import prod
 from typing import Any
 
+from mvlm_np import memory
+
 
 def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="model folder or weight file")
     parser.add_argument("--vision-tower", metavar="PATH", help="folder of the CLIP model, if it is elsewhere")
     parser.add_argument("--mmproj", metavar="PATH", help="GGUF file of the vision tower, if it is elsewhere")
+    parser.add_argument("--verify", action="store_true", help="compare a converted model with its checksums")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.verify:
+        return _verify(args)
     import json
 
     from mvlm_np.checkpoints.opening import open_checkpoint
@@ -53,6 +60,23 @@ def run(args: argparse.Namespace) -> int:
     return 0 if problem is None else 1
 
 
+def _verify(args: argparse.Namespace) -> int:
+    import json
+    from pathlib import Path
+
+    from mvlm_np.checkpoints.record import verify
+    from mvlm_np.cli.progress import counting_bytes
+
+    path = Path(args.path)
+    with counting_bytes("verify") as count:
+        problems = verify(path.parent if path.is_file() else path, count)
+    if args.json:
+        print(json.dumps({"path": args.path, "problems": problems}))
+    else:
+        print("\n".join(problems) or f"{args.path}: every file is as it was written")
+    return 1 if problems else 0
+
+
 def _print(report: dict[str, Any]) -> None:
     print(report["path"])
     for key, value in report["config"].items():
@@ -68,10 +92,10 @@ def _print(report: dict[str, Any]) -> None:
         print(f"  {t['name']:{width}}  {t['dtype']:9} {' x '.join(map(str, t['shape'])) or 'scalar'}")
     weights = sum(prod(t["shape"]) for t in report["tensors"])
     stored = sum(t["bytes"] for t in report["tensors"])
-    print(f"  {len(report['tensors'])} tensors, {weights:,} values, {stored / 1e9:.2f} GB on disk")
+    print(f"  {len(report['tensors'])} tensors, {weights:,} values, {memory.text(stored)} on disk")
     print("memory of the weights, and of a conversation of 512 positions")
     for precision, size in report["memory"].items():
-        print(f"  {precision:9} {size / 1e9:.2f} GB")
+        print(f"  {precision:9} {memory.text(size)}")
     for note in report["notes"]:
         print(f"note: {note}")
     if report["problem"]:

@@ -1,7 +1,7 @@
 """Progress bars on stderr for whatever takes longer than two seconds."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,16 +18,23 @@ def bar(title: str, total: int | None, **options: Any) -> tqdm:
     return tqdm(desc=title, total=total, delay=1.5, mininterval=pace, leave=False, file=sys.stderr, **options)
 
 
-def load_with_bar(**arguments: Any) -> Any:
-    """`mvlm_np.load` under a progress bar; what the user should know about the files goes to stderr."""
-    import mvlm_np
-
-    with bar("load", None, unit="B", unit_scale=True) as progress:
+@contextmanager
+def counting_bytes(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over bytes, moved on by calling what this yields with the bytes done and the bytes in all."""
+    with bar(title, None, unit="B", unit_scale=True) as progress:
 
         def count(done: int, total: int) -> None:
             progress.total = total
             progress.update(done - progress.n)
 
+        yield count
+
+
+def load_with_bar(**arguments: Any) -> Any:
+    """`mvlm_np.load` under a progress bar; what the user should know about the files goes to stderr."""
+    import mvlm_np
+
+    with counting_bytes("load") as count:
         model = mvlm_np.load(**arguments, progress=count)
     for note in model.notes:
         print(f"mvlm: note: {note}", file=sys.stderr)

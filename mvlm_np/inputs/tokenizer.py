@@ -104,6 +104,11 @@ class Tokenizer:
         files = read_folder(Path(folder))
         return cls(where=Path(folder) / "tokenizer.model", **vars(files))
 
+    @property
+    def appended(self) -> dict[str, int]:
+        """The tokens that the SentencePiece model does not have, and their ids."""
+        return {text: number for text, number in self._ids.items() if number >= self._model_size}
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, BOS first: `tokenizer(text).input_ids` of the published code.
 

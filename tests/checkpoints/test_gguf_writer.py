@@ -182,12 +182,14 @@ def test_the_tokenizer_is_the_models_with_added_tokens(tmp_path: Path) -> None:
 
 
 def test_progress_counts_every_byte_of_the_tensors(tmp_path: Path) -> None:
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
     paths = [
-        exported(tmp_path, small_config(), "Q4_0", progress=seen.append)[0],
+        exported(tmp_path, small_config(), "Q4_0", progress=lambda *now: seen.append(now))[0],
         tmp_path / "mmproj-model-f16.gguf",
     ]
-    assert sum(seen) == sum(t.nbytes for path in paths for t in read_gguf(path).tensors.values())
+    total = sum(t.nbytes for path in paths for t in read_gguf(path).tensors.values())
+    assert seen[-1] == (total, total)
+    assert seen == sorted(set(seen))
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -247,7 +249,7 @@ def test_one_tensor_at_a_time_is_read(tmp_path: Path) -> None:
     weights = random_weights(small_config())
     events: list[int] = []
 
-    def progress(nbytes: int) -> None:
+    def progress(done: int, total: int) -> None:
         events.append(len(order))
 
     write_gguf_pair(
