@@ -1,14 +1,112 @@
-"""preprocessor_config.json is read in every style there is; what we do not compute is refused."""
+"""Config files are read in every style there is, with transformers' own defaults for what they leave out.
+
+What is out of range or means another model is refused; `hostile_configs` has the list.
+"""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
-from mvlm_np.checkpoints.config_files import image_config
-from mvlm_np.config import ImageConfig
+from mvlm_np.checkpoints.config_files import decoder_config, image_config, model_config, vision_config
+from mvlm_np.checkpoints.json_files import read_json
+from mvlm_np.config import Config, DecoderConfig, ImageConfig, VisionConfig
 from mvlm_np.errors import ConfigError
 from tests.conftest import shared_path
+from tools.family import files
+
+# -- The decoder and the whole model ------------------------------------------------------------------
+
+PUBLISHED = {
+    "MobileVLM-1.7B": DecoderConfig(2048, 5632, 24, 16, 16),
+    "MobileVLM-3B": DecoderConfig(2560, 6912, 32, 32, 32),
+    "MobileVLM_V2-1.7B": DecoderConfig(2048, 5632, 24, 16, 16),
+    "MobileVLM_V2-3B": DecoderConfig(2560, 6912, 32, 32, 32),
+    "MobileVLM_V2-7B": DecoderConfig(
+        4096, 11008, 32, 32, 32, rms_norm_eps=1e-5, max_position_embeddings=4096
+    ),
+}
+
+
+def assert_is_published(name: str, values: object) -> None:
+    projector = "ldpnetv2" if "V2" in name else "ldpnet"
+    found = model_config(values, name, VisionConfig(), ImageConfig())
+    assert found == Config(PUBLISHED[name], VisionConfig(), mm_projector_type=projector)
+    assert (found.vision_in_checkpoint, found.vision_layers, found.image_tokens) == ("V2" in name, 23, 144)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_family_s_configs_mean_the_published_models(name: str) -> None:
+    """The 3B's leftovers (n_head is half of its heads) are among them."""
+    assert_is_published(name, files(name).model["config.json"])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_configs_mean_the_published_models(name: str) -> None:
+    assert_is_published(name, read_json(shared_path(f"facts/configs/{name}/config.json")))
+
+
+def saved(config: transformers.PretrainedConfig, folder: Path) -> dict[str, Any]:
+    config.save_pretrained(folder)
+    return read_json(folder / "config.json")
+
+
+def test_defaults_of_the_decoder_are_those_of_transformers(tmp_path: Path) -> None:
+    """But for the sizes, which every published file has: a file without them is refused."""
+    values = saved(transformers.LlamaConfig(num_key_value_heads=8), tmp_path)
+    sizes = {key: values[key] for key in ("hidden_size", "intermediate_size")}
+    sizes |= {key: values[key] for key in ("num_hidden_layers", "num_attention_heads")}
+    assert decoder_config(sizes | {"num_key_value_heads": 8}, "c") == decoder_config(values, "c")
+    assert decoder_config(sizes, "c").num_key_value_heads == sizes["num_attention_heads"]
+    for missing in sizes:
+        with pytest.raises(ConfigError, match=f"^c: {missing}: is missing"):
+            decoder_config({key: value for key, value in sizes.items() if key != missing}, "c")
+
+
+@pytest.mark.parametrize("theta", [10000.0, 500000.0])
+def test_rope_theta_is_found_where_any_release_of_transformers_puts_it(tmp_path: Path, theta: float) -> None:
+    new = saved(
+        transformers.LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": theta}), tmp_path
+    )
+    old = {key: value for key, value in new.items() if not key.startswith("rope")}
+    old |= {"rope_theta": theta, "rope_scaling": None}
+    assert "rope_theta" not in new
+    assert decoder_config(new, "c") == decoder_config(old, "c")
+    assert decoder_config(new, "c").rope_theta == theta
+
+
+# -- The vision tower ---------------------------------------------------------------------------------
+
+
+def test_defaults_of_the_tower_are_those_of_transformers(tmp_path: Path) -> None:
+    """They are the sizes of CLIP B/32, not those of the openai tower that MobileVLM has."""
+    values = saved(transformers.CLIPVisionConfig(), tmp_path)
+    assert vision_config({}, "c") == vision_config(values, "c")
+    assert vision_config({}, "c").patch_size == 32
+    large = saved(
+        transformers.CLIPVisionConfig(**files("MobileVLM-3B").tower["config.json"]["vision_config"]), tmp_path
+    )
+    assert vision_config(large, "c") == VisionConfig()
+    for key in values:
+        assert vision_config({k: v for k, v in values.items() if k != key}, "c") == vision_config(values, "c")
+
+
+def test_both_styles_of_the_openai_tower_are_read() -> None:
+    hub, expanded = (
+        read_json(shared_path(f"facts/configs/clip-vit-large-patch14-336/{name}.json"))
+        for name in ("config.hub-style", "vision_config.expanded")
+    )
+    assert "hidden_act" not in hub["vision_config"]
+    assert vision_config(hub, "c") == vision_config(expanded, "c") == VisionConfig()
+
+
+def test_the_hub_s_style_of_the_openai_tower_is_read() -> None:
+    assert vision_config(files("MobileVLM-1.7B").tower["config.json"], "c") == VisionConfig()
+
+
+# -- The preprocessor ---------------------------------------------------------------------------------
 
 # openai/clip-vit-large-patch14-336 on the hub, and the same as transformers saves it again.
 HUB: dict[str, Any] = {
