@@ -7,6 +7,7 @@ and the search through beams, which have tests of their own, are mvlm_np's.
 Everything is float32, and only one of the three parts is in memory at a time.
 """
 
+import gc
 import json
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -55,6 +56,8 @@ class Reference:
         logging.set_verbosity_error()
         self.progress = progress
         self.config = read_json(folder / "config.json")
+        if "mm_vision_tower" not in self.config:
+            raise CheckpointError(folder / "config.json", "names no mm_vision_tower", "a MobileVLM's")
         tower = Path(self.config["mm_vision_tower"])
         places = (folder / tower, folder / tower.name, folder.parent / tower.name)
         self.tower = next((place for place in places if place.is_dir()), None)
@@ -103,7 +106,7 @@ class Reference:
         config = CLIPVisionConfig(**settings.get("vision_config", settings))
         tower = pretrained(CLIPVisionModel, config, self.state(TOWER))
         self.progress("encode")
-        states = tower(torch.from_numpy(pixels), output_hidden_states=True).hidden_states
+        states = tower(torch.tensor(pixels), output_hidden_states=True).hidden_states
         features = states[self.config["mm_vision_select_layer"]]
         if self.config["mm_vision_select_feature"] == "patch":
             features = features[:, 1:]
@@ -124,7 +127,7 @@ class Reference:
 
         for name, module in projector.named_modules():
             module.register_forward_hook(keep(name))
-        output = projector(torch.from_numpy(features))
+        output = projector(torch.tensor(features))
 
         def tells_more(name: str) -> bool:
             """Than the module around it, whose last step it may be."""
@@ -149,7 +152,7 @@ class Reference:
         decoder = pretrained(LlamaForCausalLM, llama_config(self.config), self.state(""))
         at = ids.index(IMAGE_TOKEN)
         before, after = (decoder.model.embed_tokens(torch.tensor(part)) for part in (ids[:at], ids[at + 1 :]))
-        embeds = torch.cat([before, torch.from_numpy(image[0]), after])[None]
+        embeds = torch.cat([before, torch.tensor(image[0]), after])[None]
         self.progress("prefill")
         out = decoder(inputs_embeds=embeds, use_cache=True, output_hidden_states=True)
         named = {"inputs_embeds": embeds, "logits": out.logits}
@@ -241,6 +244,7 @@ def llama_config(values: Mapping[str, Any]) -> LlamaConfig:
 
 def pretrained(kind: Any, config: Any, state: dict[str, Tensor]) -> Any:
     """A module of transformers with exactly these weights, its attention computed step by step."""
+    gc.collect()  # the part before this one; transformers' modules refer to themselves
     model, info = kind.from_pretrained(
         None, config=config, state_dict=state, attn_implementation="eager", output_loading_info=True
     )
