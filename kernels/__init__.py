@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 
 def vocabulary() -> dict[str, Callable]:
-    """The functions of `ops` that have a twin, by their name there. ImportError if there is no Numba.
+    """The twins of `ops`, and of `linear.packed_matmul`, by those names. ImportError if there is no Numba.
 
     A twin takes and returns what its namesake does; what it is not made for (another type than float32,
     an odd shape) it passes on to it. Nothing is compiled before it is called.
     """
-    from mvlm_np.kernels import activations, attention, images, norms
+    from mvlm_np.kernels import activations, attention, images, norms, quantized
 
     return {
         "layer_norm": norms.layer_norm,
@@ -23,4 +23,5 @@ def vocabulary() -> dict[str, Callable]:
         "rope": attention.rope,
         "depthwise_conv": images.depthwise_conv,
         "adaptive_avg_pool": images.adaptive_avg_pool,
+        "packed_matmul": quantized.packed_matmul,
     }

@@ -1,33 +1,36 @@
 """The one table that says which functions compute the model's vocabulary.
 
-"numpy" is `ops`, the reference. "numba" is the same vocabulary with the functions that `kernels` has in
-their place. Both are namespaces: `ops.rms_norm(...)` in the model is whichever was chosen at loading.
+"numpy" is `ops`, the reference, and `linear.packed_matmul`. "numba" is the same vocabulary with the functions
+that `kernels` has in their place. Both are namespaces: `ops.rms_norm(...)` in the model is whichever was
+chosen at loading.
 """
 
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 from mvlm_np import ops
 from mvlm_np.errors import UserError
+from mvlm_np.linear import packed_matmul
 
 NAMES = ("auto", "numba", "numpy")
 
 
-def choose(name: str = "auto") -> ModuleType | SimpleNamespace:
+def choose(name: str = "auto") -> SimpleNamespace:
     """The vocabulary of a backend. "auto" is numba where it can be imported, else numpy."""
     if name not in NAMES:
         raise UserError("backend", f"found {name!r}", " or ".join(NAMES))
+    reference = {**vars(ops), "packed_matmul": packed_matmul}
     if name == "numpy":
-        return ops
+        return SimpleNamespace(**reference)
     try:
         from mvlm_np import kernels
 
         fast = kernels.vocabulary()
     except ImportError as error:
         if name == "auto":
-            return ops
+            return SimpleNamespace(**reference)
         found = f"numba cannot be imported ({error})"
         raise UserError("backend", found, fix="install numba, or take numpy") from None
-    return SimpleNamespace(**{**vars(ops), **fast})
+    return SimpleNamespace(**{**reference, **fast})
 
 
 def limit_threads(threads: int) -> None:

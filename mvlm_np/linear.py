@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from mvlm_np import ops
 from mvlm_np.kernels import pack
 
 
@@ -33,6 +34,13 @@ class Dense:
         return y
 
 
+def packed_matmul(
+    x: np.ndarray, bits: int, values: np.ndarray, scales: np.ndarray, N: int, K: int
+) -> np.ndarray:
+    """`ops.quantized_matmul` with packed weights, all unpacked each time: x (M, K) -> float32 (M, N)."""
+    return ops.quantized_matmul(x, *pack.unpack(bits, values, scales, N, K))
+
+
 @dataclass(frozen=True)
 class Quantized:
     """y = x W^T + b with W in int8 or int4, and x rounded to int8 group by group.
@@ -52,8 +60,7 @@ class Quantized:
     ops: Any
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        w, scales = pack.unpack(self.bits, self.values, self.scales, self.N, self.K)
-        y = self.ops.quantized_matmul(x, w, scales)
+        y = self.ops.packed_matmul(x, self.bits, self.values, self.scales, self.N, self.K)
         if self.bias is not None:
             y += self.bias
         return y

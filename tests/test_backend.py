@@ -77,4 +77,4 @@ def test_without_numba_asking_for_it_is_an_error_of_one_line() -> None:
 def test_numba_that_may_not_compile_counts_as_absent() -> None:
     """Run as plain Python the kernels would take minutes for an answer."""
     said = without_numba(REPORT, set_up="import os; os.environ['NUMBA_DISABLE_JIT'] = '1'")
-    assert said == "backend: numba cannot be imported (NUMBA_DISABLE_JIT is set); install numba, or take numpy"
+    assert "(NUMBA_DISABLE_JIT is set)" in said

@@ -1,0 +1,146 @@
+"""The integer products: on every path the integers of `ops.quantized_matmul`, and sums within rounding."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mvlm_np import linear, ops, quantize
+from mvlm_np.errors import GenerationError, UserError
+from mvlm_np.kernels import pack
+from tests.conftest import ROOT
+
+dot = pytest.importorskip("mvlm_np.kernels.dot")
+quantized = pytest.importorskip("mvlm_np.kernels.quantized")
+
+U = 2.0**-24
+sizes = st.integers(1, 70)
+bit_counts = st.sampled_from([4, 8])
+# Magnitudes from denormals to what float16 scales can just hold.
+magnitudes = st.sampled_from([1e-42, 1e-30, 1e-7, 1e-3, 1.0, 1e3, 1e5])
+
+
+def case(
+    seed: int, M: int, N: int, K: int, bits: int, size: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Activations (M, K), int8 weights (N, K) and their scales, and both packed; all read-only."""
+    rng = np.random.default_rng(seed)
+    x = (size * rng.standard_normal((M, K))).astype(np.float32)
+    x[rng.random(M) < 0.1] = 0
+    w = rng.standard_normal((N, K)).astype(np.float32)
+    w[rng.random(N) < 0.1] = 0
+    q, scales = quantize.quantize(w, bits)
+    scales[rng.random(scales.shape) < 0.1] *= -1
+    arrays = x, q, scales, *pack.pack(bits, q, scales)
+    for array in arrays:
+        array.setflags(write=False)
+    return arrays
+
+
+@given(st.integers(0, 99), sizes, sizes, st.integers(1, 200), bit_counts)
+def test_integers_are_exact(seed: int, M: int, N: int, K: int, bits: int) -> None:
+    """With all scales 1, the result is the integer sum itself, which float32 holds exactly."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-127, 128, (M, K)).astype(np.float32)
+    x[:, ::32] = 127  # so that each group's scale is 127 / 127
+    w = rng.integers(-8 if bits == 4 else -127, 8 if bits == 4 else 128, (N, K)).astype(np.int8)
+    values, scales = pack.pack(bits, w, np.ones((N, -(-K // 32)), np.float16))
+    found = quantized.packed_matmul(x, bits, values, scales, N, K)
+    np.testing.assert_array_equal(found, x.astype(np.int64) @ w.astype(np.int64).T)
+
+
+@given(st.integers(0, 99), sizes, sizes, st.integers(1, 200), bit_counts, magnitudes)
+def test_products_agree_with_their_definition(
+    seed: int, M: int, N: int, K: int, bits: int, size: float
+) -> None:
+    x, q, scales, values, packed_scales = case(seed, M, N, K, bits, size)
+    found = quantized.packed_matmul(x, bits, values, packed_scales, N, K)
+    expected = ops.quantized_matmul(x, q, scales)
+    assert found.dtype == np.float32
+    # Each group's term is rounded at most three times, and each sum of two terms once; twice that, for both.
+    groups = -(-K // 32)
+    xq, x_scales = ops.quantize_rows(x)
+    terms = np.abs(xq * np.repeat(x_scales, 32, 1)[:, :K]) @ np.abs(quantize.dequantize(q, scales)).T
+    smallest = np.float32(1e-45) * groups * 4  # below float32's normal numbers, roundings are absolute
+    np.testing.assert_array_less(np.abs(found - expected), 2 * (groups + 3) * U * terms + smallest + 1e-300)
+
+
+@given(st.integers(0, 99), st.integers(2, 20), bit_counts)
+def test_a_token_does_not_depend_on_the_others(seed: int, M: int, bits: int) -> None:
+    x, _, _, values, scales = case(seed, M, 33, 100, bits)
+    together = quantized.packed_matmul(x, bits, values, scales, 33, 100)
+    for i in range(M):
+        alone = quantized.packed_matmul(x[i : i + 1], bits, values, scales, 33, 100)
+        np.testing.assert_array_equal(alone[0], together[i])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("M", [1, 9])
+def test_no_bit_depends_on_threads(M: int, bits: int) -> None:
+    numba = pytest.importorskip("numba")
+    x, _, _, values, scales = case(0, M, 2000, 500, bits)
+    results = []
+    for threads in (1, numba.config.NUMBA_NUM_THREADS):
+        numba.set_num_threads(threads)
+        results.append(quantized.packed_matmul(x, bits, values, scales, 2000, 500))
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("multiply", [quantized.packed_matmul, linear.packed_matmul])
+def test_activations_that_are_not_finite_are_refused(bad: float, multiply: object) -> None:
+    x, _, _, values, scales = case(0, 5, 20, 70, 4)
+    x = x.copy()
+    x[3, 69] = bad
+    with pytest.raises(GenerationError, match="activations"):
+        multiply(x, 4, values, scales, 20, 70)  # type: ignore[operator]
+
+
+# ---------------------------------------------------------------- paths
+
+PROGRAM = """
+import hashlib, numpy as np
+from tests.kernels.test_quantized import case, quantized, dot
+seen = hashlib.sha256()
+for bits in (4, 8):
+    for M, N, K in ((1, 40, 100), (6, 33, 257)):
+        x, _, _, values, scales = case(7, M, N, K, bits)
+        seen.update(quantized.packed_matmul(x, bits, values, scales, N, K).tobytes())
+print(dot.PATH, seen.hexdigest())
+"""
+
+
+def run_path(path: str) -> list[str]:
+    environment = {**os.environ, "MVLM_SIMD": path}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+POSSIBLE = [path for path, needed in dot.PATHS.items() if needed <= dot.features()]
+
+
+def test_every_path_that_this_cpu_can_run_gives_identical_results() -> None:
+    results = {path: run_path(path) for path in POSSIBLE}
+    assert {path: ran for path, (ran, _) in results.items()} == {path: path for path in POSSIBLE}
+    assert len({digest for _, digest in results.values()}) == 1
+    assert hashlib.sha256().digest_size * 2 == len(results[POSSIBLE[0]][1])
+
+
+def test_a_path_that_this_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in {*dot.PATHS} - {*POSSIBLE} | {"nonsense"}:
+        monkeypatch.setenv("MVLM_SIMD", name)
+        with pytest.raises(UserError, match=f"MVLM_SIMD: found '{name}', wanted one of .*generic"):
+            dot.choose_path()
+
+
+def test_the_best_path_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MVLM_SIMD", raising=False)
+    assert dot.choose_path() == POSSIBLE[0]
