@@ -81,6 +81,7 @@ class Loader(Binder):
 
     precision  of the linear layers: None (as stored), "float32", "int8" or "int4"; see `bits`
     ops        the backend's vocabulary, for layers in int8 and int4
+    progress   called with the bytes of each tensor that is read
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Loader(Binder):
     ):
         super().__init__()
         self.tensors, self.precision, self.ops, self.progress = tensors, precision, ops, progress
+        self._counted: set[str] = set()  # a tied table of embeddings is asked for twice
 
     def array(self, name: str, *shape: int) -> np.ndarray:
         return self._take(name).float32()
@@ -112,7 +114,9 @@ class Loader(Binder):
 
     def _take(self, name: str) -> Tensor:
         tensor = self.tensors[self.prefix + name]
-        self.progress(tensor.nbytes)
+        if self.prefix + name not in self._counted:
+            self._counted.add(self.prefix + name)
+            self.progress(tensor.nbytes)
         return tensor
 
 

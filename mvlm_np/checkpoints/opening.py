@@ -1,5 +1,6 @@
 """Finds out what a path or a name stands for, and opens it."""
 
+import os
 from pathlib import Path
 
 from mvlm_np.checkpoints.folder import Checkpoint, open_folder
@@ -19,14 +20,15 @@ def open_checkpoint(
     something in it is not as it should be.
     """
     path = Path(path_or_name)
-    if not path.exists() and looks_like_name(str(path_or_name)):
+    if not os.path.exists(path) and looks_like_name(str(path_or_name)):
         path = cached_folder(str(path_or_name))
-    if path.is_dir():
+    if os.path.isdir(path):
         if mmproj is not None:
             raise CheckpointError(path, "is a folder, which takes no mmproj", "a GGUF file", "leave mmproj out")
         return open_folder(path, Path(vision_tower) if vision_tower is not None else None)
-    if not path.is_file():
-        raise CheckpointError(path, "does not exist", "a model folder or a GGUF file")
+    if not os.path.isfile(path):
+        found = "is neither" if os.path.exists(path) else "does not exist"
+        raise CheckpointError(path, found, "a model folder or a GGUF file")
     if path.suffix != ".gguf":
         fix = f"give its folder, {path.parent}" if (path.parent / "config.json").exists() else None
         raise CheckpointError(path, "is not a model", "a model folder or a GGUF file", fix)
