@@ -75,6 +75,8 @@ def open_folder(
     where = path / "config.json"
     get = Fields(read_json(where), where)
     if not is_multimodal(get.values):
+        if vision_tower is not None:
+            raise CheckpointError(path, "reads text only", "no vision_tower", "leave vision_tower out")
         config = Config(decoder_config(get.values, where))
         return Checkpoint(path, _with_end_token(path, config), weights or read_weights(path))
     tower = _tower_folder(path, get.text("mm_vision_tower"), vision_tower)

@@ -416,6 +416,11 @@ def test_a_given_tower_must_be_whole(tmp_path: Path, name: str) -> None:
         open_folder(tmp_path / "model", given)
 
 
+def test_a_text_only_model_takes_no_tower(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="reads text only, wanted no vision_tower"):
+        open_folder(write_model(tmp_path, **TEXT_ONLY), write_tower(tmp_path / "clip"))
+
+
 def test_v2_without_its_own_clip_is_incomplete_even_beside_a_tower(tmp_path: Path) -> None:
     state = {k: v for k, v in weights().items() if not k.startswith(VISION)}
     write_tower(write_model(tmp_path, state) / "clip")
