@@ -71,7 +71,7 @@ class _Reader:
         self.elements_left, self.text_left = MAX_ELEMENTS, MAX_TEXT
 
     def refuse(self, item: str, found: str, wanted: object = None, fix: str | None = None) -> NoReturn:
-        raise CheckpointError(f"{self.file.path}: {_show(item)}", found, wanted, fix)
+        raise CheckpointError(f"{self.file.path}: {show(item)}", found, wanted, fix)
 
     def numbers(self, code: str, count: int, item: str) -> tuple:
         """`count` numbers of the `struct` code; the caller has bounded the count."""
@@ -179,7 +179,7 @@ class _Reader:
         tensors = {name: self.tensor(name, start, entry) for name, entry in entries.items()}
         for first, second in pairwise(sorted(tensors.values(), key=lambda tensor: tensor.offset)):
             if first.offset + first.nbytes > second.offset:
-                self.refuse(second.name, f"overlaps {_show(first.name)}", "tensors apart from each other")
+                self.refuse(second.name, f"overlaps {show(first.name)}", "tensors apart from each other")
         return tensors
 
     def entry(self, name: str, alignment: int) -> tuple[int, StoredType, tuple[int, ...]]:
@@ -216,11 +216,11 @@ class _Reader:
 def _alignment(reader: _Reader, metadata: dict[str, Any]) -> int:
     value = metadata.get("general.alignment", 32)
     if type(value) is not int or not 8 <= value <= MAX_ALIGNMENT or value & (value - 1):
-        reader.refuse("general.alignment", f"is {_show(value)}", f"a power of two from 8 to {MAX_ALIGNMENT}")
+        reader.refuse("general.alignment", f"is {show(value)}", f"a power of two from 8 to {MAX_ALIGNMENT}")
     return value
 
 
-def _show(value: object) -> str:
+def show(value: object) -> str:
     """A name or value for an error: printable, and short however long it is."""
     text = value if isinstance(value, str) and value.isprintable() else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -15,7 +15,7 @@ import numpy as np
 
 from mvlm_np.checkpoints import gguf_names
 from mvlm_np.checkpoints.config_files import decoder_config, model_config, vision_config
-from mvlm_np.checkpoints.gguf import GGUFFile, read_gguf
+from mvlm_np.checkpoints.gguf import GGUFFile, read_gguf, show
 from mvlm_np.checkpoints.gguf_blocks import need_package
 from mvlm_np.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
 from mvlm_np.checkpoints.json_files import Fields
@@ -73,7 +73,7 @@ def open_gguf(path: Path, mmproj: Path | None = None) -> GGUFModel:
 
 def find_mmproj(path: Path) -> Path | None:
     """The mmproj that lies beside a model's GGUF. More than one is a CheckpointError that lists them."""
-    found = sorted(other for other in path.parent.glob("mmproj*.gguf") if other.name != path.name)
+    found = sorted(path.parent.glob("mmproj*.gguf"))
     if len(found) > 1:
         names = ", ".join(other.name for other in found)
         raise CheckpointError(path, f"has several mmproj beside it: {names}", "one", "choose with mmproj=")
@@ -244,7 +244,7 @@ def _unsqueezed(tensor: Tensor, name: str) -> Tensor:
 
 
 def _renamed(gguf: GGUFFile, name: Callable[[str], str | None], ignored: str = "") -> dict[str, Tensor]:
-    unknown = [theirs for theirs in gguf.tensors if name(theirs) is None and theirs != ignored]
+    unknown = [show(theirs) for theirs in gguf.tensors if name(theirs) is None and theirs != ignored]
     if unknown:
         more = f" and {len(unknown) - 6} more" if len(unknown) > 6 else ""
         raise CheckpointError(

@@ -259,6 +259,7 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
         llama([tensor("blk.0.attn_q_norm.weight")], FLOATS),
         r"no use for: blk\.0\.attn_q_norm\.weight",
     ),
+    "terminal escapes among the tensors": (llama([tensor("\x1b[2J")], FLOATS), r"no use for: '\\x1b\[2J'"),
     # The tokenizer
     "tokenizer of another kind": (llama(model=text("tokenizer.ggml.model", "gpt2")), r"model: found 'gpt2'"),
     "scores missing": (llama(scores=u32("x", 1)), r"tokenizer\.ggml\.scores: is missing"),
