@@ -13,6 +13,8 @@ from pathlib import Path
 
 import sentencepiece
 
+from mvlm_np.checkpoints.json_files import short
+from mvlm_np.checkpoints.sniff import show
 from mvlm_np.errors import PromptError, TokenizerError
 from mvlm_np.inputs.conversation import IMAGE_MARK
 from mvlm_np.inputs.tokenizer_files import FIX, AddedToken, check_model, read_folder
@@ -87,13 +89,13 @@ class Tokenizer:
         ids = {}
         for token in sorted(self._added.values(), key=lambda t: (t.id is None, t.id or 0)):
             if HALF_CHARACTER.search(token.content):
-                raise TokenizerError(self.where, f"added token {token.content!r} is not Unicode", fix=FIX)
+                raise TokenizerError(self.where, f"added token {show(token.content)} is not Unicode", fix=FIX)
             number = self._model.piece_to_id(token.content)
             if token.content not in (self._pieces[number], self._unk):
                 number = len(self._pieces)
                 self._pieces.append(token.content)
             if token.id not in (None, number):
-                found = f"added token {token.content!r} has id {token.id}"
+                found = f"added token {show(token.content)} has id {short(token.id)}"
                 raise TokenizerError(self.where, found, f"{number}", FIX)
             ids[token.content] = number
         return ids

@@ -4,7 +4,6 @@ A Hugging Face folder describes its tokenizer in up to four files, two of which 
 overrule the others. Who wins is decided here, as transformers 4.33 decides it.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mvlm_np.checkpoints.json_files import read_json, short
+from mvlm_np.checkpoints.sniff import show
 from mvlm_np.errors import TokenizerError
 
 # LLaMA's model has 0.5 MB and 32,000 pieces, each a field. Reading as much as may be takes 100 MB.
 MAX_MODEL_BYTES = 8 << 20
 MAX_FIELDS = 1 << 18
-MAX_JSON_BYTES = 1 << 20
 FIX = "copy it again from the model's repository"
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -72,7 +72,7 @@ def read_folder(folder: Path) -> TokenizerFiles:
         ("clean_up_tokenization_spaces", False),
     ):
         if config.get(key) and config[key] not in known:
-            raise TokenizerError(f"{config_file}: {key}", f"found {config[key]!r:.60}", repr(known[0]))
+            raise TokenizerError(f"{config_file}: {key}", f"found {short(config[key])}", repr(known[0]))
 
     def flag(key: str, default: bool) -> bool:
         value = config.get(key)
@@ -172,12 +172,12 @@ def _merged(folder: Path, config: Mapping[str, Any], special: Iterable[AddedToke
     added_file = folder / "added_tokens.json"
     for content, number in _read_json(added_file).items():
         known = tokens.get(content, AddedToken(content))
-        tokens[content] = replace(known, id=_typed(number, int, f"{added_file}: {content!r}"))
+        tokens[content] = replace(known, id=_typed(number, int, f"{added_file}: {show(content)}"))
     where = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder"
     for key, entry in _typed(config.get("added_tokens_decoder", {}), dict, where).items():
-        listed = _token(entry, f"{where}: {key}")
-        if listed is None or not isinstance(entry, dict) or not key.isdecimal():
-            raise TokenizerError(where, f"found {key!r}: {entry!r:.60}", "an id and its token")
+        listed = _token(entry, f"{where}: {show(key)}")
+        if listed is None or not isinstance(entry, dict) or not key.isdecimal() or len(key) > 9:
+            raise TokenizerError(where, f"found {show(key)}: {short(entry)}", "an id and its token")
         is_special = entry.get("special") is True or any(listed.content == token.content for token in special)
         tokens[listed.content] = replace(listed, id=int(key), special=is_special)
     return tuple(tokens.values())
@@ -199,7 +199,7 @@ def _token(value: Any, where: str, strips: bool = True) -> AddedToken | None:
 def _typed(value: Any, kind: type, where: str) -> Any:
     """The value, which must be of that very type."""
     if type(value) is not kind:
-        raise TokenizerError(where, f"found {value!r:.60}", f"{kind.__name__}")
+        raise TokenizerError(where, f"found {short(value)}", f"{kind.__name__}")
     return value
 
 
@@ -219,12 +219,5 @@ def _read(path: Path, limit: int) -> bytes:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one where there is no file. (A link that leads nowhere, as
-    an interrupted download leaves it, is a missing file.)"""
-    if not os.path.lexists(path):
-        return {}
-    text = _read(path, MAX_JSON_BYTES)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(path, f"is not JSON ({error})", fix=FIX) from None
-    return _typed(value, dict, str(path))
+    an interrupted download leaves it, is an error.)"""
+    return _typed(read_json(path, TokenizerError), dict, str(path)) if os.path.lexists(path) else {}
