@@ -68,6 +68,18 @@ class Pair:
         return self.ours.embed_tokens(np.array(ids))
 
 
+class Rotary(torch.nn.Module):
+    """The float64 model's rotation: by float32 angles, as they are defined, and with no further rounding."""
+
+    def __init__(self, inverse: torch.Tensor):
+        super().__init__()
+        self.inverse = inverse
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = (position_ids[..., None].float() * self.inverse).double().tile(2)
+        return angles.cos(), angles.sin()
+
+
 def pair(config: DecoderConfig, seed: int, scale: float = 1) -> Pair:
     settings = vars(config) | {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
     del settings["rope_theta"]
@@ -81,6 +93,7 @@ def pair(config: DecoderConfig, seed: int, scale: float = 1) -> Pair:
                 norm = torch.nn.RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=torch.float64)
                 norm.weight = part.weight
                 setattr(module, name, norm)
+    double.model.rotary_emb = Rotary(single.model.rotary_emb.inv_freq)
     tensors = state(single)
     if config.tie_word_embeddings:
         del tensors["lm_head.weight"]  # not stored twice
