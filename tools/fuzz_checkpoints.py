@@ -13,6 +13,7 @@ that is not what its reader says. Findings are kept, and the exit status is 1.
 import argparse
 import importlib.util
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -101,13 +102,26 @@ def _safetensors_files() -> list[bytes]:
     import numpy as np
     from safetensors.numpy import save
 
+    from tests.checkpoints.hostile_safetensors import CASES, packed
+
     values = np.arange(6).reshape(2, 3)
     kinds = ("float32", "float16", "int8", "int64", "bool")
-    return [
+    good = [
         save({kind: values.astype(kind) for kind in kinds}, {"format": "np"}),
-        save({"w": values}),
+        packed("int8 16 32"),
         save({}),
     ]
+    return good + [data for data, _ in CASES.values()]
+
+
+def _safetensors_headers() -> list[bytes]:
+    return [file[8 : 8 + int.from_bytes(file[:8], "little")] for file in _safetensors_files()]
+
+
+def _with_data(header: bytes) -> bytes:
+    """A file of the header's length, with as many bytes of data as the largest number in the header."""
+    size = max(map(int, re.findall(rb"\d{1,4}", header)), default=0)
+    return len(header).to_bytes(8, "little") + header + bytes(size)
 
 
 def _gguf_files() -> list[bytes]:
@@ -116,6 +130,10 @@ def _gguf_files() -> list[bytes]:
     return [GOOD, *(data for data, _ in CASES.values())]
 
 
+_JSON = (
+    *(b'"dtype":"F32"', b'"BF16"', b'"shape":[', b'"data_offsets":[', b'"__metadata__":{', b"1e999", b"NaN"),
+    *(b'"mvlm_np.packed":"1"', b"int4 16 32"),
+)
 TARGETS = {
     "pickle": Target(_pickle, _torch_files, words=(b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"\xff" * 4)),
     "pickle-program": Target(
@@ -129,19 +147,8 @@ TARGETS = {
             b"\x8a\x08",
         ),
     ),
-    "safetensors": Target(
-        _safetensors,
-        _safetensors_files,
-        words=(
-            b'"dtype":"F32"',
-            b'"BF16"',
-            b'"shape":[',
-            b'"data_offsets":[',
-            b'"__metadata__":{',
-            b"1e999",
-            b"NaN",
-        ),
-    ),
+    "safetensors": Target(_safetensors, _safetensors_files, words=_JSON),
+    "safetensors-header": Target(_safetensors, _safetensors_headers, _with_data, _JSON),
     "gguf": Target(_gguf, _gguf_files, words=(b"GGUF", b"general.alignment", b"\xff" * 8)),
 }
 

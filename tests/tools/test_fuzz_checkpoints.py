@@ -39,7 +39,7 @@ def test_some_seeds_are_good_files(tmp_path, name):
 
 
 def test_a_short_run_without_atheris_is_clean(tmp_path):
-    command = [sys.executable, "tools/fuzz_checkpoints.py", "--seconds", "4", "--engine", "random"]
+    command = [sys.executable, "tools/fuzz_checkpoints.py", "--seconds", "5", "--engine", "random"]
     run = subprocess.run(
         [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
     )
