@@ -12,6 +12,7 @@ import sys
 import tempfile
 from functools import cache, cached_property
 from pathlib import Path
+from threading import Lock
 
 import llvmlite
 import numba
@@ -59,18 +60,24 @@ def kernel(*signature):
     return lambda body: Kernel(body, types.void(*signature))
 
 
-class Kernel:
-    """A compiled function: once as it stands, and once with the steps of its `prange` spread over threads.
+# Numba lets go of the GIL while its threads work, and "workqueue" aborts the process if a second Python
+# thread then asks for them.
+_using_threads = Lock()
 
-    The GIL is held while it runs: "workqueue" aborts the process if two Python threads use it at once.
-    """
+
+class Kernel:
+    """A compiled function: once as it stands, and once with the steps of its `prange` spread over threads."""
 
     def __init__(self, body, signature):
         self.body, self.signature = body, signature
 
     def __call__(self, work, *args):
         """Runs on `args`. work: nanoseconds that takes on one core, about; it decides about threads."""
-        (self._many if work >= WORTH_THREADS else self._one)(*args)
+        if work < WORTH_THREADS:
+            self._one(*args)
+        else:
+            with _using_threads:
+                self._many(*args)
 
     @cached_property
     def _one(self):

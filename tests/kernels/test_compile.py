@@ -1,0 +1,160 @@
+"""Compiling, the cache of machine code, and threads."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytest.importorskip("numba")
+compile = pytest.importorskip("mvlm_np.kernels.compile")
+
+# Runs one kernel in its form without threads and in that with them, and says whether each came off the disk.
+RUN = """
+import numpy as np
+from mvlm_np import ops
+from mvlm_np.kernels import activations, compile
+x = np.arange(9, dtype=np.float32)
+for compile.WORTH_THREADS in (np.inf, 0):
+    assert np.allclose(activations.silu(x), ops.silu(x), rtol=1e-6)
+forms = activations._silu._one, activations._silu._many
+print(["loaded" if sum(form.stats.cache_hits.values()) else "compiled" for form in forms])
+"""
+COMPILED, LOADED = ["compiled"] * 2, ["loaded"] * 2
+
+
+def start(code: str, **environment: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    env = os.environ | environment
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out.strip()
+
+
+def run(cache: Path, code: str = RUN, **environment: str) -> str:
+    return said(start(code, XDG_CACHE_HOME=str(cache), **environment))
+
+
+def files(cache: Path) -> list[Path]:
+    """The machine code in a cache; it lies in one folder, and nothing else is there."""
+    (folder,) = (cache / "mvlm-np").iterdir()
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that four processes filled at once."""
+    cache = tmp_path_factory.mktemp("cache")
+    processes = [start(RUN, XDG_CACHE_HOME=str(cache)) for _ in range(4)]
+    for process in processes:
+        said(process)
+    return cache
+
+
+def test_processes_that_compile_at_once_leave_one_good_file_a_form(filled: Path) -> None:
+    names = [path.name for path in files(filled)]
+    assert names == ["mvlm_np.kernels.activations._silu", "mvlm_np.kernels.activations._silu-threads"]
+
+
+def test_the_next_process_compiles_nothing(filled: Path) -> None:
+    assert run(filled) == str(LOADED)
+
+
+def test_damaged_files_are_compiled_anew_and_replaced(filled: Path, tmp_path: Path) -> None:
+    cache = shutil.copytree(filled, tmp_path / "cache")
+    first, second = files(cache)
+    first.write_bytes(first.read_bytes()[:1000])
+    changed = bytearray(second.read_bytes())
+    changed[-1000] ^= 1
+    second.write_bytes(changed)
+    assert run(cache) == str(COMPILED)
+    assert run(cache) == str(LOADED)
+
+
+def test_without_a_place_to_write_every_process_compiles(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()  # under which no folder can be made, not even by root
+    assert run(tmp_path / "file") == str(COMPILED)
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_other_settings_use_other_machine_code(filled: Path, tmp_path: Path) -> None:
+    cache = shutil.copytree(filled, tmp_path / "cache")
+    assert run(cache, NUMBA_BOUNDSCHECK="1") == str(COMPILED)
+    assert len(list((cache / "mvlm-np").iterdir())) == 2
+
+
+def test_the_cache_is_in_the_users_home_unless_xdg_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = compile.cache_folder.__wrapped__
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for ignored in (None, "", "relative"):
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        if ignored is not None:
+            monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+        assert folder() == tmp_path / ".cache" / "mvlm-np" / compile.fingerprint()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert folder() == tmp_path / "other" / "mvlm-np" / compile.fingerprint()
+
+
+def test_a_change_in_any_source_gives_another_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
+    monkeypatch.setattr(compile, "__file__", str(copy / "compile.py"))
+    before = compile.fingerprint()
+    assert before == compile.fingerprint()
+    for name in ("simd.py", "attention.py"):
+        with (copy / name).open("a") as file:
+            file.write("\n")
+        assert compile.fingerprint() != before
+        before = compile.fingerprint()
+
+
+THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+import numba, numpy as np
+from mvlm_np.kernels import activations, compile
+compile.WORTH_THREADS = 0
+x = np.linspace(-9, 9, 200_000, dtype=np.float32)
+wanted = activations.silu(x)
+def work(_):
+    return all(np.array_equal(activations.silu(x), wanted) for _ in range(50))
+with ThreadPoolExecutor(2) as pool:
+    assert all(pool.map(work, range(2)))
+print(numba.threading_layer())
+"""
+
+
+@pytest.mark.parametrize("layer", ["workqueue", "omp", "tbb"])
+def test_two_python_threads_may_compute_at_once_on_every_threading_layer(layer: str, tmp_path: Path) -> None:
+    process = start(THREADS, NUMBA_THREADING_LAYER=layer)
+    out, err = process.communicate(timeout=300)
+    if "No threading layer could be loaded" in err:
+        pytest.skip(f"{layer} is not installed")
+    assert process.returncode == 0, err
+    assert out.strip() == layer
+
+
+def test_of_the_threading_layers_that_are_there_one_without_spinning_is_taken() -> None:
+    assert said(start(THREADS)) in ("tbb", "workqueue")
+    assert said(start(THREADS, NUMBA_THREADING_LAYER_PRIORITY="workqueue tbb omp")) == "workqueue"
+
+
+def test_a_forked_process_can_compute() -> None:
+    """As those of multiprocessing are by default. GNU's OpenMP would abort it."""
+    code = (
+        THREADS
+        + "import os\nif child := os.fork():\n    assert os.waitpid(child, 0)[1] == 0\nelse:\n    work(0)\n"
+    )
+    said(start(code))
