@@ -71,7 +71,11 @@ def small_config(
 
 
 def random_weights(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
-    """Every weight of the model by Hugging Face's name, float32."""
+    """Every weight of the model by Hugging Face's name, float32.
+
+    Rows of a matrix have length 1 or so, as in a trained model: with larger ones the softmax saturates, and
+    the last bit of a sum decides what comes out.
+    """
     rng = np.random.default_rng(seed)
     spelling = hugging_face(config.mm_projector_type)
     wanted = Manifest()
@@ -79,7 +83,10 @@ def random_weights(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
     shapes = {spelling(name): shape for name, shape in wanted.shapes.items()}
     if config.vision:
         shapes |= {f"{VISION}vision_model.post_layernorm.{leaf}": (32,) for leaf in ("weight", "bias")}
-    return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    return {
+        name: rng.standard_normal(shape, np.float32) * np.float32(shape[-1] ** -0.5)
+        for name, shape in shapes.items()
+    }
 
 
 def as_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, Array]:

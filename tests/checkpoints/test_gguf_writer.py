@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from mvlm_np.checkpoints.gguf import read_gguf
+from mvlm_np.checkpoints.gguf_blocks import encode
 from mvlm_np.checkpoints.gguf_model import open_gguf
 from mvlm_np.checkpoints.gguf_tokenizer import tokenizer_settings
-from mvlm_np.checkpoints.gguf_writer import write_gguf_pair
+from mvlm_np.checkpoints.gguf_writer import Entry, write_gguf, write_gguf_pair
 from mvlm_np.checkpoints.packed import PackedTensor, packed
 from mvlm_np.checkpoints.safetensors import read_safetensors
 from mvlm_np.checkpoints.tensors import Tensor
@@ -260,6 +261,23 @@ def test_one_tensor_at_a_time_is_read(tmp_path: Path) -> None:
         progress=progress,
     )
     assert events == list(range(1, len(order) + 1))
+
+
+def test_tensors_of_odd_sizes_begin_at_multiples_of_the_alignment(tmp_path: Path) -> None:
+    values = {f"w{n}": np.arange(n, dtype=np.float32) for n in (1, 3, 8, 9, 17)}
+
+    def entry(name: str) -> Entry:
+        return Entry(
+            name, values[name].shape, "float16", lambda: iter([encode("float16", values[name], name)])
+        )
+
+    with open(tmp_path / "a.gguf", "wb") as f:
+        write_gguf(f, {"general.name": "odd"}, map(entry, values))
+    for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors:
+        assert tensor.data_offset % 32 == 0
+        np.testing.assert_array_equal(tensor.data, values[tensor.name])
+    for name, mapped in read_gguf(tmp_path / "a.gguf").tensors.items():
+        np.testing.assert_array_equal(mapped.float32(), values[name])
 
 
 def test_large_tensors_are_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
