@@ -1,7 +1,8 @@
 """Finds models in the hub's cache on this machine, without the hub's own package and without a network.
 
 The cache holds, for OWNER/NAME, the folder models--OWNER--NAME with refs/main, a file that names a
-revision, and snapshots/REVISION, a model folder (of symbolic links into blobs/).
+revision, and snapshots/REVISION, a model folder (of symbolic links into blobs/). A file that is still
+being downloaded, or was until somebody stopped it, is blobs/*.incomplete.
 """
 
 import os
@@ -18,19 +19,31 @@ def looks_like_name(text: str) -> bool:
 
 def cache_folder() -> Path:
     """Where the hub's package keeps its downloads, by the same environment variables."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("HF_HOME", os.path.join(base, "huggingface"))
+    default = os.path.join(home, "hub")
+    named = os.environ.get("HF_HUB_CACHE", os.environ.get("HUGGINGFACE_HUB_CACHE", default))
+    return Path(os.path.expandvars(os.path.expanduser(named)))
 
 
 def find_cached(name: str) -> Path | None:
-    """The newest downloaded snapshot of OWNER/NAME, if there is one."""
-    folder = cache_folder() / f"models--{name.replace('/', '--')}"
+    """The newest downloaded snapshot of OWNER/NAME; where no branch was asked for, the only snapshot."""
+    folder = model_folder(name)
+    snapshots = folder / "snapshots"
     try:
         revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+    except UnicodeDecodeError:
         return None
-    snapshot = folder / "snapshots" / revision
-    return snapshot if re.fullmatch(r"[\w.-]+", revision) and snapshot.is_dir() else None
+    except OSError:
+        found = list(snapshots.iterdir()) if snapshots.is_dir() else []
+        return found[0] if len(found) == 1 and found[0].is_dir() else None
+    snapshot = snapshots / revision
+    return snapshot if re.fullmatch(r"\w[\w.-]*", revision) and snapshot.is_dir() else None
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a download of OWNER/NAME has begun and not ended."""
+    return any((model_folder(name) / "blobs").glob("*.incomplete"))
 
 
 def cached_folder(name: str) -> Path:
@@ -38,6 +51,13 @@ def cached_folder(name: str) -> Path:
     found = find_cached(name)
     if found is None:
         raise CheckpointError(
-            name, "is neither a path here nor a model in the hub's cache", fix=f"download it: mvlm pull {name}"
+            name,
+            "is neither a path here nor a model in the hub's cache",
+            fix=f"download it: mvlm pull {name}",
         )
     return found
+
+
+def model_folder(name: str) -> Path:
+    """Where the cache keeps OWNER/NAME, if it does."""
+    return cache_folder() / f"models--{name.replace('/', '--')}"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from mvlm_np.checkpoints.folder import Checkpoint, open_folder
 from mvlm_np.checkpoints.gguf_model import open_gguf
-from mvlm_np.checkpoints.hub import cached_folder, looks_like_name
-from mvlm_np.errors import CheckpointError
+from mvlm_np.checkpoints.hub import cached_folder, is_unfinished, looks_like_name
+from mvlm_np.errors import CheckpointError, UserError
 
 
 def open_checkpoint(
@@ -19,12 +19,23 @@ def open_checkpoint(
     Reads settings and tables of contents, no weights. Raises a UserError if there is no model, or
     something in it is not as it should be.
     """
-    path = Path(path_or_name)
-    if not os.path.exists(path) and looks_like_name(str(path_or_name)):
-        path = cached_folder(str(path_or_name))
+    path, name = Path(path_or_name), str(path_or_name)
+    if os.path.exists(path) or not looks_like_name(name):
+        return _open_path(path, vision_tower, mmproj)
+    try:
+        return _open_path(cached_folder(name), vision_tower, mmproj)
+    except UserError as error:
+        if is_unfinished(name):
+            found = f"is only partly downloaded ({error})"
+            raise CheckpointError(name, found, fix=f"go on with: mvlm pull {name}") from None
+        raise
+
+
+def _open_path(path: Path, vision_tower: str | Path | None, mmproj: str | Path | None) -> Checkpoint:
     if os.path.isdir(path):
         if mmproj is not None:
-            raise CheckpointError(path, "is a folder, which takes no mmproj", "a GGUF file", "leave mmproj out")
+            found = "is a folder, which takes no mmproj"
+            raise CheckpointError(path, found, "a GGUF file", "leave mmproj out")
         return open_folder(path, Path(vision_tower) if vision_tower is not None else None)
     if not os.path.isfile(path):
         found = "is neither" if os.path.exists(path) else "does not exist"
@@ -33,6 +44,7 @@ def open_checkpoint(
         fix = f"give its folder, {path.parent}" if (path.parent / "config.json").exists() else None
         raise CheckpointError(path, "is not a model", "a model folder or a GGUF file", fix)
     if vision_tower is not None:
-        raise CheckpointError(path, "is a GGUF, which takes no vision_tower", "mmproj", "name its mmproj file")
+        found = "is a GGUF, which takes no vision_tower"
+        raise CheckpointError(path, found, "mmproj", "name its mmproj file")
     model = open_gguf(path, Path(mmproj) if mmproj is not None else None)
     return Checkpoint(path, model.config, model.tensors, model.tokenizer)

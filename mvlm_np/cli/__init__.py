@@ -17,6 +17,7 @@ VERBS = {
     "ask": "ask about pictures",
     "chat": "talk about a picture, several turns",
     "inspect": "show what a model folder holds",
+    "pull": "download a model from the hub",
     "convert": "write a model in another precision or format",
     "bench": "measure speed and memory",
 }
