@@ -146,7 +146,7 @@ class MobileVLM:
         An id of -200 stands for one picture, in order. A position holds an id, or -i for the i-th picture.
         """
         array, vocabulary = np.asarray(ids), self.config.decoder.vocab_size
-        if array.ndim != 1 or array.dtype.kind != "i":
+        if array.ndim != 1 or array.dtype.kind != "i" or not array.size:
             raise PromptError("ids", f"are not a list of whole numbers but {reprlib.repr(ids)}")
         is_image = array == IMAGE_TOKEN
         outside = array[~is_image & ((array < 0) | (array >= vocabulary))]

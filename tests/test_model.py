@@ -191,7 +191,9 @@ def test_more_marks_than_pictures_is_an_error(model: MobileVLM) -> None:
         model.ask(None, "What is in <image>?")
 
 
-@pytest.mark.parametrize("ids", [[], [-1], [10**6], [1.5], [[1, 2]], [IMAGE_TOKEN], "abc"])
+@pytest.mark.parametrize(
+    "ids", [[], np.empty(0, np.int64), [-1], [10**6], [1.5], [[1, 2]], [IMAGE_TOKEN], "abc"]
+)
 def test_ids_that_are_none_are_refused(model: MobileVLM, ids: list[int]) -> None:
     with pytest.raises(PromptError, match=r"^ids: "):
         model.generate(ids)

@@ -115,7 +115,7 @@ def test_the_order_of_an_arguments_memory_does_not_matter():
 
 @given(st.data(), st.integers(1, 300), st.sampled_from([1e-6, 1e-5, 1.0]))
 def test_layer_norm(data, n, eps):
-    x = data.draw(floats32(4, n, largest=1e17))  # squares and their sum stay below float32's 3e38
+    x = data.draw(floats32(4, n, largest=1e14))  # torch sums squares before it takes the mean off: 1e17^2 n
     x = frozen(x + data.draw(st.sampled_from([0, 1, 1000])) * np.abs(x).max())  # means far from zero too
     weight, bias = data.draw(floats32(n)), data.draw(floats32(n))
     wide = x.astype(np.float64)
