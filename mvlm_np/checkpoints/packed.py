@@ -84,10 +84,8 @@ def packed(tensor: Tensor, bits: int, quality: str = "high") -> tuple[np.ndarray
             q_part, d = split(blocks.reshape(-1, blocks.shape[-1]))
             q[part], scales[part] = q_part.reshape(-1, K), d.reshape(-1, K // pack.GROUP)
         else:
-            w = tensor.rows(part)
-            _require_finite(tensor, w)
-            w = w.reshape(-1, K)
-            q[part], scales[part] = quantize.quantize(w, bits, quality)
+            w = tensor.rows(part).reshape(-1, K)
+            q[part], scales[part] = quantize.quantize(w, bits, quality, _where(tensor))
             error = w - quantize.dequantize(q[part], scales[part])
             signal, noise = signal + np.vdot(w, w), noise + np.vdot(error, error)
     _require_finite(tensor, scales)
@@ -98,12 +96,11 @@ def packed(tensor: Tensor, bits: int, quality: str = "high") -> tuple[np.ndarray
 
 def _require_finite(tensor: Tensor, numbers: np.ndarray) -> None:
     if not np.isfinite(numbers).all():
-        raise CheckpointError(
-            f"{tensor.file.path}: {tensor.name}",
-            "holds NaN or infinity",
-            "finite numbers",
-            "download it again",
-        )
+        raise CheckpointError(_where(tensor), "holds NaN or infinity", "finite numbers", "download it again")
+
+
+def _where(tensor: Tensor) -> str:
+    return f"{tensor.file.path}: {tensor.name}"
 
 
 def join(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
