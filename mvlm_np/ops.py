@@ -170,8 +170,9 @@ def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def quantized_matmul(x: np.ndarray, w: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """x W^T with both sides in integers: x (M, K) is rounded by `quantize_rows`. -> float32 (M, N)
 
-    w int8 (N, K), scales float16 (N, groups), a group being 32 columns. Within a group the products add up exactly, as
-    integers; the groups' sums, each times its two scales, add up in float32 from the first group to the last.
+    w int8 (N, K), scales float16 (N, groups), a group being 32 columns. Within a group the products add
+    up exactly, as integers; the groups' sums, each times its two scales, add up in float32 from the first
+    group to the last.
     """
     (M, K), N = x.shape, len(w)
     xq, x_scales = quantize_rows(x)
