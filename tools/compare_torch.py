@@ -9,7 +9,8 @@ An error is the largest difference within a stage, as a part of the stage's larg
     alone   each stage is fed what torch's stage was fed, so an error is that stage's own
     chain   from picture and prompt to the end, each stage fed by the one before
 
-Exit code 1: a stage alone is off by more than 5e-6, the chain by more than 5e-5, or a token differs.
+A `decode` step runs through all layers on torch's cache, so it is a chain in either case. Exit code 1:
+a stage alone is off by more than 5e-6, a chain by more than 5e-5, or a token differs.
 It needs torch and transformers (the extra "test").
 """
 
@@ -144,8 +145,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(table(results))
         print(row("tokens that agree", [f"{n} of {total}" for n in same.values()]))
-    close = all(max(errors.values()) <= BOUNDS[run.split()[1]] for run, errors in results.items())
+    close = all(within_bounds(errors, run.endswith("alone")) for run, errors in results.items())
     return 0 if close and set(same.values()) == {total} else 1
+
+
+def within_bounds(errors: Errors, alone: bool) -> bool:
+    return all(
+        error <= BOUNDS["alone" if alone and not name.startswith("decode.") else "chain"]
+        for name, error in errors.items()
+    )
 
 
 if __name__ == "__main__":

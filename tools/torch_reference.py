@@ -67,7 +67,8 @@ class Reference:
             if self.tower is None:
                 raise CheckpointError(folder, f"the vision tower {tower} is not in it and not beside it")
             own = {name: read for name, read in self.tensors.items() if not name.startswith(TOWER)}
-            self.tensors = own | {TOWER + name: read for name, read in read_tensors(self.tower).items()}
+            theirs = read_tensors(self.tower)  # perhaps with CLIP's text tower
+            self.tensors = own | {TOWER + k: v for k, v in theirs.items() if k.startswith("vision_model.")}
         self.tokenizer = Tokenizer.from_folder(folder)
 
     # ------------------------------------------------------------ one question
