@@ -202,6 +202,15 @@ def test_hardsigmoid_and_hardswish(x):
         agree(ours(x), theirs(single(x)[0]), y, 3 * U * np.abs(y.numpy()) + TINY)
 
 
+def test_infinities_have_the_limits_that_torch_gives_them():
+    infinity = np.float32([np.inf])
+    for name in ("sigmoid", "silu", "gelu", "relu", "hardsigmoid", "hardswish"):
+        for x in (infinity, -infinity):
+            limit = getattr(F, name)(single(x)[0]).item()
+            if np.isfinite(limit) or limit == np.inf:  # -inf times 0 has none
+                assert getattr(ops, name)(x).item() == limit, name
+
+
 # ---------------------------------------------------------------- attention
 
 
