@@ -28,6 +28,7 @@ from mvlm_np.checkpoints.safetensors import Entry, write_safetensors
 from mvlm_np.checkpoints.tensors import CHUNK, PLAIN, Tensor, float32_to_bfloat16
 from mvlm_np.config import Config
 from mvlm_np.errors import UserError
+from mvlm_np.inputs.conversation import as_jinja
 from mvlm_np.inputs.tokenizer_files import read_folder
 from mvlm_np.kernels import pack
 from mvlm_np.loading import bound_tensors, manifest, open_tokenizer
@@ -106,6 +107,7 @@ def convert_to_gguf(
             name=checkpoint.path.stem,
             added_tokens=tokenizer.appended,
             legacy=tokenizer.legacy,
+            chat_template=as_jinja("v1") if checkpoint.config.vision else None,
             quality=quality,
             progress=progress,
         )

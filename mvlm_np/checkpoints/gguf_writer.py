@@ -74,6 +74,7 @@ def write_gguf_pair(
     name: str = "MobileVLM",
     added_tokens: Mapping[str, int] | None = None,
     legacy: bool = True,
+    chat_template: str | None = None,
     quality: str = "fast",
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> list[Path]:
@@ -81,6 +82,7 @@ def write_gguf_pair(
 
     tensors    by Hugging Face's names, checked against `config`; what the files have no place for is left out
     tokenizer  the bytes of its SentencePiece model; added_tokens and legacy as in `inputs.tokenizer`
+    chat_template  in Jinja; without one, llama.cpp's tools for pictures ask for it
     precision  "F16", "Q8_0" or "Q4_0", of the decoder's matrices; rows that blocks do not divide stay F16
     quality    of Q4_0: "fast" rounds as llama.cpp's quantiser does, "high" as `quantize` does
     progress   is called after each piece with the bytes written so far and the bytes in all
@@ -93,6 +95,8 @@ def write_gguf_pair(
     settings = _decoder_settings(config, name, precision) | tokenizer_settings(
         tokenizer, config.decoder.vocab_size, added_tokens, legacy
     )
+    if chat_template is not None:
+        settings["tokenizer.chat_template"] = chat_template
     entries = list(_decoder_entries(tensors, config, precision, quality))
     files = {f"model-{precision}.gguf": (settings, entries)}
     if config.vision:

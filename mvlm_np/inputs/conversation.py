@@ -4,6 +4,7 @@ A template is a system text, two roles and separators. Those in `TEMPLATES` are 
 (Meituan-AutoML/MobileVLM, Apache-2.0), which has them from LLaVA. The released models want "v1".
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,28 @@ def stop_string(template_name: str) -> str:
     TWO, else `sep`."""
     template = _template(template_name)
     return template.sep2 if template.sep_style == "TWO" and template.sep2 else template.sep
+
+
+def as_jinja(template_name: str) -> str:
+    """The template as GGUF files carry theirs, in Jinja. Styles SINGLE and TWO, without turns of their own.
+
+    A first message of the role `system` takes the place of the template's. (llama.cpp runs Jinja only when
+    told so; else it looks for "USER: " and "ASSISTANT: ", and takes Vicuna's prompt, which is close.)
+    """
+    template = _template(template_name)
+    assert STYLES[template.sep_style] is _named and not template.messages
+    system, sep, end = (json.dumps(t) for t in (template.system, template.sep, template.sep2 or template.sep))
+    asks, answers = (json.dumps(f"{role}: ") for role in template.roles)
+    return (
+        "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}"
+        f"{{% else %}}{{{{ {system} }}}}{{% endif %}}{{{{ {sep} }}}}"
+        "{% for message in messages %}{% if message['role'] == 'user' %}"
+        f"{{{{ {asks} + message['content'] + {sep} }}}}"
+        "{% elif message['role'] == 'assistant' %}"
+        f"{{{{ {answers} + message['content'] + {end} }}}}"
+        "{% endif %}{% endfor %}"
+        f"{{% if add_generation_prompt %}}{{{{ {json.dumps(template.roles[1] + ':')} }}}}{{% endif %}}"
+    )
 
 
 def finish_answer(text: str, stop: str) -> str:

@@ -3,12 +3,13 @@
 import json
 from typing import Any
 
+import jinja2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mvlm_np.errors import PromptError
-from mvlm_np.inputs.conversation import STYLES, TEMPLATES, finish_answer, render, stop_string
+from mvlm_np.inputs.conversation import STYLES, TEMPLATES, as_jinja, finish_answer, render, stop_string
 from tests.conftest import DATA, shared_path
 
 FACTS: dict[str, dict[str, Any]] = json.loads((DATA / "conversation_templates.json").read_text())
@@ -168,3 +169,16 @@ def test_the_stop_string_is_sep2_in_style_two_and_sep_elsewhere() -> None:
 )
 def test_an_answer_loses_white_space_and_one_stop_string(text: str, answer: str) -> None:
     assert finish_answer(text, "</s>") == answer
+
+
+@given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), max_size=3), st.text(min_size=1))
+def test_in_jinja_a_template_writes_the_same_prompt(history: list[tuple[str, str]], question: str) -> None:
+    turns = [text.replace("<image>", "") or "?" for pair in [*history, (question, "")] for text in pair][:-1]
+    roles = ("user", "assistant")
+    messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
+    template = jinja2.Template(as_jinja("v1"), keep_trailing_newline=True)
+    expected = render("v1", turns[-1], 0, list(zip(turns[:-1:2], turns[1:-1:2], strict=True)))
+    assert template.render(messages=messages, add_generation_prompt=True) == expected
+    own = [{"role": "system", "content": "Be brief."}, *messages]
+    expected = expected.replace(SYSTEM, "Be brief.", 1)
+    assert template.render(messages=own, add_generation_prompt=True) == expected
