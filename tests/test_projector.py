@@ -4,8 +4,6 @@ MobileVLM (arXiv 2312.16886), section 3.4: LDP. MobileVLM V2 (arXiv 2402.03766),
 inverted residual is MobileNetV3's (arXiv 1905.02244) with LayerNorm, and without expansion.
 """
 
-from fractions import Fraction
-
 import numpy as np
 import pytest
 import torch
@@ -74,7 +72,7 @@ class ChannelNorm(nn.LayerNorm):
 
 def nearest_multiple_of_8(v: int) -> int:
     """The multiple of 8 nearest to v (the larger of two), of those that are no more than 10 % below it."""
-    return min((m for m in range(8, v + 9, 8) if m >= Fraction(9, 10) * v), key=lambda m: (abs(m - v), -m))
+    return min((m for m in range(8, v + 9, 8) if 10 * m >= 9 * v), key=lambda m: (abs(m - v), -m))
 
 
 class SqueezeExcitation(nn.Module):
