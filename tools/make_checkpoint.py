@@ -6,7 +6,7 @@
 
 Sizes, names of tensors and config files are those of the published model, so speed, memory and agreement
 at full size can be measured without a download; the answers are noise. The folder appears when it is whole.
-Memory stays under 200 MB whatever the model's size, under 600 MB with --format bin, which needs torch.
+Memory stays under 100 MB whatever the size, under 400 MB with --format bin, which needs torch.
 """
 
 import argparse
