@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tools.make_checkpoint import make_checkpoint
 
 CAT = ROOT / "examples" / "chelsea.jpg"
 QUESTION = "What animal is this?"
-SHORT = {"max_new_tokens": 12}
+SHORT: dict[str, Any] = {"max_new_tokens": 12}
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +203,7 @@ def test_ids_that_are_none_are_refused(model: MobileVLM, ids: list[int]) -> None
 @pytest.mark.parametrize(
     "settings", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"num_beams": 0}, {"max_new_tokens": -1}]
 )
-def test_bad_settings_are_refused_before_anything_runs(model: MobileVLM, settings: dict[str, float]) -> None:
+def test_bad_settings_are_refused_before_anything_runs(model: MobileVLM, settings: dict[str, Any]) -> None:
     with pytest.raises(GenerationError, match=next(iter(settings))):
         model.stream(CAT, QUESTION, **settings)
 
