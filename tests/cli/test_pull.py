@@ -260,7 +260,7 @@ def unreachable(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-@pytest.mark.parametrize("name", PUBLISHED.keys() - {OPENAI_CLIP})
+@pytest.mark.parametrize("name", sorted(PUBLISHED.keys() - {OPENAI_CLIP}))
 def test_without_the_hub_it_says_which_files_to_put_where(unreachable: Run, name: str) -> None:
     code, out, err = unreachable("pull", name)
     assert code == 1
