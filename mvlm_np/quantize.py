@@ -4,9 +4,9 @@ int8: scale = max |w| / 127. int4: scale = (the w of largest magnitude) / -8, so
 all 16 values are used; or, at quality "high", whichever of several scales leaves the smallest squared
 error. These are GGUF's Q8_0 and Q4_0 grids; only the choice of the scale differs.
 
-A scale is stored in float16. A group whose scale would round to 0 there (all weights below 2e-7 or so)
-becomes zeros; one whose scale would be infinite (above 65504) cannot be stored and is a CheckpointError,
-as are weights that are not finite.
+A scale is stored in float16. A group whose scale is 0 there (no weight above 127 x 2^-25, or 3.8e-6, in
+int8, and 8 x 2^-25, or 2.4e-7, in int4) becomes zeros; one whose scale would be infinite (from 65520 on)
+cannot be stored and is a CheckpointError, as are weights that are not finite.
 """
 
 import numpy as np
@@ -78,7 +78,8 @@ def _refine(
         # Given the integers, the scale of smallest squared error is <w, q> / <q, q>.
         wq = np.einsum("ngi,ngi->ng", groups, rough, dtype=np.float32)
         qq = np.einsum("ngi,ngi->ng", rough, rough, dtype=np.float32)
-        fitted = np.divide(wq, qq, where=qq != 0, out=np.zeros_like(wq)).astype(np.float16)
+        fitted = np.divide(wq, qq, where=qq != 0, out=np.zeros_like(wq))
+        fitted = np.clip(fitted, -65504, 65504).astype(np.float16)
         candidate = _round(groups, fitted, -8, 7)
         candidate_error = error(candidate, fitted)
         better = candidate_error < best
