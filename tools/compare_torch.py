@@ -1,7 +1,7 @@
 """Compares mvlm_np with torch and transformers on a checkpoint of any size, stage by stage.
 
-    python tools/make_checkpoint.py MobileVLM_V2-1.7B /var/tmp/V2-1.7B
-    python tools/compare_torch.py /var/tmp/V2-1.7B examples/chelsea.jpg "What animal is this?"
+    python tools/make_checkpoint.py MobileVLM_V2-1.7B V2-1.7B
+    python tools/compare_torch.py V2-1.7B examples/chelsea.jpg "What animal is this?"
 
 Both compute in float32, and each is in memory alone: torch first, then mvlm_np on each backend asked for.
 An error is the largest difference within a stage, as a part of the stage's largest magnitude:

@@ -1,8 +1,8 @@
 """Writes a checkpoint of any member of the MobileVLM family with random weights, as Hugging Face lays it out.
 
-    python tools/make_checkpoint.py tiny /tmp/tiny
-    python tools/make_checkpoint.py MobileVLM_V2-1.7B /var/tmp/V2-1.7B
-    python tools/make_checkpoint.py MobileVLM-3B /var/tmp/3B-slice --layers 2 --format bin --shards 2
+    python tools/make_checkpoint.py tiny tiny
+    python tools/make_checkpoint.py MobileVLM_V2-1.7B V2-1.7B
+    python tools/make_checkpoint.py MobileVLM-3B 3B-slice --layers 2 --format bin --shards 2
 
 Sizes, names of tensors and config files are those of the published model, so speed, memory and agreement
 at full size can be measured without a download; the answers are noise. The folder appears when it is whole.

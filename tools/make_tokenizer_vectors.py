@@ -2,8 +2,8 @@
 
 It needs transformers 4.33.1, the release that MobileVLM pins, in an environment of its own:
 
-    python -m venv /tmp/hf && /tmp/hf/bin/pip install transformers==4.33.1 sentencepiece protobuf "numpy<2"
-    /tmp/hf/bin/python tools/make_tokenizer_vectors.py
+    python -m venv hf && hf/bin/pip install transformers==4.33.1 sentencepiece protobuf "numpy<2"
+    hf/bin/python tools/make_tokenizer_vectors.py
 
 Every case holds the content of a tokenizer folder's JSON files, so that a test can rebuild the folder.
 """

@@ -78,7 +78,7 @@ INDEXES: dict[str, Case] = {
     "climbs": placed("../a.safetensors"),
     "climbs from within": placed("clip/../../a.safetensors"),
     "goes down": placed("clip/model.safetensors"),
-    "absolute": placed("/tmp/model.safetensors"),
+    "absolute": placed("/elsewhere/model.safetensors"),
     "a device": placed("/dev/zero"),
     "no weight file": placed("config.json"),
     "a pickle": placed("evil.bin"),
