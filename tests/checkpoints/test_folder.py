@@ -181,7 +181,7 @@ def placed(folder: Path, place: str) -> tuple[Path, dict[str, Any]]:
             folder.parent / "far" / "clip",
             {"mm_vision_tower": str(folder.parent / "far" / "clip")},
         ),
-        "moved": (folder / "clip", {"mm_vision_tower": "/home/someone/else/clip"}),
+        "moved": (folder / "clip", {"mm_vision_tower": "/elsewhere/clip"}),
         "openai inside": (folder / OPENAI_CLIP.split("/")[1], {"mm_vision_tower": OPENAI_CLIP}),
         "openai beside": (folder.parent / OPENAI_CLIP.split("/")[1], {"mm_vision_tower": OPENAI_CLIP}),
     }[place]
