@@ -1,0 +1,148 @@
+"""`mvlm convert` and `mvlm inspect --verify`, as a user sees them."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tqdm import tqdm
+
+import mvlm_np
+from mvlm_np.checkpoints.folder import open_folder
+from mvlm_np.checkpoints.lora import merged
+from mvlm_np.cli import main
+from mvlm_np.loading import bound_tensors
+from tests.checkpoints.adapters import BASE, sound
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*args: object) -> tuple[int, str, str]:
+        code = main([str(arg) for arg in args])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_what_rounding_cost_stands_in_a_table_on_stdout(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("convert", BASE, tmp_path / "out", "--precision", "int4")
+    assert (code, err) == (0, "")
+    *rows, last = out.splitlines()
+    assert last == f"wrote {tmp_path / 'out'}"
+    rounding = json.loads((tmp_path / "out" / "mvlm.json").read_text())["rounding"]
+    assert [row.split()[0] for row in rows] == list(rounding)
+    assert len({len(row) for row in rows}) == 1  # columns in line
+    for row in rows:
+        name, kept, loss, unit = row.split()
+        assert kept == ("int4" if name.startswith("model.layers") else "int8") and unit == "dB"
+        assert float(loss) == round(rounding[name]["signal_to_noise_db"], 1)
+
+
+def test_what_costs_nothing_is_lossless(run: Run, tmp_path: Path) -> None:
+    run("convert", BASE, tmp_path / "a", "--precision", "int8")
+    _, out, _ = run("convert", tmp_path / "a", tmp_path / "b", "--precision", "int8")
+    assert {line.split()[-1] for line in out.splitlines()[:-1]} == {"lossless"}
+
+
+def test_without_rounding_there_is_no_table(run: Run, tmp_path: Path) -> None:
+    assert run("convert", BASE, tmp_path / "out", "--precision", "bf16")[1] == f"wrote {tmp_path / 'out'}\n"
+
+
+def test_the_bar_is_alone_on_stderr_and_the_table_on_stdout(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvlm_np.cli.progress.tqdm", lambda **options: tqdm(**options | {"delay": 0}))
+    for to in ("folder", "gguf"):
+        _, out, err = run("convert", BASE, tmp_path / to, "--to", to, "--precision", "int8")
+        assert "convert: " in err
+        assert "dB" not in err and "%|" not in out
+        assert ("dB" in out) == (to == "folder")
+
+
+def test_a_gguf_is_named_with_its_two_files(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("convert", BASE, tmp_path / "out", "--to", "gguf", "--precision", "int8")
+    assert (code, err) == (0, "")
+    files = [tmp_path / "out" / name for name in ("model-Q8_0.gguf", "mmproj-model-f16.gguf")]
+    assert out == "".join(f"wrote {file}\n" for file in files)
+    found = mvlm_np.load(files[0], backend="numpy")
+    expected = mvlm_np.load(BASE, backend="numpy")
+    assert found.config.image_tokens == expected.config.image_tokens
+
+
+@pytest.mark.parametrize("to, precision, message", [
+    ("folder", "float16", "--precision: found float16, wanted float32, bf16, int8, int4 in a folder"),
+    ("gguf", "bf16", "--precision: found bf16, wanted float16, int8, int4 in a gguf"),
+    ("gguf", "float32", "--precision: found float32"),
+])  # fmt: skip
+def test_each_format_has_its_precisions(
+    run: Run, tmp_path: Path, to: str, precision: str, message: str
+) -> None:
+    code, out, err = run("convert", BASE, tmp_path / "out", "--to", to, "--precision", precision)
+    assert (code, out) == (2, "")
+    assert message in err and err.count("\n") == 1
+
+
+def test_a_gguf_of_a_model_without_tokenizer_is_refused(run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    run("convert", BASE, source, "--precision", "float32")
+    (source / "tokenizer.model").unlink()
+    code, out, err = run("convert", source, tmp_path / "out", "--to", "gguf", "--precision", "int8")
+    assert (code, out) == (2, "")
+    assert "tokenizer.model: is missing; copy it from the model's repository" in err
+
+
+def test_an_adapter_is_merged_on_the_way(run: Run, tmp_path: Path) -> None:
+    adapter = sound().write(tmp_path / "tuned")
+    code, _, err = run("convert", BASE, tmp_path / "out", "--lora", adapter, "--precision", "float32")
+    assert code == 0
+    assert err == "mvlm: note: merged with tuned: 4 matrices changed, 1 tensors replaced\n"
+    expected = bound_tensors(merged(open_folder(BASE), adapter))
+    for name, tensor in bound_tensors(open_folder(tmp_path / "out")).items():
+        np.testing.assert_array_equal(tensor.float32(), expected[name].float32(), err_msg=name)
+    code, *_ = run(
+        "convert", BASE, tmp_path / "pair", "--lora", adapter, "--to", "gguf", "--precision", "int4"
+    )
+    assert code == 0
+
+
+@pytest.mark.parametrize("lora", ["/nowhere", __file__])
+def test_an_adapter_that_is_none_is_one_line(run: Run, tmp_path: Path, lora: str) -> None:
+    code, out, err = run("convert", BASE, tmp_path / "out", "--lora", lora, "--precision", "int8")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"mvlm: {lora}/adapter_config.json: cannot be read") and err.count("\n") == 1
+
+
+# -- Verifying ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", ["folder", "gguf"])
+def test_a_converted_model_is_verified(run: Run, tmp_path: Path, to: str) -> None:
+    run("convert", BASE, tmp_path / "out", "--to", to, "--precision", "int8")
+    weights = "model.safetensors" if to == "folder" else "model-Q8_0.gguf"
+    named = tmp_path / "out" if to == "folder" else tmp_path / "out" / weights
+    assert run("inspect", named, "--verify") == (0, f"{named}: every file is as it was written\n", "")
+    with open(tmp_path / "out" / weights, "r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 4]))
+    assert run("inspect", named, "--verify") == (1, f"'{weights}' has changed\n", "")
+    code, out, _ = run("inspect", named, "--verify", "--json")
+    assert code == 1
+    assert json.loads(out) == {"path": str(named), "problems": [f"'{weights}' has changed"]}
+
+
+def test_a_folder_without_checksums_cannot_be_verified(run: Run) -> None:
+    code, out, err = run("inspect", BASE, "--verify")
+    assert (code, out) == (2, "")
+    assert "holds no checksums (mvlm.json), wanted a model that mvlm convert wrote" in err
+
+
+def test_sizes_are_told_in_fitting_units(run: Run) -> None:
+    _, out, _ = run("inspect", BASE)
+    assert " kB on disk" in out
+    assert "0.00 GB" not in out
