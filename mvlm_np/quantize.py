@@ -17,6 +17,7 @@ from mvlm_np.kernels.pack import GROUP
 # Factors on the plain int4 scale that quality "high" tries. Shrinking cuts the extreme weight a
 # little and makes the rest finer; 1 keeps the plain choice among the candidates.
 CANDIDATES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
+BLOCK = 1 << 17  # weights that are rounded at a time: few enough to stay in a cache
 
 
 def quantize(
@@ -30,18 +31,29 @@ def quantize(
     if not np.isfinite(w).all():
         raise CheckpointError(where, "holds NaN or infinity", "finite numbers", "download it again")
     N, K = w.shape
+    q, scales = np.empty((N, K), np.int8), np.empty((N, -(-K // GROUP)), np.float16)
+    step = max(1, BLOCK // K)
+    for start in range(0, N, step):
+        rows = slice(start, start + step)
+        q[rows], scales[rows] = _quantize(w[rows], bits, quality, where)
+    return q, scales
+
+
+def _quantize(w: np.ndarray, bits: int, quality: str, where: object) -> tuple[np.ndarray, np.ndarray]:
+    N, K = w.shape
     padded = np.pad(w, ((0, 0), (0, -K % GROUP))) if K % GROUP else w
     groups = padded.reshape(N, -1, GROUP)
-    extreme = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)[..., 0]
+    extreme = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)  # (N, groups, 1)
     if bits == 8:
         scales = _storable(np.abs(extreme) / 127, where)
         q = _round(groups, scales, -127, 127)
     else:
-        scales = _storable(extreme / -8, where)
-        q = _round(groups, scales, -8, 7)
+        plain = extreme / -8
+        scales = _storable(plain, where)
         if quality == "high":
-            q, scales = _refine(groups, extreme / -8, q, scales)
-    return q.reshape(N, -1)[:, :K], scales
+            scales = _refined(groups.reshape(-1, GROUP), plain.reshape(-1), scales.reshape(-1))
+        q = _round(groups, scales.reshape(plain.shape), -8, 7)
+    return q.reshape(N, -1)[:, :K], scales.reshape(N, -1)
 
 
 def dequantize(q: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -58,32 +70,39 @@ def _storable(scales: np.ndarray, where: object) -> np.ndarray:
 
 
 def _round(groups: np.ndarray, scales: np.ndarray, least: int, most: int) -> np.ndarray:
-    """The nearest multiples of the stored scales; groups of scale 0 become zeros."""
+    """The nearest multiples of the stored scales, still float32; groups of scale 0 become zeros."""
     divisors = scales.astype(np.float32)
-    inverse = np.divide(1, divisors, where=divisors != 0, out=np.zeros_like(divisors))
-    return np.clip(np.rint(groups * inverse[..., None]), least, most).astype(np.int8)
+    q = groups * np.divide(1, divisors, where=divisors != 0, out=np.zeros_like(divisors))
+    return np.clip(np.rint(q, out=q), least, most, out=q)
 
 
-def _refine(
-    groups: np.ndarray, plain: np.ndarray, q: np.ndarray, scales: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tries scales around the plain one, each with its least-squares fit, and keeps each group's best."""
+def _refined(groups: np.ndarray, plain: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Tries scales around the plain one, each with its least-squares fit, and takes each group's best.
 
-    def error(q: np.ndarray, scales: np.ndarray) -> np.ndarray:
-        return np.square(groups - q * scales.astype(np.float32)[..., None]).sum(-1)
+    groups (n, 32), plain (n,) float32, scales (n,) float16, the plain ones -> (n,) float16
+    """
+    # A group to a column: what is done to every group is done to long rows, at which NumPy is fast.
+    groups = np.ascontiguousarray(groups.T)
 
-    best = error(q, scales)
+    def error(scales: np.ndarray) -> np.ndarray:
+        difference = _round(groups, scales, -8, 7)
+        difference *= scales.astype(np.float32)
+        np.subtract(groups, difference, out=difference)
+        return _dot(difference, difference)
+
+    least = error(scales)
     for factor in CANDIDATES:
-        rough = _round(groups, (plain * factor).astype(np.float16), -8, 7)
+        q = _round(groups, (plain * factor).astype(np.float16), -8, 7)
         # Given the integers, the scale of smallest squared error is <w, q> / <q, q>.
-        wq = np.einsum("ngi,ngi->ng", groups, rough, dtype=np.float32)
-        qq = np.einsum("ngi,ngi->ng", rough, rough, dtype=np.float32)
-        fitted = np.divide(wq, qq, where=qq != 0, out=np.zeros_like(wq))
+        qq = _dot(q, q)
+        fitted = np.divide(_dot(groups, q), qq, where=qq != 0, out=np.zeros_like(qq))
         fitted = np.clip(fitted, -65504, 65504).astype(np.float16)
-        candidate = _round(groups, fitted, -8, 7)
-        candidate_error = error(candidate, fitted)
-        better = candidate_error < best
-        best = np.where(better, candidate_error, best)
-        scales = np.where(better, fitted, scales)
-        q = np.where(better[..., None], candidate, q)
-    return q, scales
+        fitted_error = error(fitted)
+        scales = np.where(fitted_error < least, fitted, scales)
+        least = np.minimum(fitted_error, least)
+    return scales
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Sums of products within each group."""
+    return np.einsum("ig,ig->g", a, b)
