@@ -13,6 +13,10 @@ from mvlm_np.kernels import pack
 class Linear(Protocol):
     """y = x W^T + b for x (T, K) -> (T, N), in whatever precision W is kept."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of W, which one multiplication reads."""
+
     def __call__(self, x: np.ndarray) -> np.ndarray: ...
 
 
@@ -26,6 +30,10 @@ class Dense:
 
     weight: np.ndarray
     bias: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         y = x @ self.weight.T
@@ -58,6 +66,10 @@ class Quantized:
     K: int
     bias: np.ndarray | None
     ops: Any
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + self.scales.nbytes
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         y = self.ops.packed_matmul(x, self.bits, self.values, self.scales, self.N, self.K)

@@ -57,9 +57,8 @@ def main() -> None:
             if timed:
                 seconds[name].append(perf_counter() - start)
     ours, torchs = (median(seconds[name]) for name in works)
-    print(
-        f"ours {ours:.3f} s, torch {torchs:.3f} s ({torch.get_num_threads()} threads), ours / torch {ours / torchs:.2f}"
-    )
+    threads = torch.get_num_threads()
+    print(f"ours {ours:.3f} s, torch {torchs:.3f} s ({threads} threads), ours / torch {ours / torchs:.2f}")
 
 
 if __name__ == "__main__":

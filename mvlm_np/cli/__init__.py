@@ -23,12 +23,15 @@ VERBS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line; nothing heavy is imported to build it."""
+def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The command line. Of the verbs, only the one that is called is imported: `mvlm --help` is quick."""
     top = argparse.ArgumentParser(prog="mvlm", description="MobileVLM in NumPy and Numba.")
     top.add_argument("--version", action="version", version=f"mvlm {mvlm_np.__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, summary in VERBS.items():
+        if argv[:1] != [verb]:
+            verbs.add_parser(verb, help=summary)
+            continue
         module = import_module(f"mvlm_np.cli.{verb}")
         sub = verbs.add_parser(
             verb,
@@ -43,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
-    args = parser().parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = parser(argv).parse_args(argv)
     try:
         return args.run(args)
     except UserError as error:
