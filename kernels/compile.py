@@ -32,9 +32,9 @@ if numba.config.DISABLE_JIT:
 # change the order of a sum. Division by zero gives what IEEE 754 says, not an exception.
 OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy"}
 
-# Nanoseconds of work on one core from which threads pay: starting them takes some 10 microseconds, and ten
-# times that where other programs use the cores.
-WORTH_THREADS = 100_000
+# Nanoseconds of work on one core from which threads pay. Starting them takes some 10 microseconds on a quiet
+# machine; on a busy one, a thread may wait a millisecond for its core.
+WORTH_THREADS = 300_000
 
 # Numba's threads wait asleep ("workqueue") instead of spinning (GNU's OpenMP, its choice on Linux): spinning
 # takes the cores from BLAS, whose turn comes next, and from other programs. A user's own choice stands.
