@@ -19,7 +19,8 @@ from mvlm_np.inputs.tokenizer import Tokenizer
 from tests.checkpoints.gguf_models import VOCAB, tokenizer_model
 from tests.conftest import shared_path
 
-texts = st.text(st.sampled_from(list("abcdet hon\n\t▁.é中😀\0<>/s")) | st.characters(), max_size=40)
+frequent = st.sampled_from(list("abcdet hon\n\t▁.é中😀\0<>/s"))
+texts = st.text(frequent | st.characters(codec="utf-8"), max_size=40)
 
 
 def processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
