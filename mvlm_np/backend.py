@@ -14,10 +14,15 @@ from mvlm_np.linear import packed_matmul
 NAMES = ("auto", "numba", "numpy")
 
 
-def choose(name: str = "auto") -> SimpleNamespace:
-    """The vocabulary of a backend. "auto" is numba where it can be imported, else numpy."""
+def check(name: str) -> None:
+    """UserError: there is no backend of this name."""
     if name not in NAMES:
         raise UserError("backend", f"found {name!r}", " or ".join(NAMES))
+
+
+def choose(name: str = "auto") -> SimpleNamespace:
+    """The vocabulary of a backend. "auto" is numba where it can be imported, else numpy."""
+    check(name)
     reference = {**vars(ops), "packed_matmul": packed_matmul}
     if name == "numpy":
         return SimpleNamespace(**reference)
@@ -34,7 +39,7 @@ def choose(name: str = "auto") -> SimpleNamespace:
 
 
 def limit_threads(threads: int) -> None:
-    """Sets the number of threads of BLAS and Numba for the whole process."""
+    """Sets the threads of BLAS for the whole process, and of Numba for the calling Python thread."""
     from threadpoolctl import threadpool_limits
 
     if not isinstance(threads, int) or threads < 1:

@@ -21,6 +21,7 @@ from mvlm_np.projector import Projector
 from mvlm_np.vision import VisionWeights
 
 PRECISIONS = ("float32", "int8", "int4")
+SMALL = 50_000_000  # bytes: NumPy has answered with such a model before Numba is imported
 
 
 def load(
@@ -37,8 +38,8 @@ def load(
 
     path_or_name  a model folder or a GGUF file
     precision     of the linear layers: "float32", "int8", "int4", or None: as stored; see `binding.bits`
-    backend       "numba", "numpy" (the reference), or "auto": numba if it is there
-    threads       of BLAS and Numba, for the whole process; None leaves them alone
+    backend       "numba", "numpy" (the reference), or "auto": numba if it is there and the model is not small
+    threads       of BLAS for the whole process, of Numba for this Python thread; None leaves them alone
     vision_tower  the folder of the CLIP model, where it is not where the config says
     mmproj        the GGUF file with vision tower and projector, where it is not beside the model
     cache         type of the key-value cache: "float32"
@@ -53,10 +54,13 @@ def load(
         )
     if cache != "float32":
         raise UserError("cache", f"found {cache!r}", "float32")
-    ops = backends.choose(backend)
+    backends.check(backend)
     checkpoint = open_checkpoint(path_or_name, vision_tower, mmproj)
     tensors = bound_tensors(checkpoint)
     require_memory(checkpoint, tensors, precision)
+    if backend == "auto" and sum(tensor.nbytes for tensor in tensors.values()) < SMALL:
+        backend = "numpy"
+    ops = backends.choose(backend)
     if threads is not None:
         backends.limit_threads(threads)
     done, total = 0, sum(tensor.nbytes for tensor in tensors.values())

@@ -89,6 +89,7 @@ def packed(tensor: Tensor, bits: int, quality: str = "high") -> tuple[np.ndarray
             error = w - quantize.dequantize(q[part], scales[part])
             signal, noise = signal + np.vdot(w, w), noise + np.vdot(error, error)
     _require_finite(tensor, scales)
+    tensor.file.forget(tensor.offset, tensor.raw.nbytes)
     if bits == 8:
         np.maximum(q, -127, out=q)  # -128 is not ours; ggml never writes it into a Q8_0 either
     return *pack.pack(bits, q, scales), 10 * log10(signal / noise) if noise else inf
