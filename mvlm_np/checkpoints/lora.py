@@ -83,6 +83,8 @@ def merged(base: Checkpoint, adapter: Path, vision_tower: Path | None = None) ->
     """
     recipe = read_recipe(adapter / "adapter_config.json")
     pairs, whole = _sorted(_read(adapter, "adapter_model"))
+    if not pairs:
+        raise CheckpointError(adapter, "holds no matrices", "MODULE.lora_A.weight and MODULE.lora_B.weight")
     whole = _trained_whole(adapter) | whole
     model = _with_settings(base, adapter, whole, vision_tower)
     tensors, notes = dict(model.tensors), list(model.notes)
@@ -254,8 +256,8 @@ def _require_all(recipe: Recipe, pairs: Mapping[str, object], tensors: Mapping[s
         name.removesuffix(".weight") for name in tensors if name.startswith(("model.layers.", "lm_head."))
     )
     lost = [m for m in modules if m not in pairs and not recipe.targets.isdisjoint(ends(m))]
-    if lost or not pairs:
-        found = f"lists {len(lost)} modules that have no matrices, {lost[0]} for one" if lost else "has none"
+    if lost:
+        found = f"lists {len(lost)} modules that have no matrices, {lost[0]} for one"
         raise CheckpointError(f"{recipe.where}: target_modules", found, "lora_A and lora_B of each")
 
 

@@ -22,6 +22,7 @@ from tests.checkpoints.confine import read_confined
 from tests.conftest import DATA
 from tests.models import U
 
+pytestmark = pytest.mark.filterwarnings("ignore:::peft", "ignore:::transformers")
 ATTENTION = ["q_proj", "v_proj"]
 
 
