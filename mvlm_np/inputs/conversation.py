@@ -88,12 +88,6 @@ def as_jinja(template_name: str) -> str:
     )
 
 
-def finish_answer(text: str, stop: str) -> str:
-    """The answer without a stop string at its end (one, if there are several) and without white space
-    around it."""
-    return text.strip().removesuffix(stop).strip()
-
-
 def _template(name: str) -> Template:
     if name not in TEMPLATES:
         raise PromptError("conv_mode", f"no template is called {name!r}", f"one of {', '.join(TEMPLATES)}")

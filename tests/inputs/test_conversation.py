@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvlm_np.errors import PromptError
-from mvlm_np.inputs.conversation import STYLES, TEMPLATES, as_jinja, finish_answer, render, stop_string
+from mvlm_np.inputs.conversation import STYLES, TEMPLATES, as_jinja, render, stop_string
 from tests.conftest import DATA, shared_path
 
 FACTS: dict[str, dict[str, Any]] = json.loads((DATA / "conversation_templates.json").read_text())
@@ -153,22 +153,6 @@ def test_the_stop_string_is_sep2_in_style_two_and_sep_elsewhere() -> None:
         "v1": "</s>",
         "vicuna_v1": "</s>",
     }
-
-
-@pytest.mark.parametrize(
-    "text, answer",
-    [
-        (" A cat. ", "A cat."),
-        ("A cat.</s>", "A cat."),
-        (" A cat. </s>\n", "A cat."),
-        ("A cat.</s></s>", "A cat.</s>"),
-        ("</s>A cat.", "</s>A cat."),
-        ("</s>", ""),
-        ("", ""),
-    ],
-)
-def test_an_answer_loses_white_space_and_one_stop_string(text: str, answer: str) -> None:
-    assert finish_answer(text, "</s>") == answer
 
 
 @given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), max_size=3), st.text(min_size=1))

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvlm_np.errors import PromptError, TokenizerError, UserError
-from mvlm_np.inputs.conversation import finish_answer, stop_string
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN, SPACE, StreamDecoder, Tokenizer, tokenize_prompt
 from mvlm_np.inputs.tokenizer_files import MAX_FIELDS, AddedToken, check_model
 from tests.conftest import DATA, ROOT, SHARED, shared_path
@@ -102,8 +101,7 @@ def test_goldens_prompts_and_answers_are_exact(name: str) -> None:
     for case in json.loads((folder / "cases.json").read_text()):
         golden = load_file(folder / case["golden"])
         assert tokenize_prompt(case["prompt"], tokenizer) == golden["input_ids"].ravel().tolist()
-        text = tokenizer.decode(golden["generated_ids"].ravel())
-        assert finish_answer(text, stop_string("v1")) == case["text"]
+        assert tokenizer.decode(golden["generated_ids"].ravel()).strip() == case["text"]
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared, which is not part of the repository")
