@@ -71,8 +71,10 @@ def load(
         if progress:
             progress(done, total)
 
-    weights = bind(checkpoint.config, Loader(tensors, precision, ops, count))
-    return MobileVLM(checkpoint.config, *weights, ops, lambda: open_tokenizer(checkpoint), checkpoint.notes)
+    loader = Loader(tensors, precision, ops, count)
+    weights = bind(checkpoint.config, loader)
+    notes = checkpoint.notes + (loader.notes() if precision is None else [])
+    return MobileVLM(checkpoint.config, *weights, ops, lambda: open_tokenizer(checkpoint), notes)
 
 
 def bind(config: Config, get: Binder) -> tuple[VisionWeights | None, Projector | None, DecoderWeights]:

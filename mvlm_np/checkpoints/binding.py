@@ -7,6 +7,7 @@ everything wrong with a checkpoint is known before a byte of it is read; then a 
 
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,9 @@ class Loader(Binder):
         super().__init__()
         self.tensors, self.precision, self.ops, self.progress = tensors, precision, ops, progress
         self._counted: set[str] = set()  # a tied table of embeddings is asked for twice
+        self._rounded: dict[
+            tuple[str, int], list[float]
+        ] = {}  # signal-to-noise in dB, by stored type and bits
 
     def array(self, name: str, *shape: int) -> np.ndarray:
         return self._take(name).float32()
@@ -107,10 +111,20 @@ class Loader(Binder):
         kept = bits(f"{self.prefix}{name}.weight", tensor, self.precision)
         if kept is None:
             return Dense(tensor.float32().reshape(N, K), b)
-        values, scales, _ = packed(tensor, kept)
+        values, scales, snr = packed(tensor, kept)
+        if snr < inf:
+            self._rounded.setdefault((tensor.dtype, kept), []).append(snr)
         return Quantized(kept, values, scales, N, K, b, self.ops)
 
     conv1x1 = linear
+
+    def notes(self) -> list[str]:
+        """What rounding has cost, a line for each type that matrices were stored in."""
+        return [
+            f"matrices stored as {stored}, {len(ratios)} in all, were rounded anew to int{kept}, "
+            f"with a signal-to-noise ratio of {min(ratios):.1f} dB or more"
+            for (stored, kept), ratios in self._rounded.items()
+        ]
 
     def _take(self, name: str) -> Tensor:
         tensor = self.tensors[self.prefix + name]

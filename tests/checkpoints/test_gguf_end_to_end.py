@@ -1,5 +1,6 @@
 """A loaded GGUF computes what torch computes from the same weights, decoded by the gguf package."""
 
+import re
 from pathlib import Path
 
 import gguf
@@ -59,6 +60,18 @@ def assert_same_logits(path: Path) -> None:
 def test_logits_are_those_of_the_dequantised_weights(tmp_path: Path, kind: str) -> None:
     config = small_config(vision=False)
     assert_same_logits(package_decoder(tmp_path / "m.gguf", config, random_weights(config), kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "lossless"), [("F16", True), ("Q8_0", True), ("Q4_0", True), ("Q5_0", False)]
+)
+def test_a_loss_by_rounding_anew_is_reported(tmp_path: Path, kind: str, lossless: bool) -> None:
+    config = small_config(vision=False)
+    notes = mvlm_np.load(package_decoder(tmp_path / "m.gguf", config, random_weights(config), kind)).notes
+    assert (notes == []) == lossless
+    assert all(
+        re.fullmatch(r"matrices stored as q5_0, .* to int8, .* of 4\d\.\d dB or more", n) for n in notes
+    )
 
 
 @pytest.mark.parametrize("name", ["F16", "Q8_0", "Q4_0", "Q4_0-pure", "Q4_K_S", "Q6_K"])
