@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parser(argv).parse_args(argv)
     try:
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()  # here, where a reader that has gone is caught
+        return code
     except UserError as error:
         print(f"mvlm: {error}", file=sys.stderr)
         return 2
