@@ -42,8 +42,8 @@ def limit_threads(threads: int) -> None:
     """Sets the threads of BLAS for the whole process, and of Numba for the calling Python thread."""
     from threadpoolctl import threadpool_limits
 
-    if not isinstance(threads, int) or threads < 1:
-        raise UserError("threads", f"found {threads!r}", "a whole number from 1")
+    if not isinstance(threads, int) or not 1 <= threads <= 1024:
+        raise UserError("threads", f"found {threads!r}", "a whole number from 1 to 1024")
     threadpool_limits(threads)
     try:
         import numba

@@ -181,3 +181,15 @@ def test_a_reader_that_goes_away_is_no_error(folder: str) -> None:
     command = f"{sys.executable} -m mvlm_np inspect {folder} | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("redirection", "expected"),
+    [(">/dev/full", (2, "mvlm: the output cannot be written (No space left on device)\n")), (">&-", (0, ""))],
+)
+def test_output_that_cannot_be_written_is_no_traceback(
+    redirection: str, expected: tuple[int, str], folder: str
+) -> None:
+    command = f"{sys.executable} -m mvlm_np inspect {folder} {redirection}"
+    done = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == expected

@@ -5,6 +5,7 @@ a user can mend is one line on stderr. Modules import what is heavy only when th
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     args = parser(argv).parse_args(argv)
     try:
         code = args.run(args)
@@ -63,3 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # a full disk behind our output, say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"mvlm: the output cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
+
+
+def _open_streams() -> None:
+    """A stream that the caller has closed (`>&-`) is empty; what a terminal cannot show is shown as `?`."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
