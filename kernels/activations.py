@@ -1,14 +1,14 @@
 """The activations, element by element, with `exp` and `erf` written so that LLVM can vectorise them."""
 
 import numpy as np
-from numba import prange
 from numpy.polynomial import Polynomial
 
 from mvlm_np import ops
 from mvlm_np.kernels.arrays import contiguous, float32
-from mvlm_np.kernels.compile import inline, kernel, reads, writes
+from mvlm_np.kernels.compile import inline
+from mvlm_np.kernels.kernel import kernel, reads, writes
 
-# Elements of one step of the threads' loop. It is fixed so that an element is computed by the same
+# Elements of one step. It is fixed so that an element is computed by the same
 # instructions whatever the number of threads: LLVM treats the end of a loop differently from its body.
 BLOCK = 4096
 
@@ -37,47 +37,60 @@ def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
 
 def _apply(compiled, *arrays):
     out = np.empty(arrays[0].shape, np.float32)
-    compiled(out.size, *(contiguous(a).reshape(-1) for a in arrays), out.reshape(-1))
+    compiled(-(-out.size // BLOCK), BLOCK, *(contiguous(a).reshape(-1) for a in arrays), out.reshape(-1))
     return out
 
 
 @kernel(reads(1), writes(1))
-def _quick_gelu(x, out):
-    for block in prange(_blocks(x)):
+def _quick_gelu(first, last, x, out):
+    for block in range(first, last):
         for i in range(block * BLOCK, _end(x, block)):
-            out[i] = x[i] / (np.float32(1) + exp(np.float32(-1.702) * x[i]))
+            out[i] = quick_gelu_of(x[i])
 
 
 @kernel(reads(1), writes(1))
-def _silu(x, out):
-    for block in prange(_blocks(x)):
+def _silu(first, last, x, out):
+    for block in range(first, last):
         for i in range(block * BLOCK, _end(x, block)):
-            out[i] = x[i] / (np.float32(1) + exp(-x[i]))
+            out[i] = silu_of(x[i])
 
 
 @kernel(reads(1), reads(1), writes(1))
-def _swiglu(gate, up, out):
-    for block in prange(_blocks(gate)):
+def _swiglu(first, last, gate, up, out):
+    for block in range(first, last):
         for i in range(block * BLOCK, _end(gate, block)):
-            out[i] = gate[i] / (np.float32(1) + exp(-gate[i])) * up[i]
+            out[i] = silu_of(gate[i]) * up[i]
 
 
 @kernel(reads(1), writes(1))
-def _gelu(x, out):
-    for block in prange(_blocks(x)):
+def _gelu(first, last, x, out):
+    for block in range(first, last):
         for i in range(block * BLOCK, _end(x, block)):
-            half = np.float32(0.5) * x[i]
-            out[i] = half + half * erf(x[i] * np.float32(0.5**0.5))
-
-
-@inline
-def _blocks(x):
-    return (len(x) + BLOCK - 1) // BLOCK
+            out[i] = gelu_of(x[i])
 
 
 @inline
 def _end(x, block):
     return min(len(x), (block + 1) * BLOCK)
+
+
+# ---------------------------------------------------------------- of one number
+
+
+@inline
+def quick_gelu_of(x):
+    return x / (np.float32(1) + exp(np.float32(-1.702) * x))
+
+
+@inline
+def silu_of(x):
+    return x / (np.float32(1) + exp(-x))
+
+
+@inline
+def gelu_of(x):
+    half = np.float32(0.5) * x
+    return half + half * erf(x * np.float32(0.5**0.5))
 
 
 # ---------------------------------------------------------------- exp

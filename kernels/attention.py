@@ -5,18 +5,18 @@ query, a decoding step, is a single pass over the cache. Neither asks BLAS, so n
 """
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from mvlm_np import ops
 from mvlm_np.kernels.activations import exp
 from mvlm_np.kernels.arrays import contiguous, float32, rows_contiguous
-from mvlm_np.kernels.compile import inline, kernel, reads, writes
+from mvlm_np.kernels.compile import inline
+from mvlm_np.kernels.kernel import kernel, reads, writes
 from mvlm_np.kernels.simd import LANES, add, larger, largest, load, multiply_add, splat, store, total
 
 TILE = 6  # queries. 6 x 16 sums fill the registers of AVX2, and half of those of NEON and AVX-512
 BLOCK = 4 * TILE  # queries whose scores are in the cache together
 SHARE = 256  # at most so many queries share one packing of keys and values
-SPAN = 256  # positions that one step of a decoding thread reads
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -25,7 +25,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
         return ops.softmax(x)
     rows = contiguous(x).reshape(-1, x.shape[-1])
     out = np.empty_like(rows)
-    _softmax(x.size, rows, out)
+    _softmax(len(rows), rows.shape[1], rows, out)
     return out.reshape(x.shape)
 
 
@@ -38,11 +38,13 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> np.n
     keys, values = rows_contiguous(k), rows_contiguous(v)
     if T == 1:
         grouped = contiguous(q).reshape(K, H // K, d)
-        partial = np.empty((K, -(-S // SPAN), H // K, d + 2), np.float32)
-        _one_query(H * S * d / 2, grouped, keys, values, partial, out.reshape(grouped.shape))
+        _one_query(K, H // K * S * d / 8, grouped, keys, values, out.reshape(grouped.shape))
     else:
         before = S - T if causal else S
-        _many_queries(H * T * S * (d / 16 + 1), rows_contiguous(q), keys, values, before, out)
+        parts = -(-T // SHARE)
+        _many_queries(
+            H * parts, T / parts * S * (d / 16 + 1), rows_contiguous(q), keys, values, before, parts, out
+        )
     return out
 
 
@@ -59,15 +61,15 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
         return ops.rope(x, cos, sin)
     out = np.empty(x.shape, np.float32)
     tokens = contiguous(x.transpose(1, 0, 2))  # (T, H, d): so it comes out of a linear layer
-    _rope(x.size / 2, tokens, contiguous(cos), contiguous(sin), out)
+    _rope(len(tokens), x[:, 0].size / 2, tokens, contiguous(cos), contiguous(sin), out)
     return out
 
 
 @kernel(reads(3), reads(2), reads(2), writes(3))
-def _rope(x, cos, sin, out):
-    T, H, d = x.shape
+def _rope(first, last, x, cos, sin, out):
+    _, H, d = x.shape
     half = d // 2
-    for t in prange(T):
+    for t in range(first, last):
         for head in range(H):
             for i in range(half):
                 first, second = x[t, head, i], x[t, head, i + half]
@@ -79,8 +81,8 @@ def _rope(x, cos, sin, out):
 
 
 @kernel(reads(2), writes(2))
-def _softmax(x, out):
-    for i in prange(len(x)):
+def _softmax(first, last, x, out):
+    for i in range(first, last):
         row = np.empty((x.shape[1] + LANES - 1) // LANES * LANES, np.float32)
         for j in range(x.shape[1]):
             row[j] = x[i, j]
@@ -112,14 +114,13 @@ def exponentials(row, n):
 # ---------------------------------------------------------------- many queries
 
 
-@kernel(reads(3, "A"), reads(3, "A"), reads(3, "A"), types.int64, writes(3))
-def _many_queries(q, k, v, before, out):
+@kernel(reads(3, "A"), reads(3, "A"), reads(3, "A"), types.int64, types.int64, writes(3))
+def _many_queries(first, last, q, k, v, before, parts, out):
     """Query t sees min(S, before + t + 1) positions."""
     H, T, _ = q.shape
     group = H // len(k)
-    parts = (T + SHARE - 1) // SHARE
     length = (T + parts - 1) // parts
-    for step in prange(H * parts):
+    for step in range(first, last):
         head, start = step // parts, step % parts * length
         _attend(q[head], k[head // group], v[head // group], before, start, min(T, start + length), out[head])
 
@@ -199,22 +200,15 @@ def _tile(rows, first, panel, n, out, column):
 # ---------------------------------------------------------------- one query
 
 
-@kernel(reads(3), reads(3, "A"), reads(3, "A"), writes(4), writes(3))
-def _one_query(q, k, v, partial, out):
-    K, spans, group, _ = partial.shape
-    S = k.shape[1]
-    for step in prange(K * spans):
-        head, span = step // spans, step % spans
-        start, stop = span * SPAN, min(S, (span + 1) * SPAN)
-        _attend_span(q[head], k[head, start:stop], v[head, start:stop], partial[head, span])
-    for head in range(K):
-        for g in range(group):
-            _combine(partial[head, :, g], out[head, g])
+@kernel(reads(3), reads(3, "A"), reads(3, "A"), writes(3))
+def _one_query(first, last, q, k, v, out):
+    """The queries that share a key-value head: q and out (K, G, d), k and v (K, S, d)."""
+    for head in range(first, last):
+        _attend_once(q[head], k[head], v[head], out[head])
 
 
 @inline
-def _attend_span(q, k, v, partial):
-    """A group's queries (G, d) over n positions. partial (G, d + 2): weighted values, largest score, sum."""
+def _attend_once(q, k, v, out):
     n, d = k.shape
     whole = d // LANES * LANES
     scale = np.float32(1 / np.sqrt(d))
@@ -228,31 +222,14 @@ def _attend_span(q, k, v, partial):
             for i in range(whole, d):
                 dot += q[g, i] * k[s, i]
             scores[g, s] = dot * scale
+    out[:] = np.float32(0)
     for g in range(len(q)):
-        partial[g, :d] = np.float32(0)
-        partial[g, d], partial[g, d + 1] = exponentials(scores[g], n)
-    for s in range(n):
-        for g in range(len(q)):
+        _, norm = exponentials(scores[g], n)
+        for s in range(n):
             weight = splat(scores[g, s])
             for i in range(0, whole, LANES):
-                store(partial, (g, i), multiply_add(weight, load(v, (s, i)), load(partial, (g, i))))
+                store(out, (g, i), multiply_add(weight, load(v, (s, i)), load(out, (g, i))))
             for i in range(whole, d):
-                partial[g, i] += scores[g, s] * v[s, i]
-
-
-@inline
-def _combine(partial, out):
-    """The spans' results (spans, d + 2) for one query -> out (d,)."""
-    d = len(out)
-    top = partial[0, d]
-    for span in range(1, len(partial)):
-        top = max(top, partial[span, d])
-    out[:] = np.float32(0)
-    s = np.float32(0)
-    for span in range(len(partial)):
-        weight = exp(partial[span, d] - top)
-        s += weight * partial[span, d + 1]
+                out[g, i] += scores[g, s] * v[s, i]
         for i in range(d):
-            out[i] += weight * partial[span, i]
-    for i in range(d):
-        out[i] /= s
+            out[g, i] /= norm

@@ -10,14 +10,13 @@ import os
 import pickle
 import sys
 import tempfile
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
-from threading import Lock
 
 import llvmlite
 import numba
 import numpy as np
-from numba import njit, types
+from numba import njit
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.registry import cpu_target
@@ -32,69 +31,20 @@ if numba.config.DISABLE_JIT:
 # change the order of a sum. Division by zero gives what IEEE 754 says, not an exception.
 OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy"}
 
-# Nanoseconds of work on one core from which threads pay. Starting them takes some 10 microseconds on a quiet
-# machine; on a busy one, a thread may wait a millisecond for its core.
-WORTH_THREADS = 300_000
-
-# Numba's threads wait asleep ("workqueue") instead of spinning (GNU's OpenMP, its choice on Linux): spinning
-# takes the cores from BLAS, whose turn comes next, and from other programs. A user's own choice stands.
-if numba.config.THREADING_LAYER_PRIORITY == ["tbb", "omp", "workqueue"]:
-    numba.config.THREADING_LAYER_PRIORITY = ["tbb", "workqueue", "omp"]
-
 # For functions that become part of the kernels which call them.
 inline = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
 
 
-def reads(ndim, layout="C"):
-    """The type of a float32 array that a kernel reads; it may be read-only. Layout "A": any strides."""
-    return types.Array(types.float32, ndim, layout, readonly=True)
-
-
-def writes(ndim):
-    """The type of a float32 array that a kernel writes."""
-    return types.Array(types.float32, ndim, "C")
-
-
-def kernel(*signature):
-    """Decorates the body of a kernel with the types of its arguments. It returns nothing."""
-    return lambda body: Kernel(body, types.void(*signature))
-
-
-# Numba lets go of the GIL while its threads work, and "workqueue" aborts the process if a second Python
-# thread then asks for them.
-_using_threads = Lock()
-
-
-class Kernel:
-    """A compiled function: once as it stands, and once with the steps of its `prange` spread over threads."""
-
-    def __init__(self, body, signature):
-        self.body, self.signature = body, signature
-
-    def __call__(self, work, *args):
-        """Runs on `args`. work: nanoseconds that takes on one core, about; it decides about threads."""
-        if work < WORTH_THREADS:
-            self._one(*args)
-        else:
-            with _using_threads:
-                self._many(*args)
-
-    @cached_property
-    def _one(self):
-        return self._compiled(parallel=False)
-
-    @cached_property
-    def _many(self):
-        return self._compiled(parallel=True)
-
-    def _compiled(self, parallel):
-        compiled = njit(parallel=parallel, **OPTIONS)(self.body)
-        if folder := cache_folder():
-            name = f"{self.body.__module__}.{self.body.__name__}{'-threads' if parallel else ''}"
-            compiled._cache = DiskCache(folder / name)
-        compiled.compile(self.signature)
-        compiled.disable_compile()  # from now on, arguments are converted to the signature: none is added
-        return compiled
+@cache
+def compiled(body, signature):
+    """The machine code of a function for one signature, from the disk if it is there. It runs without the GIL."""
+    body = getattr(body, "py_func", body)
+    function = njit(nogil=True, **OPTIONS)(body)
+    if folder := cache_folder():
+        function._cache = DiskCache(folder / f"{body.__module__}.{body.__qualname__}")
+    function.compile(signature)
+    function.disable_compile()  # from now on, arguments are converted to the signature: none is added
+    return function
 
 
 # ---------------------------------------------------------------- the cache on disk

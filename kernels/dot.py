@@ -1,17 +1,21 @@
-"""Vectors of 64 bytes and of 16 int32, and the one instruction that CPUs differ in: the dot product of bytes.
+"""Dot products of bytes: the one place where CPUs differ.
 
-`dot4_unsigned` and `dot4_signed` add to each of 16 int32 lanes the sum of four products of bytes. How
-depends on the path, which follows from the features that Numba compiles for; every path gives identical
-integers:
+`group_sums` multiplies a group of 32 columns of int8 or int4 weights, 16 rows of them or twice 16, with the
+same columns of several tokens. How depends on the path, which follows from the features that Numba compiles
+for; every path gives identical integers:
 
     avx512vnni   vpdpbusd on 64 bytes           neon_dotprod   sdot (Cortex-A76 and later)
-    avxvnni      vpdpbusd on 32 bytes           neon           smull, addp, sadalp (Cortex-A72)
+    avxvnni      vpdpbusd on 32 bytes           neon           smull, smlal, sadalp (Cortex-A72)
     avx2         vpmaddubsw, vpmaddwd           generic        whatever LLVM makes of plain products
 
 MVLM_SIMD names a path to take instead, of those that the CPU has. As in `simd`, indices are not checked.
+
+The unit is a `Tile`: one vector of 16 lanes, a lane to a row of weights, for each token. A kernel that is
+written with tiles serves any number of tokens; LLVM keeps each vector in a register.
 """
 
 import os
+from functools import reduce
 
 from llvmlite import ir
 from numba import types
@@ -20,7 +24,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, register_model
 
 from mvlm_np.errors import UserError
-from mvlm_np.kernels.simd import LANES, _pointer, vector
+from mvlm_np.kernels.simd import LANES
 
 # Each path and the features it needs, best first. The last one needs none.
 PATHS = {
@@ -53,76 +57,75 @@ def choose_path() -> str:
 
 PATH = choose_path()
 
-_I8, _I16, _I32 = (ir.IntType(bits) for bits in (8, 16, 32))
+# Tokens of a tile, and columns of 16 rows, when there are many tokens. A row of sums for each token and column
+# has to stay in registers: there are 32 of 64 bytes, 16 of 32 bytes, and on ARM 32 of 16 bytes. AMD's cores load
+# a word of activations for free with each product; Intel's are faster if two products share it.
+_AMD = "sse4a" in features()
+SHAPE = {"avx512vnni": (12, 1) if _AMD else (8, 2)}.get(PATH, (4, 1))
+FEW = 4  # tokens of a tile when there are few
+
+# vpdpbusd takes one operand unsigned, so int8 weights are moved up by this much, and a sum starts from minus
+# as many times the sum of its activations. Nibbles are stored with 8 added on every path.
+OFFSET = {8: 128 if PATH.endswith("vnni") else 0, 4: 8}
+
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _BYTES, _INTS = ir.VectorType(_I8, 64), ir.VectorType(_I32, LANES)
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 
 
-class Bytes(types.Type):
-    """The Numba type of 64 bytes."""
+class Tile(types.Type):
+    """The Numba type of `rows` x `columns` vectors of 16 int32 or float32 lanes: tokens x 16 rows of weights."""
 
-    def __init__(self):
-        super().__init__("bytes64")
-
-
-class Ints(types.Type):
-    """The Numba type of 16 int32 lanes."""
-
-    def __init__(self):
-        super().__init__("int32x16")
+    def __init__(self, lanes, rows, columns):
+        self.rows, self.columns = rows, columns
+        self.llvm = ir.ArrayType(lanes, rows * columns)
+        super().__init__(f"tile of {rows} x {columns} {lanes}")
 
 
-@register_model(Bytes)
-class _BytesModel(models.PrimitiveModel):
+@register_model(Tile)
+class _TileModel(models.PrimitiveModel):
     def __init__(self, manager, numba_type):
-        super().__init__(manager, numba_type, _BYTES)
-
-
-@register_model(Ints)
-class _IntsModel(models.PrimitiveModel):
-    def __init__(self, manager, numba_type):
-        super().__init__(manager, numba_type, _INTS)
-
-
-bytes64, ints = Bytes(), Ints()
+        super().__init__(manager, numba_type, numba_type.llvm)
 
 
 # ---------------------------------------------------------------- memory
 
 
-def _load(context, builder, signature, arguments, llvm_type, align=1):
-    pointer = _pointer(context, builder, signature.args[0], *arguments)
-    return builder.load(builder.bitcast(pointer, llvm_type.as_pointer()), align=align)
+def _at(context, builder, array_type, array, *index):
+    """The address of an element; indices are LLVM values or plain numbers."""
+    array = context.make_array(array_type)(context, builder, array)
+    index = [i if isinstance(i, ir.Value) else ir.Constant(_I64, i) for i in index]
+    return cgutils.get_item_pointer(context, builder, array_type, array, index)
 
 
 @intrinsic
-def load_bytes(typing, a, index):
-    """64 bytes from `index` on, of an int8 or uint8 array."""
-    return bytes64(a, index), lambda *given: _load(*given, _BYTES)
-
-
-@intrinsic
-def repeat4(typing, a, index):
-    """The 4 bytes from `index` on, 16 times."""
+def address(typing, array, index):
+    """The address of array[index], an integer."""
 
     def generate(context, builder, signature, arguments):
-        word = _load(context, builder, signature, arguments, _I32)
-        return builder.bitcast(_splat(builder, word), _BYTES)
+        inner = [0] * (signature.args[0].ndim - 1)
+        return builder.ptrtoint(_at(context, builder, signature.args[0], *arguments, *inner), _I64)
 
-    return bytes64(a, index), generate
+    return types.int64(array, types.int64), generate
 
 
-@intrinsic
-def load_halves(typing, a, index):
-    """16 float16 from `index` on, of an array that sees them as uint16, as float32 lanes."""
+def _offset(builder, address, index, stride):
+    """A pointer to the byte index * stride behind an address."""
+    moved = builder.add(address, builder.mul(index, ir.Constant(_I64, stride)))
+    return builder.inttoptr(moved, _I8.as_pointer())
 
-    def generate(context, builder, signature, arguments):
-        if PATH == "generic":
-            return _widen(builder, _load(context, builder, signature, arguments, ir.VectorType(_I16, LANES)))
-        halves = _load(context, builder, signature, arguments, ir.VectorType(ir.HalfType(), LANES))
-        return builder.fpext(halves, _FLOATS)
 
-    return vector(a, index), generate
+def _load(builder, pointer, llvm_type, align=1, index=0):
+    """The value of this type at a pointer, or `index` such values further on."""
+    pointer = builder.bitcast(pointer, llvm_type.as_pointer())
+    return builder.load(builder.gep(pointer, [ir.Constant(_I64, index)]), align=align)
+
+
+def _load_halves(builder, pointer):
+    """16 float16 as float32 lanes."""
+    if PATH == "generic":
+        return _widen(builder, _load(builder, pointer, ir.VectorType(_I16, LANES)))
+    return builder.fpext(_load(builder, pointer, ir.VectorType(ir.HalfType(), LANES)), _FLOATS)
 
 
 def _widen(builder, halves):
@@ -136,7 +139,192 @@ def _widen(builder, halves):
     return builder.bitcast(builder.or_(builder.bitcast(scaled, _INTS), sign), _FLOATS)
 
 
-# ---------------------------------------------------------------- arithmetic
+# ---------------------------------------------------------------- tiles
+
+
+@intrinsic(prefer_literal=True)
+def zeros(typing, rows, columns):
+    """A tile of float32 zeros; both sizes are constants."""
+    tile = Tile(_FLOATS, rows.literal_value, columns.literal_value)
+    return tile(rows, columns), lambda *_: ir.Constant(tile.llvm, None)
+
+
+@intrinsic(prefer_literal=True)
+def group_sums(typing, rows, bits, values, acts, starts, block, group):
+    """The integer products of one group of 32 columns: a tile of int32.
+
+    rows, bits  tokens, and 4 or 8; constants
+    values      for each column of the tile, the address of 16 rows of weights as `pack` defines them
+    acts        (blocks, groups, 8, rows, 4) int8
+    starts      (blocks, groups, rows) int32: what each token's sums start from
+    """
+    R, C, small = rows.literal_value, len(values), bits.literal_value == 4
+    sums_type = Tile(_INTS, R, C)
+
+    def generate(context, builder, signature, arguments):
+        values, acts, starts, block, group = arguments[2:]
+        acts_type, starts_type = signature.args[3:5]
+        start = _at(context, builder, starts_type, starts, block, group, 0)
+        first = [_splat(builder, _load(builder, start, _I32, 4, m)) for m in range(R)]
+        columns = [
+            _chunks(builder, _offset(builder, address, group, 256 if small else 512), small)
+            for address in cgutils.unpack_tuple(builder, values, C)
+        ]
+        words = (
+            _words(builder, _at(context, builder, acts_type, acts, block, group, k, 0, 0), R, C > 1)
+            for k in range(8)
+        )
+        # Generators, so that what is loaded stands beside its use: LLVM keeps that order.
+        steps = zip(zip(*columns, strict=True), words, strict=True)
+        tile = ir.Constant(sums_type.llvm, ir.Undefined)
+        for i, lanes in enumerate(_group_sums(builder, first, steps, C, small)):
+            tile = builder.insert_value(tile, lanes, i)
+        return tile
+
+    return sums_type(rows, bits, values, acts, starts, block, group), generate
+
+
+def _chunks(builder, pointer, small):
+    """A group's weights: 8 vectors of 16 rows x 4 columns."""
+    for c in range(4 if small else 8):
+        loaded = _load(builder, pointer, _BYTES, 1, c)
+        if small:
+            yield builder.and_(loaded, _constant(15, _BYTES))
+            yield builder.lshr(loaded, _constant(4, _BYTES))
+        else:
+            yield builder.xor(loaded, _constant(-128, _BYTES)) if OFFSET[8] else loaded
+
+
+def _words(builder, pointer, rows, shared):
+    """For each token, its 4 bytes of activations, in all 16 lanes."""
+    if PATH == "neon_dotprod" and rows == 4:  # one register for all four: sdot takes its operand from a lane
+        vector = _load(builder, pointer, ir.VectorType(_I32, 4), 4)
+        undefined = ir.Constant(vector.type, ir.Undefined)
+        words = [builder.shuffle_vector(vector, undefined, _constant(m)) for m in range(rows)]
+    else:
+        words = [_splat(builder, _load(builder, pointer, _I32, 4, m)) for m in range(rows)]
+    if shared:  # or LLVM loads a word again for each of the products that share it
+        keep = ir.FunctionType(_INTS, [_INTS])
+        words = [builder.asm(keep, "", "=v,0", [word], False) for word in words]
+    return [builder.bitcast(word, _BYTES) for word in words]
+
+
+@intrinsic
+def add_scaled(typing, totals, sums, scales, act_scales, block, group):
+    """totals + sums, each times its weights' scale (of 16 rows) and its activations' (of a token).
+
+    scales      for each column of the tile, the address of the float16 scales of 16 rows
+    act_scales  (blocks, groups, rows) float32
+    """
+
+    def generate(context, builder, signature, arguments):
+        totals, sums, scales, act_scales, block, group = arguments
+        R, C = signature.args[0].rows, signature.args[0].columns
+        halves = [
+            _load_halves(builder, _offset(builder, address, group, 2 * LANES))
+            for address in cgutils.unpack_tuple(builder, scales, C)
+        ]
+        pointer = _at(context, builder, signature.args[3], act_scales, block, group, 0)
+        for m in range(R):
+            act_scale = _splat(builder, _load(builder, pointer, ir.FloatType(), 4, m))
+            for c in range(C):
+                i = c * R + m
+                exact = builder.sitofp(builder.extract_value(sums, i), _FLOATS)
+                term = builder.fmul(exact, builder.fmul(halves[c], act_scale), flags=("contract",))
+                total = builder.fadd(term, builder.extract_value(totals, i), flags=("contract",))
+                totals = builder.insert_value(totals, total, i)
+        return totals
+
+    return totals(totals, sums, scales, act_scales, block, group), generate
+
+
+@intrinsic
+def add_rows(typing, totals, x, row, column):
+    """totals + x[row + m, column + 16 c : … + 16] for all m and c; a vector x has one row, which all get."""
+
+    def generate(context, builder, signature, arguments):
+        totals, x, row, column = arguments
+        for i, pointer in enumerate(
+            _tile_of(context, builder, signature.args[0], signature.args[1], x, row, column)
+        ):
+            total = builder.fadd(builder.extract_value(totals, i), builder.load(pointer, align=4))
+            totals = builder.insert_value(totals, total, i)
+        return totals
+
+    return totals(totals, x, types.int64, types.int64), generate
+
+
+@intrinsic
+def store_tile(typing, totals, y, row, column):
+    """y[row + m, column + 16 c : … + 16] = totals[m, c], for all m and c."""
+
+    def generate(context, builder, signature, arguments):
+        totals, y, row, column = arguments
+        for i, pointer in enumerate(
+            _tile_of(context, builder, signature.args[0], signature.args[1], y, row, column)
+        ):
+            builder.store(builder.extract_value(totals, i), pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.none(totals, y, types.int64, types.int64), generate
+
+
+def _tile_of(context, builder, tile, array_type, array, row, column):
+    """Pointers to the part of a float32 array that a tile covers, columns first."""
+    for c in range(tile.columns):
+        for m in range(tile.rows):
+            index = [builder.add(column, ir.Constant(_I64, LANES * c))]
+            if array_type.ndim == 2:
+                index.insert(0, builder.add(row, ir.Constant(_I64, m)))
+            yield builder.bitcast(_at(context, builder, array_type, array, *index), _FLOATS.as_pointer())
+
+
+# ---------------------------------------------------------------- rounding
+
+
+@intrinsic
+def largest_magnitude(typing, row, start):
+    """The largest |row[i]| of 32 floats from `start` on. NaN if one of them is."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = _at(context, builder, signature.args[0], *arguments)
+        # Without their sign, floats are ordered like integers of the same bits, and NaN is the largest.
+        low, high = (
+            builder.and_(_load(builder, pointer, _INTS, 4, half), _constant(0x7FFFFFFF)) for half in range(2)
+        )
+        largest = _call(builder, "llvm.smax.v16i32", _INTS, low, high)
+        bits = _call(builder, "llvm.vector.reduce.smax.v16i32", _I32, largest)
+        return builder.bitcast(bits, ir.FloatType())
+
+    return types.float32(row, types.int64), generate
+
+
+@intrinsic
+def store_rounded(typing, row, start, divisor, acts, block, group, token):
+    """32 floats from `start` on, divided and rounded to int8, into their places in `acts`. Returns their sum."""
+
+    def generate(context, builder, signature, arguments):
+        row, start, divisor, acts, block, group, token = arguments
+        pointer = _at(context, builder, signature.args[0], row, start)
+        total = _constant(0)
+        for half in range(2):
+            quotients = builder.fdiv(_load(builder, pointer, _FLOATS, 4, half), _splat(builder, divisor))
+            rounded = builder.fptosi(_call(builder, "llvm.rint.v16f32", _FLOATS, quotients), _INTS)
+            for limit, pick in ((127, "llvm.smin.v16i32"), (-127, "llvm.smax.v16i32")):
+                rounded = _call(builder, pick, _INTS, rounded, _constant(limit))
+            total = builder.add(total, rounded)
+            words = builder.bitcast(builder.trunc(rounded, ir.VectorType(_I8, LANES)), ir.VectorType(_I32, 4))
+            for k in range(4):
+                place = _at(context, builder, signature.args[3], acts, block, group, 4 * half + k, token, 0)
+                word = builder.extract_element(words, ir.Constant(_I32, k))
+                builder.store(word, builder.bitcast(place, _I32.as_pointer()), align=4)
+        return _call(builder, "llvm.vector.reduce.add.v16i32", _I32, total)
+
+    index = types.int64
+    return types.int32(row, index, types.float32, acts, index, index, index), generate
+
+
+# ---------------------------------------------------------------- products
 
 
 def _constant(value, llvm_type=_INTS):
@@ -147,56 +335,6 @@ def _splat(builder, scalar):
     undefined = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(_I32, 0))
     return builder.shuffle_vector(first, undefined, _constant(0))
-
-
-@intrinsic
-def low_nibbles(typing, v):
-    """The low 4 bits of each byte."""
-    return bytes64(v), lambda context, builder, signature, args: builder.and_(args[0], _constant(15, _BYTES))
-
-
-@intrinsic
-def high_nibbles(typing, v):
-    """The high 4 bits of each byte."""
-    return bytes64(v), lambda context, builder, signature, args: builder.lshr(args[0], _constant(4, _BYTES))
-
-
-@intrinsic
-def splat_int(typing, x):
-    """All lanes are the int32 x."""
-    return ints(types.int32), lambda context, builder, signature, args: _splat(builder, args[0])
-
-
-@intrinsic
-def to_float(typing, v):
-    """int32 lanes as float32 lanes."""
-    return vector(v), lambda context, builder, signature, args: builder.sitofp(args[0], _FLOATS)
-
-
-@intrinsic
-def multiply(typing, v, w):
-    """v * w, float32 lanes."""
-    return vector(v, w), lambda context, builder, signature, args: builder.fmul(*args)
-
-
-@intrinsic
-def dot4_unsigned(typing, total, w, x):
-    """total[i] += the sum over j = 0 .. 3 of w[4 i + j] * x[4 i + j]; w unsigned and below 16, x signed."""
-    return ints(total, w, x), lambda context, builder, signature, args: _dot4(builder, *args, small=True)
-
-
-@intrinsic
-def dot4_signed(typing, total, w, x):
-    """The same for signed w; neither w nor x is -128.
-
-    On the two VNNI paths, w[i] + 128 takes the place of w[i]: start there from -128 * the sum of x, which is
-    what `SIGNED_OFFSET` is for.
-    """
-    return ints(total, w, x), lambda context, builder, signature, args: _dot4(builder, *args, small=False)
-
-
-# vpdpbusd takes one operand unsigned, so weights are moved up by this much.
-SIGNED_OFFSET = 128 if PATH.endswith("vnni") else 0
 
 
 def _call(builder, name, result, *arguments):
@@ -223,35 +361,70 @@ def _joined(builder, parts):
     return parts[0]
 
 
-def _dot4(builder, total, w, x, small):
-    if PATH.endswith("vnni") and not small:
-        w = builder.xor(w, _constant(-128, _BYTES))
-    if PATH == "avx512vnni":
-        return _call(builder, "llvm.x86.avx512.vpdpbusd.512", _INTS, total, w, x)
-    if PATH == "generic":
-        return _dot4_generic(builder, total, w, x)
-    if PATH == "avx2" and not small:
-        # Products of |w| and x * sign(w): the same, with one operand unsigned.
-        x = _joined(builder, [
-            _call(builder, "llvm.x86.avx2.psign.b", ir.VectorType(_I8, 32), xs, ws)
-            for xs, ws in zip(_pieces(builder, x, 2), _pieces(builder, w, 2), strict=True)
-        ])  # fmt: skip
-        w = _call(builder, "llvm.abs.v64i8", _BYTES, w, ir.Constant(ir.IntType(1), 0))
-    one_part = {"avxvnni": _dot4_avxvnni, "avx2": _dot4_avx2, "neon_dotprod": _dot4_sdot, "neon": _dot4_neon}[
-        PATH
-    ]
-    count = 2 if PATH.startswith("avx") else 4
-    parts = zip(*(_pieces(builder, v, count) for v in (total, w, x)), strict=True)
-    return _joined(builder, [one_part(builder, *part) for part in parts])
+def _group_sums(builder, starts, steps, columns, small):
+    """starts[m] + the products of 8 chunks of weights with token m's 8 words, for each column and token m.
+
+    steps  8 times (a chunk for each column, a word for each token), 64 bytes each
+    small  the weights are below 16 and unsigned; otherwise neither they nor the activations are -128, and they
+           have OFFSET[8] added
+    """
+    sums = starts * columns  # columns first
+    if PATH in ("avx2", "neon") and small:
+        return _in_16_bits(builder, sums, list(steps))
+    dot4 = _dot4_avx2_signed if PATH == "avx2" else _DOT4[PATH]
+    for chunks, words in steps:
+        pairs = ((w, x) for w in chunks for x in words)
+        sums = [_by_parts(builder, dot4, total, w, x) for total, (w, x) in zip(sums, pairs, strict=True)]
+        if PATH == "avx512vnni" and len(sums) > 1:
+            sums = _in_step(builder, sums)
+    return sums
+
+
+def _in_step(builder, vectors):
+    """The same vectors, computed before anything that follows.
+
+    Left to itself, LLVM finishes one sum after the other, which saves registers, but each product would wait
+    for the one before. This is an instruction of no length that seems to change them all.
+    """
+    count, both = len(vectors), ir.LiteralStructType([v.type for v in vectors])
+    constraints = ",".join(["=v"] * count + [str(i) for i in range(count)])
+    changed = builder.asm(ir.FunctionType(both, both.elements), "", constraints, vectors, False)
+    return [builder.extract_value(changed, i) for i in range(count)]
+
+
+# Registers that a vector of 64 bytes takes on each path.
+_REGISTERS = {"avx512vnni": 1, "avxvnni": 2, "avx2": 2, "neon_dotprod": 4, "neon": 4, "generic": 1}
+
+
+def _by_parts(builder, operation, *vectors):
+    """A vector operation, register by register."""
+    parts = zip(*(_pieces(builder, v, _REGISTERS[PATH]) for v in vectors), strict=True)
+    return _joined(builder, [operation(builder, *part) for part in parts])
+
+
+def _dot4_avx512vnni(builder, total, w, x):
+    return _call(builder, "llvm.x86.avx512.vpdpbusd.512", total.type, total, w, x)
 
 
 def _dot4_avxvnni(builder, total, w, x):
     return _call(builder, "llvm.x86.avx512.vpdpbusd.256", total.type, total, w, x)
 
 
+def _dot4_avx2_signed(builder, total, w, x):
+    # Products of |w| and x * sign(w): the same, with one operand unsigned.
+    x = _call(builder, "llvm.x86.avx2.psign.b", x.type, x, w)
+    w = _call(builder, "llvm.abs.v32i8", w.type, w, ir.Constant(ir.IntType(1), 0))
+    return _dot4_avx2(builder, total, w, x)
+
+
 def _dot4_avx2(builder, total, w, x):
     # Sums of two products fit into int16: |w| <= 127 and |x| <= 127.
-    pairs = _call(builder, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(_I16, 16), w, x)
+    return _add_pairs_avx2(
+        builder, total, _call(builder, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(_I16, 16), w, x)
+    )
+
+
+def _add_pairs_avx2(builder, total, pairs):
     ones = ir.Constant(pairs.type, [1] * 16)
     return builder.add(total, _call(builder, "llvm.x86.avx2.pmadd.wd", total.type, pairs, ones))
 
@@ -261,10 +434,16 @@ def _dot4_sdot(builder, total, w, x):
 
 
 def _dot4_neon(builder, total, w, x):
+    return _add_pairs_neon(builder, total, _products_neon(builder, w, x))
+
+
+def _products_neon(builder, w, x):
+    """16 products in int16, in two vectors."""
     halves = zip(_pieces(builder, w, 2), _pieces(builder, x, 2), strict=True)
-    products = [
-        _call(builder, "llvm.aarch64.neon.smull.v8i16", ir.VectorType(_I16, 8), *half) for half in halves
-    ]
+    return [_call(builder, "llvm.aarch64.neon.smull.v8i16", ir.VectorType(_I16, 8), *half) for half in halves]
+
+
+def _add_pairs_neon(builder, total, products):
     pairs = _call(builder, "llvm.aarch64.neon.addp.v8i16", ir.VectorType(_I16, 8), *products)
     return builder.add(total, _call(builder, "llvm.aarch64.neon.saddlp.v4i32.v8i16", total.type, pairs))
 
@@ -278,3 +457,35 @@ def _dot4_generic(builder, total, w, x):
         )
         total = builder.add(total, builder.mul(w_j, x_j))
     return total
+
+
+_DOT4 = {
+    "avx512vnni": _dot4_avx512vnni,
+    "avxvnni": _dot4_avxvnni,
+    "neon_dotprod": _dot4_sdot,
+    "neon": _dot4_neon,
+    "generic": _dot4_generic,
+}
+
+
+def _in_16_bits(builder, sums, steps):
+    """`_group_sums` for small weights where there is no dot product in 32 bits: a group fits into int16.
+
+    A lane adds up at most two products of each of 8 chunks, and 16 * 15 * 127 is below 2^15; so does a sum of
+    two neighbouring lanes of one product each.
+    """
+
+    def dot32(builder, total, *parts):
+        pairs = zip(parts[:8], parts[8:], strict=True)
+        if PATH == "avx2":
+            products = [
+                _call(builder, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(_I16, 16), *p) for p in pairs
+            ]
+            return _add_pairs_avx2(builder, total, reduce(builder.add, products))
+        products = [_products_neon(builder, *p) for p in pairs]
+        halves = zip(*products, strict=True)
+        return _add_pairs_neon(builder, total, [reduce(builder.add, half) for half in halves])
+
+    columns, tokens = (list(zip(*side, strict=True)) for side in zip(*steps, strict=True))
+    pairs = ((column, token) for column in columns for token in tokens)
+    return [_by_parts(builder, dot32, total, *w, *x) for total, (w, x) in zip(sums, pairs, strict=True)]

@@ -1,11 +1,11 @@
 """Convolution and pooling of pictures that are kept channels-last: the inner loop runs over the channels."""
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from mvlm_np import ops
 from mvlm_np.kernels.arrays import contiguous, float32
-from mvlm_np.kernels.compile import kernel, reads, writes
+from mvlm_np.kernels.kernel import kernel, reads, writes
 
 
 def depthwise_conv(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, stride: int) -> np.ndarray:
@@ -18,7 +18,9 @@ def depthwise_conv(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, s
         return ops.depthwise_conv(x, weight, bias, stride)
     out = np.empty((-(-h // stride), -(-w // stride), C), np.float32)
     taps = np.ascontiguousarray(weight[:, 0].transpose(1, 2, 0))  # (n, n, C)
-    _depthwise_conv(out.size * n * n / 4, contiguous(x), contiguous(taps), contiguous(added), stride, out)
+    _depthwise_conv(
+        len(out), out[0].size * n * n / 4, contiguous(x), contiguous(taps), contiguous(added), stride, out
+    )
     return out
 
 
@@ -27,15 +29,15 @@ def adaptive_avg_pool(x: np.ndarray, rows: int, cols: int) -> np.ndarray:
     if not (float32(x) and x.ndim == 3 and rows > 0 and cols > 0):
         return ops.adaptive_avg_pool(x, rows, cols)
     out = np.empty((rows, cols, x.shape[2]), np.float32)
-    _adaptive_avg_pool(x.size / 4, contiguous(x), out)
+    _adaptive_avg_pool(rows, x.size / rows / 4, contiguous(x), out)
     return out
 
 
 @kernel(reads(3), reads(3), reads(1), types.int64, writes(3))
-def _depthwise_conv(x, taps, bias, stride, out):
+def _depthwise_conv(first, last, x, taps, bias, stride, out):
     h, w, C = x.shape
     n = len(taps)
-    for i in prange(len(out)):
+    for i in range(first, last):
         for j in range(out.shape[1]):
             to = out[i, j]
             to[:] = np.float32(0)
@@ -50,10 +52,10 @@ def _depthwise_conv(x, taps, bias, stride, out):
 
 
 @kernel(reads(3), writes(3))
-def _adaptive_avg_pool(x, out):
+def _adaptive_avg_pool(first, last, x, out):
     h, w, C = x.shape
     rows, cols, _ = out.shape
-    for i in prange(rows):
+    for i in range(first, last):
         top, bottom = i * h // rows, ((i + 1) * h + rows - 1) // rows
         for j in range(cols):
             left, right = j * w // cols, ((j + 1) * w + cols - 1) // cols

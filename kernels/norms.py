@@ -1,11 +1,12 @@
 """LayerNorm and RMSNorm, row by row. Each sum over a row runs in 16 lanes and never crosses threads."""
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from mvlm_np import ops
 from mvlm_np.kernels.arrays import contiguous, float32
-from mvlm_np.kernels.compile import inline, kernel, reads, writes
+from mvlm_np.kernels.compile import inline
+from mvlm_np.kernels.kernel import kernel, reads, writes
 from mvlm_np.kernels.simd import LANES, add, load, multiply_add, splat, total
 
 
@@ -15,7 +16,7 @@ def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) 
         return ops.layer_norm(x, weight, bias, eps)
     rows = contiguous(x).reshape(-1, x.shape[-1])
     out = np.empty_like(rows)
-    _layer_norm(x.size / 2, rows, contiguous(weight), contiguous(bias), eps, out)
+    _layer_norm(len(rows), x.shape[-1] / 2, rows, contiguous(weight), contiguous(bias), eps, out)
     return out.reshape(x.shape)
 
 
@@ -25,18 +26,18 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
         return ops.rms_norm(x, weight, eps)
     rows = contiguous(x).reshape(-1, x.shape[-1])
     out = np.empty_like(rows)
-    _rms_norm(x.size / 2, rows, contiguous(weight), eps, out)
+    _rms_norm(len(rows), x.shape[-1] / 2, rows, contiguous(weight), eps, out)
     return out.reshape(x.shape)
 
 
 @kernel(reads(2), reads(1), reads(1), types.float64, writes(2))
-def _layer_norm(x, weight, bias, eps, out):
-    for i in prange(len(x)):
-        _layer_norm_row(x[i], weight, bias, np.float32(eps), out[i])
+def _layer_norm(first, last, x, weight, bias, eps, out):
+    for i in range(first, last):
+        layer_norm_row(x[i], weight, bias, np.float32(eps), out[i])
 
 
 @inline
-def _layer_norm_row(x, weight, bias, eps, out):
+def layer_norm_row(x, weight, bias, eps, out):
     n = np.float32(len(x))
     mean = _sum(x) / n
     scale = np.float32(1) / np.sqrt(_sum_of_squares(x, mean) / n + eps)
@@ -45,13 +46,13 @@ def _layer_norm_row(x, weight, bias, eps, out):
 
 
 @kernel(reads(2), reads(1), types.float64, writes(2))
-def _rms_norm(x, weight, eps, out):
-    for i in prange(len(x)):
-        _rms_norm_row(x[i], weight, np.float32(eps), out[i])
+def _rms_norm(first, last, x, weight, eps, out):
+    for i in range(first, last):
+        rms_norm_row(x[i], weight, np.float32(eps), out[i])
 
 
 @inline
-def _rms_norm_row(x, weight, eps, out):
+def rms_norm_row(x, weight, eps, out):
     mean_square = _sum_of_squares(x, np.float32(0)) / np.float32(len(x))
     scale = np.float32(1) / np.sqrt(mean_square + eps)
     for j in range(len(x)):

@@ -14,10 +14,22 @@ int8 values are -127 .. 127, int4 values -8 .. 7. Rows past N and columns past K
 rows past N are 0.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 GROUP = 32  # columns that share a scale
 ROWS = 16  # rows of a tile
+
+
+class Packed(NamedTuple):
+    """A matrix (N, K) of `bits` 8 or 4."""
+
+    bits: int
+    values: np.ndarray
+    scales: np.ndarray
+    N: int
+    K: int
 
 
 def shapes(bits: int, N: int, K: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,217 +1,303 @@
-"""Products with int8 and int4 weights: `ops.quantize_rows` and `linear.packed_matmul`, compiled.
+"""Products with int8 and int4 weights: `linear.packed_matmul`, compiled.
 
-Activations are rounded to int8 and laid out for the product in blocks of 4 tokens, k-major: the 4 tokens'
-bytes of columns 4 c .. 4 c + 3 lie side by side. One step of the inner loop meets 16 rows of weights (see
-`pack`) with 4 columns of 4 tokens. Nibbles are stored with 8 added; instead of taking it off again, the
-integer sum starts from -8 times the sum of the activations. A token's result does not depend on the others,
-nor on threads.
+Two steps. First the activations are rounded to int8 and laid out for the product, in blocks of as many tokens as
+a tile has, k-major: the tokens' bytes of columns 4 c .. 4 c + 3 lie side by side. What stands before the product
+in the model, a norm or an activation function, is computed on the way, row by row. Then a product walks over
+tiles of weights and blocks of tokens. A token's result depends neither on the other tokens nor on threads.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from mvlm_np.errors import GenerationError
-from mvlm_np.kernels.arrays import contiguous
-from mvlm_np.kernels.compile import inline, kernel, reads, writes
+from mvlm_np.kernels import activations, norms
+from mvlm_np.kernels.arrays import float32, rows_contiguous
+from mvlm_np.kernels.compile import inline
 from mvlm_np.kernels.dot import (
-    SIGNED_OFFSET,
-    dot4_signed,
-    dot4_unsigned,
-    high_nibbles,
-    load_bytes,
-    load_halves,
-    low_nibbles,
-    multiply,
-    repeat4,
-    splat_int,
-    to_float,
+    FEW,
+    OFFSET,
+    SHAPE,
+    add_rows,
+    add_scaled,
+    address,
+    group_sums,
+    largest_magnitude,
+    store_rounded,
+    store_tile,
+    zeros,
 )
-from mvlm_np.kernels.pack import GROUP, ROWS
-from mvlm_np.kernels.simd import multiply_add, splat, store
+from mvlm_np.kernels.kernel import kernel, reads, writes
+from mvlm_np.kernels.pack import GROUP, ROWS, Packed
+from mvlm_np.kernels.simd import LANES, load, store
 
-MR = 4  # tokens of a block
-
-bytes_type = {8: types.int8, 4: types.uint8}
-
-
-def integers(ndim, dtype, readonly=True):
-    """The type of an array of integers that a kernel reads (or writes)."""
-    return types.Array(dtype, ndim, "C", readonly=readonly)
+CACHED = 1 << 18  # bytes of activations that stay in a core's cache while all weights pass by
 
 
 def packed_matmul(
-    x: np.ndarray, bits: int, values: np.ndarray, scales: np.ndarray, N: int, K: int
-) -> np.ndarray:
+    op: Callable | None,
+    args: tuple,
+    matrices: Sequence[Packed],
+    bias: np.ndarray | None = None,
+    add_to: np.ndarray | None = None,
+) -> list[np.ndarray]:
     """`linear.packed_matmul`: the integers are the same, their weighted sums up to rounding."""
-    assert x.shape[1] == K
-    if x.dtype != np.float32 or len(x) == 0:
+    bits, K = matrices[0].bits, matrices[0].K
+    acts, starts, act_scales, M = rounded(op, args, bits)
+    blocks, _, _, rows, _ = acts.shape
+    columns = SHAPE[1] if rows == SHAPE[0] else 1
+    tiles = sum(len(matrix.values) for matrix in matrices)
+    stripes = -(-tiles // columns)
+    y = np.empty((blocks * rows, stripes * columns * ROWS), np.float32)
+    span = max(1, min(blocks, CACHED // (rows * K)))
+    weights = [a for matrix in matrices for a in (matrix.values, matrix.scales.view(np.uint16))]
+    unused = _UNUSED[bits] * (3 - len(matrices))
+    # A weight takes 1/20 ns from memory, and 1/200 ns for each token.
+    cost = columns * ROWS * K * max(0.05, 0.005 * span * rows)
+    product = PRODUCTS[bits, rows, columns]
+    product(
+        stripes * -(-blocks // span), cost, *weights, *unused, acts, starts, act_scales,
+        _NO_BIAS if bias is None else _padded(bias, y.shape[1]), _NO_ROWS if add_to is None else rows_contiguous(add_to), span, y,
+    )  # fmt: skip
+    outputs, column = [], 0
+    for matrix in matrices:
+        outputs.append(y[:M, column : column + matrix.N])
+        column += len(matrix.values) * ROWS
+    return outputs
+
+
+def _padded(bias, n):
+    return bias if len(bias) == n else np.pad(bias, (0, n - len(bias)))
+
+
+# ---------------------------------------------------------------- rounding
+
+
+class Rounded(NamedTuple):
+    """Activations in int8. A group's scale and sum belong to 32 columns of one token."""
+
+    acts: np.ndarray  # int8 (blocks, groups, 8, rows, 4)
+    starts: np.ndarray  # int32 (blocks, groups, rows): minus the sum, times what is added to the weights
+    scales: np.ndarray  # float32 (blocks, groups, rows)
+    tokens: int
+
+
+def rounded(op: Callable | None, args: tuple, bits: int) -> Rounded:
+    """`ops.quantize_rows(op(*args))`, laid out for a product with weights of `bits` bits. op None: args[0]."""
+    fused = ROUNDED.get(op)
+    if fused is None or not float32(*(a for a in args if isinstance(a, np.ndarray))):
+        args = (args[0] if op is None else op(*args),)
+        fused = ROUNDED[None]
+    x = args[0]
+    if not float32(x) or x.ndim != 2:
         raise GenerationError("activations", f"found {x.dtype} {x.shape}", "float32 with at least one row")
-    M, (tiles, groups) = len(x), values.shape[:2]
-    mr = 1 if M == 1 else MR
-    blocks = -(-M // mr)
-    acts = np.empty((blocks, groups, GROUP // 4, mr, 4), np.int8)
-    starts = np.empty((blocks, groups, mr), np.int32)
-    act_scales = np.empty((blocks, groups, mr), np.float32)
-    offset = 8 if bits == 4 else SIGNED_OFFSET
-    _quantize(4 * x.size, contiguous(x), offset, acts, starts, act_scales)
-    if not np.isfinite(act_scales).all():
+    M, K = x.shape
+    rows = 1 if M == 1 else FEW if M <= 2 * FEW else SHAPE[0]
+    blocks, groups = -(-M // rows), -(-K // GROUP)
+    acts = np.empty((blocks, groups, GROUP // 4, rows, 4), np.int8)
+    starts = np.empty((blocks, groups, rows), np.int32)
+    scales = np.empty((blocks, groups, rows), np.float32)
+    damaged = np.zeros(1, np.int64)
+    body, order = fused
+    body(blocks, rows * K, *order(*args), OFFSET[bits], acts, starts, scales, damaged)
+    if damaged[0]:
         raise GenerationError(
             "activations", "found NaN or infinity", "finite numbers", "the checkpoint is damaged"
         )
-    y = np.empty((blocks * mr, tiles * ROWS), np.float32)
-    product = _PRODUCTS[bits, mr]
-    product(2 * M * N * K // 16, values, scales.view(np.uint16), acts, starts, act_scales, y)
-    return y[:M, :N]
+    return Rounded(acts, starts, scales, M)
 
 
-@kernel(reads(2), types.int64, integers(5, types.int8, False), integers(3, types.int32, False), writes(3))
-def _quantize(x, offset, acts, starts, scales):
-    blocks, groups, _, mr, _ = acts.shape
-    for block in prange(blocks):
-        for m in range(mr):
-            for g in range(groups):
-                _quantize_group(
-                    x,
-                    block * mr + m,
-                    g,
-                    m,
-                    np.int32(offset),
-                    acts[block, g],
-                    starts[block, g],
-                    scales[block, g],
-                )
+def _rounding(name, change):
+    """A kernel that rounds rows of x, each after change(row, other's row, weight, bias, eps) in place."""
 
+    @kernel(
+        reads(2, "A"), reads(2, "A"), reads(1), reads(1), types.float64, types.int64,
+        writes(5, dtype=types.int8), writes(3, dtype=types.int32), writes(3), writes(1, dtype=types.int64),
+        name=f"rounded_{name}",
+    )  # fmt: skip
+    def body(first, last, x, other, weight, bias, eps, offset, acts, starts, scales, damaged):
+        tokens, K = x.shape
+        _, groups, _, rows, _ = acts.shape
+        row = np.zeros(groups * GROUP, np.float32)
+        for block in range(first, last):
+            for m in range(rows):
+                token = block * rows + m
+                if token < tokens:
+                    _copy_row(x, token, row)
+                    change(row[:K], other, token, weight, bias, np.float32(eps))
+                else:
+                    row[:K] = np.float32(0)
+                for g in range(groups):
+                    largest = largest_magnitude(row, g * GROUP)
+                    if not largest < np.inf:
+                        damaged[0] = 1
+                    # The scale may be denormal and so imprecise: what is rounded is clipped to -127 .. 127.
+                    scale = largest / np.float32(127)
+                    divisor = scale if scale > 0 else np.float32(1)
+                    total = store_rounded(row, g * GROUP, divisor, acts, block, g, m)
+                    starts[block, g, m] = -offset * total
+                    scales[block, g, m] = scale
 
-@inline
-def _quantize_group(x, row, g, m, offset, acts, starts, scales):
-    """Columns 32 g .. 32 g + 31 of x[row]; rows and columns past x's end are zeros."""
-    group = np.zeros(GROUP, np.float32)
-    if row < len(x):
-        for i in range(min(GROUP, x.shape[1] - GROUP * g)):
-            group[i] = x[row, GROUP * g + i]
-    largest = np.float32(0)
-    for i in range(GROUP):
-        largest = max(largest, abs(group[i]))
-        if group[i] != group[i]:
-            largest = np.float32(np.inf)  # the caller refuses it
-            break
-    scale = largest / np.float32(127)
-    divisor = scale if scale > 0 else np.float32(1)
-    total = np.int32(0)
-    for i in range(GROUP):
-        q = np.rint(group[i] / divisor)
-        q8 = np.int32(min(max(q, np.float32(-127)), np.float32(127)))
-        acts[i // 4, m, i % 4] = q8
-        total += q8
-    scales[m] = scale
-    starts[m] = -offset * total
-
-
-def _signature(bits):
-    return (
-        integers(4, bytes_type[bits]),
-        integers(3, types.uint16),
-        integers(5, types.int8),
-        integers(3, types.int32),
-        reads(3),
-        writes(2),
-    )
-
-
-@kernel(*_signature(4))
-def _int4_one(values, scales, acts, starts, act_scales, y):
-    """One token, as in decoding: the weights stream through once."""
-    tiles, groups = values.shape[:2]
-    for tile in prange(tiles):
-        total = splat(np.float32(0))
-        for g in range(groups):
-            sums = splat_int(starts[0, g, 0])
-            for c in range(4):
-                w = load_bytes(values, (tile, g, c, 0))
-                sums = dot4_unsigned(sums, low_nibbles(w), repeat4(acts, (0, g, 2 * c, 0, 0)))
-                sums = dot4_unsigned(sums, high_nibbles(w), repeat4(acts, (0, g, 2 * c + 1, 0, 0)))
-            scale = multiply(load_halves(scales, (tile, g, 0)), splat(act_scales[0, g, 0]))
-            total = multiply_add(to_float(sums), scale, total)
-        store(y, (0, tile * ROWS), total)
-
-
-@kernel(*_signature(8))
-def _int8_one(values, scales, acts, starts, act_scales, y):
-    tiles, groups = values.shape[:2]
-    for tile in prange(tiles):
-        total = splat(np.float32(0))
-        for g in range(groups):
-            sums = splat_int(starts[0, g, 0])
-            for c in range(8):
-                w = load_bytes(values, (tile, g, c, 0))
-                sums = dot4_signed(sums, w, repeat4(acts, (0, g, c, 0, 0)))
-            scale = multiply(load_halves(scales, (tile, g, 0)), splat(act_scales[0, g, 0]))
-            total = multiply_add(to_float(sums), scale, total)
-        store(y, (0, tile * ROWS), total)
-
-
-@kernel(*_signature(4))
-def _int4_four(values, scales, acts, starts, act_scales, y):
-    """Blocks of 4 tokens: each 64 bytes of weights, once unpacked, meet all four."""
-    tiles, groups = values.shape[:2]
-    for tile in prange(tiles):
-        for block in range(len(acts)):
-            total0 = total1 = total2 = total3 = splat(np.float32(0))
-            for g in range(groups):
-                sums0, sums1 = splat_int(starts[block, g, 0]), splat_int(starts[block, g, 1])
-                sums2, sums3 = splat_int(starts[block, g, 2]), splat_int(starts[block, g, 3])
-                for c in range(4):
-                    w = load_bytes(values, (tile, g, c, 0))
-                    low, high = low_nibbles(w), high_nibbles(w)
-                    sums0 = dot4_unsigned(sums0, low, repeat4(acts, (block, g, 2 * c, 0, 0)))
-                    sums1 = dot4_unsigned(sums1, low, repeat4(acts, (block, g, 2 * c, 1, 0)))
-                    sums2 = dot4_unsigned(sums2, low, repeat4(acts, (block, g, 2 * c, 2, 0)))
-                    sums3 = dot4_unsigned(sums3, low, repeat4(acts, (block, g, 2 * c, 3, 0)))
-                    sums0 = dot4_unsigned(sums0, high, repeat4(acts, (block, g, 2 * c + 1, 0, 0)))
-                    sums1 = dot4_unsigned(sums1, high, repeat4(acts, (block, g, 2 * c + 1, 1, 0)))
-                    sums2 = dot4_unsigned(sums2, high, repeat4(acts, (block, g, 2 * c + 1, 2, 0)))
-                    sums3 = dot4_unsigned(sums3, high, repeat4(acts, (block, g, 2 * c + 1, 3, 0)))
-                scale = load_halves(scales, (tile, g, 0))
-                total0 = _scaled(sums0, scale, act_scales[block, g, 0], total0)
-                total1 = _scaled(sums1, scale, act_scales[block, g, 1], total1)
-                total2 = _scaled(sums2, scale, act_scales[block, g, 2], total2)
-                total3 = _scaled(sums3, scale, act_scales[block, g, 3], total3)
-            store(y, (4 * block, tile * ROWS), total0)
-            store(y, (4 * block + 1, tile * ROWS), total1)
-            store(y, (4 * block + 2, tile * ROWS), total2)
-            store(y, (4 * block + 3, tile * ROWS), total3)
-
-
-@kernel(*_signature(8))
-def _int8_four(values, scales, acts, starts, act_scales, y):
-    tiles, groups = values.shape[:2]
-    for tile in prange(tiles):
-        for block in range(len(acts)):
-            total0 = total1 = total2 = total3 = splat(np.float32(0))
-            for g in range(groups):
-                sums0, sums1 = splat_int(starts[block, g, 0]), splat_int(starts[block, g, 1])
-                sums2, sums3 = splat_int(starts[block, g, 2]), splat_int(starts[block, g, 3])
-                for c in range(8):
-                    w = load_bytes(values, (tile, g, c, 0))
-                    sums0 = dot4_signed(sums0, w, repeat4(acts, (block, g, c, 0, 0)))
-                    sums1 = dot4_signed(sums1, w, repeat4(acts, (block, g, c, 1, 0)))
-                    sums2 = dot4_signed(sums2, w, repeat4(acts, (block, g, c, 2, 0)))
-                    sums3 = dot4_signed(sums3, w, repeat4(acts, (block, g, c, 3, 0)))
-                scale = load_halves(scales, (tile, g, 0))
-                total0 = _scaled(sums0, scale, act_scales[block, g, 0], total0)
-                total1 = _scaled(sums1, scale, act_scales[block, g, 1], total1)
-                total2 = _scaled(sums2, scale, act_scales[block, g, 2], total2)
-                total3 = _scaled(sums3, scale, act_scales[block, g, 3], total3)
-            store(y, (4 * block, tile * ROWS), total0)
-            store(y, (4 * block + 1, tile * ROWS), total1)
-            store(y, (4 * block + 2, tile * ROWS), total2)
-            store(y, (4 * block + 3, tile * ROWS), total3)
+    return body
 
 
 @inline
-def _scaled(sums, scale, act_scale, total):
-    """total + a group's integer sums, times the weights' scales and the activations'."""
-    return multiply_add(to_float(sums), multiply(scale, splat(act_scale)), total)
+def _copy_row(x, i, row):
+    n = x.shape[1]
+    whole = n // LANES * LANES
+    for j in range(0, whole, LANES):
+        store(row, (j,), load(x, (i, j)))
+    for j in range(whole, n):
+        row[j] = x[i, j]
 
 
-_PRODUCTS = {(4, 1): _int4_one, (8, 1): _int8_one, (4, MR): _int4_four, (8, MR): _int8_four}
+@inline
+def _nothing(row, other, token, weight, bias, eps):
+    pass
+
+
+@inline
+def _rms_norm(row, other, token, weight, bias, eps):
+    norms.rms_norm_row(row, weight, eps, row)
+
+
+@inline
+def _layer_norm(row, other, token, weight, bias, eps):
+    norms.layer_norm_row(row, weight, bias, eps, row)
+
+
+@inline
+def _quick_gelu(row, other, token, weight, bias, eps):
+    for i in range(len(row)):
+        row[i] = activations.quick_gelu_of(row[i])
+
+
+@inline
+def _gelu(row, other, token, weight, bias, eps):
+    for i in range(len(row)):
+        row[i] = activations.gelu_of(row[i])
+
+
+@inline
+def _swiglu(row, other, token, weight, bias, eps):
+    up = np.empty(len(row), np.float32)
+    _copy_row(other, token, up)
+    for i in range(len(row)):
+        row[i] = activations.silu_of(row[i]) * up[i]
+
+
+_NO_ROWS, _NO_BIAS = np.empty((0, 0), np.float32), np.empty(0, np.float32)
+
+# For each function that may stand before a product: its kernel, and (x, other, weight, bias, eps) for it.
+ROUNDED: dict[Callable | None, tuple[Any, Callable]] = {
+    None: (_rounding("alone", _nothing), lambda x: (rows_contiguous(x), _NO_ROWS, _NO_BIAS, _NO_BIAS, 0.0)),
+    norms.rms_norm: (
+        _rounding("rms_norm", _rms_norm),
+        lambda x, weight, eps: (rows_contiguous(x), _NO_ROWS, weight, _NO_BIAS, eps),
+    ),
+    norms.layer_norm: (
+        _rounding("layer_norm", _layer_norm),
+        lambda x, weight, bias, eps: (rows_contiguous(x), _NO_ROWS, weight, bias, eps),
+    ),
+    activations.quick_gelu: (
+        _rounding("quick_gelu", _quick_gelu),
+        lambda x: (rows_contiguous(x), _NO_ROWS, _NO_BIAS, _NO_BIAS, 0.0),
+    ),
+    activations.gelu: (
+        _rounding("gelu", _gelu),
+        lambda x: (rows_contiguous(x), _NO_ROWS, _NO_BIAS, _NO_BIAS, 0.0),
+    ),
+    activations.swiglu: (
+        _rounding("swiglu", _swiglu),
+        lambda gate, up: (rows_contiguous(gate), rows_contiguous(up), _NO_BIAS, _NO_BIAS, 0.0),
+    ),
+}
+
+
+# ---------------------------------------------------------------- products
+
+
+def _product(bits, rows, columns):
+    """The kernel for tiles of `rows` tokens x `columns` times 16 rows of weights of up to three matrices."""
+    weights = reads(4, dtype={8: types.int8, 4: types.uint8}[bits]), reads(3, dtype=types.uint16)
+    addresses = _one_tile if columns == 1 else _two_tiles
+
+    @kernel(
+        *weights, *weights, *weights, reads(5, dtype=types.int8), reads(3, dtype=types.int32), reads(3),
+        reads(1), reads(2, "A"), types.int64, writes(2), name=f"int{bits}_{rows}x{columns}",
+    )  # fmt: skip
+    def body(first, last, v0, s0, v1, s1, v2, s2, acts, starts, act_scales, bias, add_to, span, y):
+        blocks, groups = acts.shape[:2]
+        stripes = y.shape[1] // (columns * ROWS)
+        for step in range(first, last):
+            start, stripe = step // stripes * span, step % stripes
+            values, scales = addresses(stripe * columns, v0, s0, v1, s1, v2, s2)
+            column = stripe * columns * ROWS
+            for block in range(start, min(start + span, blocks)):
+                totals = zeros(rows, columns)
+                for g in range(groups):
+                    sums = group_sums(rows, bits, values, acts, starts, block, g)
+                    totals = add_scaled(totals, sums, scales, act_scales, block, g)
+                token = block * rows
+                if len(bias) > 0:
+                    totals = add_rows(totals, bias, token, column)
+                if token + rows <= len(add_to) and column + columns * ROWS <= add_to.shape[1]:
+                    totals = add_rows(totals, add_to, token, column)
+                    store_tile(totals, y, token, column)
+                else:
+                    store_tile(totals, y, token, column)
+                    _add_ragged(y, token, rows, column, columns * ROWS, add_to)
+
+    return body
+
+
+@inline
+def _add_ragged(y, token, rows, column, columns, x):
+    """y += x where both have elements, in a tile of y."""
+    for t in range(token, min(token + rows, len(x))):
+        for i in range(column, min(column + columns, x.shape[1])):
+            y[t, i] += x[t, i]
+
+
+@inline
+def _one_tile(tile, v0, s0, v1, s1, v2, s2):
+    values, scales = _tile_at(tile, v0, s0, v1, s1, v2, s2)
+    return (values,), (scales,)
+
+
+@inline
+def _two_tiles(tile, v0, s0, v1, s1, v2, s2):
+    """An odd tile at the end is taken twice; its second product goes where nobody looks."""
+    values0, scales0 = _tile_at(tile, v0, s0, v1, s1, v2, s2)
+    last = len(v0) + len(v1) + len(v2) - 1
+    values1, scales1 = _tile_at(min(tile + 1, last), v0, s0, v1, s1, v2, s2)
+    return (values0, values1), (scales0, scales1)
+
+
+@inline
+def _tile_at(tile, v0, s0, v1, s1, v2, s2):
+    """The addresses of a tile's values and scales, tiles being counted through the matrices.
+
+    Numbers, not arrays: arrays count their references, over which threads would meet at every tile.
+    """
+    if tile < len(v0):
+        return address(v0, tile), address(s0, tile)
+    tile -= len(v0)
+    if tile < len(v1):
+        return address(v1, tile), address(s1, tile)
+    return address(v2, tile - len(v1)), address(s2, tile - len(v1))
+
+
+def _unused(bits):
+    """In place of a second and third matrix."""
+    return np.empty((0, 0, bits, 64), {8: np.int8, 4: np.uint8}[bits]), np.empty((0, 0, ROWS), np.uint16)
+
+
+_UNUSED = {bits: _unused(bits) for bits in (8, 4)}
+PRODUCTS = {
+    (bits, *shape): _product(bits, *shape)
+    for bits in (8, 4)
+    for shape in dict.fromkeys([(1, 1), (FEW, 1), SHAPE])
+}

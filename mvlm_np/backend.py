@@ -39,14 +39,14 @@ def choose(name: str = "auto") -> SimpleNamespace:
 
 
 def limit_threads(threads: int) -> None:
-    """Sets the threads of BLAS for the whole process, and of Numba for the calling Python thread."""
+    """Sets the threads of BLAS and of the kernels, for the whole process."""
     from threadpoolctl import threadpool_limits
 
     if not isinstance(threads, int) or not 1 <= threads <= 1024:
         raise UserError("threads", f"found {threads!r}", "a whole number from 1 to 1024")
     threadpool_limits(threads)
     try:
-        import numba
+        from mvlm_np.kernels.threads import TEAM
     except ImportError:
         return
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    TEAM.resize(threads)

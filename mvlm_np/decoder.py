@@ -16,20 +16,17 @@ import numpy as np
 
 from mvlm_np.checkpoints.binding import Binder
 from mvlm_np.config import DecoderConfig
-from mvlm_np.linear import Embedding, Linear
+from mvlm_np.linear import Embedding, Joined, Linear, join
 from mvlm_np.trace import Trace
 
 
 @dataclass(frozen=True)
 class DecoderLayer:
     norm1: np.ndarray  # (D,)
-    q: Linear  # D -> H*d
-    k: Linear  # D -> K*d
-    v: Linear  # D -> K*d
+    qkv: Joined  # D -> H*d, K*d, K*d
     out: Linear  # H*d -> D
     norm2: np.ndarray  # (D,)
-    gate: Linear  # D -> I
-    up: Linear  # D -> I
+    gate_up: Joined  # D -> I, I
     down: Linear  # I -> D
 
 
@@ -49,13 +46,17 @@ def bind(config: DecoderConfig, get: Binder) -> DecoderWeights:
     def layer(get: Binder) -> DecoderLayer:
         return DecoderLayer(
             norm1=get.array("norm1.weight", D),
-            q=get.linear("attention.q", D, D, bias=False),
-            k=get.linear("attention.k", Kd, D, bias=False),
-            v=get.linear("attention.v", Kd, D, bias=False),
+            qkv=join(
+                get.linear("attention.q", D, D, bias=False),
+                get.linear("attention.k", Kd, D, bias=False),
+                get.linear("attention.v", Kd, D, bias=False),
+            ),
             out=get.linear("attention.out", D, D, bias=False),
             norm2=get.array("norm2.weight", D),
-            gate=get.linear("mlp.gate", I, D, bias=False),
-            up=get.linear("mlp.up", I, D, bias=False),
+            gate_up=join(
+                get.linear("mlp.gate", I, D, bias=False),
+                get.linear("mlp.up", I, D, bias=False),
+            ),
             down=get.linear("mlp.down", D, I, bias=False),
         )
 
@@ -158,16 +159,16 @@ def forward(
 
     for i, layer in enumerate(weights.layers):
         trace(f"hidden_states.{i}", x)
-        h = ops.rms_norm(x, layer.norm1, eps)
-        q = ops.rope(heads(layer.q(h)), cos, sin)  # (H, T, d)
-        k = ops.rope(heads(layer.k(h)), cos, sin)  # (K, T, d)
-        v = heads(layer.v(h))
+        q, k, v = layer.qkv.after(ops.rms_norm, x, layer.norm1, eps)
+        q = ops.rope(heads(q), cos, sin)  # (H, T, d)
+        k = ops.rope(heads(k), cos, sin)  # (K, T, d)
+        v = heads(v)
         trace(f"keys.{i}", k)
         trace(f"values.{i}", v)
         attended = cache.attend(i, q, k, v, ops)
-        x = x + layer.out(attended.transpose(1, 0, 2).reshape(T, -1))
-        h = ops.rms_norm(x, layer.norm2, eps)
-        x = x + layer.down(ops.swiglu(layer.gate(h), layer.up(h)))
+        x = layer.out(attended.transpose(1, 0, 2).reshape(T, -1), add_to=x)
+        gate, up = layer.gate_up.after(ops.rms_norm, x, layer.norm2, eps)
+        x = layer.down.after(ops.swiglu, gate, up, add_to=x)
     cache.advance(T)
     x = ops.rms_norm(x, weights.norm, eps)
     trace(f"hidden_states.{len(weights.layers)}", x)

@@ -1,6 +1,6 @@
 """A weight that knows how to multiply. The precision of a model is the type of its weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from mvlm_np import ops
 from mvlm_np.kernels import pack
+from mvlm_np.kernels.pack import Packed
 
 
 class Linear(Protocol):
@@ -17,7 +18,11 @@ class Linear(Protocol):
     def nbytes(self) -> int:
         """Bytes of W, which one multiplication reads."""
 
-    def __call__(self, x: np.ndarray) -> np.ndarray: ...
+    def __call__(self, x: np.ndarray, add_to: np.ndarray | None = None) -> np.ndarray:
+        """x W^T + b; with `add_to` (T, N), a residual, the sum of both."""
+
+    def after(self, op: Callable, *args: Any, add_to: np.ndarray | None = None) -> np.ndarray:
+        """self(op(*args), add_to). op is a function of the vocabulary, which may be fused with the rounding."""
 
 
 @dataclass(frozen=True)
@@ -35,47 +40,105 @@ class Dense:
     def nbytes(self) -> int:
         return self.weight.nbytes
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
+    def __call__(self, x: np.ndarray, add_to: np.ndarray | None = None) -> np.ndarray:
         y = x @ self.weight.T
         if self.bias is not None:
             y += self.bias
+        if add_to is not None:
+            y += add_to
         return y
+
+    def after(self, op: Callable, *args: Any, add_to: np.ndarray | None = None) -> np.ndarray:
+        return self(op(*args), add_to)
 
 
 def packed_matmul(
-    x: np.ndarray, bits: int, values: np.ndarray, scales: np.ndarray, N: int, K: int
-) -> np.ndarray:
-    """`ops.quantized_matmul` with packed weights, all unpacked each time: x (M, K) -> float32 (M, N)."""
-    return ops.quantized_matmul(x, *pack.unpack(bits, values, scales, N, K))
+    op: Callable | None,
+    args: tuple,
+    matrices: Sequence[Packed],
+    bias: np.ndarray | None = None,
+    add_to: np.ndarray | None = None,
+) -> list[np.ndarray]:
+    """`ops.quantized_matmul` of x = op(*args), or args[0], with each of up to three packed matrices.
+
+    x (M, K); the matrices agree in K and in bits. bias: of all matrices, one after the other, each as long as its
+    packed rows; add_to (M, N): only with a single matrix. Returns float32 (M, N) for each matrix.
+    """
+    x = op(*args) if op else args[0]
+    outputs, start = [], 0
+    for bits, values, scales, N, K in matrices:
+        y = ops.quantized_matmul(x, *pack.unpack(bits, values, scales, N, K))
+        if bias is not None:
+            y += bias[start : start + N]
+        if add_to is not None:
+            y += add_to
+        outputs.append(y)
+        start += len(values) * pack.ROWS
+    return outputs
 
 
 @dataclass(frozen=True)
 class Quantized:
     """y = x W^T + b with W in int8 or int4, and x rounded to int8 group by group.
 
-    bits            8 or 4
-    values, scales  W as `kernels.pack` lays it out
-    N, K            outputs and inputs
-    ops             the backend's vocabulary
+    packed  W as `kernels.pack` lays it out
+    ops     the backend's vocabulary
     """
 
-    bits: int
-    values: np.ndarray
-    scales: np.ndarray
-    N: int
-    K: int
+    packed: Packed
     bias: np.ndarray | None
     ops: Any
 
     @property
     def nbytes(self) -> int:
-        return self.values.nbytes + self.scales.nbytes
+        return self.packed.values.nbytes + self.packed.scales.nbytes
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        y = self.ops.packed_matmul(x, self.bits, self.values, self.scales, self.N, self.K)
-        if self.bias is not None:
-            y += self.bias
-        return y
+    def __call__(self, x: np.ndarray, add_to: np.ndarray | None = None) -> np.ndarray:
+        return self.ops.packed_matmul(None, (x,), [self.packed], self.bias, add_to)[0]
+
+    def after(self, op: Callable, *args: Any, add_to: np.ndarray | None = None) -> np.ndarray:
+        return self.ops.packed_matmul(op, args, [self.packed], self.bias, add_to)[0]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Two or three linear layers with the same input, such as q, k and v.
+
+    packed  their weights if they can be multiplied in one go, where each lies, else None
+    bias    then that of all of them, as `packed_matmul` takes it
+    """
+
+    layers: tuple[Linear, ...]
+    packed: list[Packed] | None = None
+    bias: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers)
+
+    def after(self, op: Callable, *args: Any) -> list[np.ndarray]:
+        """What each layer makes of op(*args)."""
+        if self.packed is None:
+            x = op(*args)
+            return [layer(x) for layer in self.layers]
+        return self.layers[0].ops.packed_matmul(op, args, self.packed, self.bias)  # type: ignore[attr-defined]
+
+
+def join(*layers: Linear) -> Joined:
+    """Layers with the same input as one: quantised ones of the same kind round their input once."""
+    quantized = [layer for layer in layers if isinstance(layer, Quantized)]
+    if len(quantized) < len(layers) or len({layer.packed.bits for layer in quantized}) > 1:
+        return Joined(layers)
+    packed = [layer.packed for layer in quantized]
+    if all(layer.bias is None for layer in quantized):
+        return Joined(layers, packed)
+    biases = []
+    for layer in quantized:
+        rows = np.zeros(len(layer.packed.values) * pack.ROWS, np.float32)
+        if layer.bias is not None:
+            rows[: layer.packed.N] = layer.bias
+        biases.append(rows)
+    return Joined(layers, packed, np.concatenate(biases))
 
 
 # The table of embeddings: token ids (T,) -> float32 (T, D). Only the rows asked for are read.

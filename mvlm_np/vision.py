@@ -17,15 +17,13 @@ import numpy as np
 
 from mvlm_np.checkpoints.binding import Binder
 from mvlm_np.config import VisionConfig
-from mvlm_np.linear import Linear, Norm
+from mvlm_np.linear import Joined, Linear, Norm, join
 
 
 @dataclass(frozen=True)
 class VisionLayer:
     norm1: Norm
-    q: Linear
-    k: Linear
-    v: Linear
+    qkv: Joined
     out: Linear
     norm2: Norm
     fc1: Linear
@@ -48,9 +46,7 @@ def bind(config: VisionConfig, get: Binder) -> VisionWeights:
     def layer(get: Binder) -> VisionLayer:
         return VisionLayer(
             norm1=get.norm("norm1", V),
-            q=get.linear("attention.q", V, V),
-            k=get.linear("attention.k", V, V),
-            v=get.linear("attention.v", V, V),
+            qkv=join(*(get.linear(f"attention.{name}", V, V) for name in "qkv")),
             out=get.linear("attention.out", V, V),
             norm2=get.norm("norm2", V),
             fc1=get.linear("mlp.fc1", I, V),
@@ -82,11 +78,11 @@ def block(x: np.ndarray, layer: VisionLayer, config: VisionConfig, ops: Any) -> 
     def heads(a: np.ndarray) -> np.ndarray:  # (T, V) -> (H, T, d)
         return a.reshape(T, H, -1).transpose(1, 0, 2)
 
-    h = ops.layer_norm(x, *layer.norm1, eps)
-    attended = ops.attention(heads(layer.q(h)), heads(layer.k(h)), heads(layer.v(h)), causal=False)
-    x = x + layer.out(attended.transpose(1, 0, 2).reshape(T, -1))
-    h = ops.layer_norm(x, *layer.norm2, eps)
-    return x + layer.fc2(getattr(ops, config.hidden_act)(layer.fc1(h)))
+    q, k, v = layer.qkv.after(ops.layer_norm, x, *layer.norm1, eps)
+    attended = ops.attention(heads(q), heads(k), heads(v), causal=False)
+    x = layer.out(attended.transpose(1, 0, 2).reshape(T, -1), add_to=x)
+    h = layer.fc1.after(ops.layer_norm, x, *layer.norm2, eps)
+    return layer.fc2.after(getattr(ops, config.hidden_act), h, add_to=x)
 
 
 def hidden_states(

@@ -243,7 +243,7 @@ def test_packed_weights_are_used_where_they_lie(tmp_path: Path, precision: str) 
     assert model.vision is not None
     for linear in (layer.down, model.decoder.lm_head, model.vision.layers[0].fc1):
         assert isinstance(linear, Quantized)
-        for array in (linear.values, linear.scales):
+        for array in (linear.packed.values, linear.packed.scales):
             assert lies_in_a_map(array) and not array.flags.writeable
 
 

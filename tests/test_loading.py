@@ -67,7 +67,7 @@ def test_float32_is_mapped_and_other_types_are_converted(tmp_path: Path) -> None
         checkpoint = open_checkpoint(folder)
         tensors = bound_tensors(checkpoint)
         _, _, decoder = bind(checkpoint.config, Loader(tensors))
-        query = decoder.layers[1].q
+        query = decoder.layers[1].qkv.layers[0]
         assert isinstance(query, Dense) and query.weight.dtype == np.float32
         stored = tensors["decoder.layers.1.attention.q.weight"].raw
         assert np.shares_memory(query.weight, stored) == (dtype == torch.float32)

@@ -16,6 +16,7 @@ from mvlm_np.checkpoints.packed import packed
 from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.errors import CheckpointError
+from mvlm_np.kernels.pack import Packed
 from mvlm_np.linear import Dense, Embedding, Linear, Norm, Quantized
 
 
@@ -114,7 +115,7 @@ class Loader(Binder):
         values, scales, snr = packed(tensor, kept)
         if snr < inf:
             self._rounded.setdefault((tensor.dtype, kept), []).append(snr)
-        return Quantized(kept, values, scales, N, K, b, self.ops)
+        return Quantized(Packed(kept, values, scales, N, K), b, self.ops)
 
     conv1x1 = linear
 

@@ -26,15 +26,21 @@ EXPECTED = {
 
 
 def assembly(machine: str, cpu: str, features: str, small: bool) -> str:
-    """The code of a function that adds the dot product of weights and activations to a sum in memory."""
+    """The code of a function that adds a group's products, of 4 tokens, to sums in memory."""
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     module = ir.Module()
-    arguments = [t.as_pointer() for t in (dot._INTS, dot._BYTES, dot._BYTES)]
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), "add_dot")
+    arguments = [t.as_pointer() for t in (dot._INTS, dot._BYTES, dot._I8)]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), "add_group")
     builder = ir.IRBuilder(function.append_basic_block())
-    total, w, x = (builder.load(argument, align=1) for argument in function.args)
-    builder.store(dot._dot4(builder, total, w, x, small), function.args[0], align=1)
+    sums, w, x = function.args
+    chunks = (builder.load(builder.gep(w, [ir.Constant(dot._I64, k)]), align=1) for k in range(8))
+    words = (dot._words(builder, builder.gep(x, [ir.Constant(dot._I64, 16 * k)]), 4, False) for k in range(8))
+    steps = zip(((chunk,) for chunk in chunks), words, strict=True)
+    places = [builder.gep(sums, [ir.Constant(dot._I64, m)]) for m in range(4)]
+    starts = [builder.load(place, align=4) for place in places]
+    for place, total in zip(places, dot._group_sums(builder, starts, steps, 1, small), strict=True):
+        builder.store(total, place, align=4)
     builder.ret_void()
     target = llvm.Target.from_triple(f"{machine}-unknown-linux-gnu")
     compiler = target.create_target_machine(cpu=cpu, features=features, opt=3)

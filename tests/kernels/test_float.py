@@ -4,8 +4,8 @@ Bounds. U is float32's unit roundoff: one operation is off by at most U of its r
 any order by n U of the sum of their magnitudes, the kernels' exp by 1.01 units in the last place (2.02 U).
 Below TINY numbers lose bits one by one ("denormals"), so a result may be off by TINY whatever its size.
 
-Every kernel is compiled in two forms, without threads and with them, and the amount of work decides which
-one runs. Here each form is asked, the second one with 1 and with 2 threads, which must give the same bits.
+The amount of work decides whether threads share it. Here each kernel runs without them and with two of them, step by
+step, which must give the same bits.
 """
 
 import inspect
@@ -20,12 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvlm_np import backend, kernels, ops
+from tests.kernels.teams import threads
 from tests.models import U, frozen
 from tests.test_ops import TINY, any_floats, examples, floats32, seeds, sizes
 
 numba = pytest.importorskip("numba")
 activations = pytest.importorskip("mvlm_np.kernels.activations")
-compile = pytest.importorskip("mvlm_np.kernels.compile")
 
 FAST = kernels.vocabulary()
 FLOAT = sorted(FAST.keys() & vars(ops).keys())
@@ -37,30 +37,22 @@ def wide(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def forms(call: Callable[[], np.ndarray]) -> Iterator[np.ndarray]:
-    """What `call` gives without threads, with one, and with two."""
-    threshold, threads = compile.WORTH_THREADS, numba.get_num_threads()
-    try:
-        compile.WORTH_THREADS = np.inf
-        yield call()
-        compile.WORTH_THREADS = 0
-        for n in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
-            numba.set_num_threads(n)
+    """What `call` gives on one thread, and on two that share every step."""
+    for size in (1, 2):
+        with threads(size):
             yield call()
-    finally:
-        compile.WORTH_THREADS = threshold
-        numba.set_num_threads(threads)
 
 
 def agree(name: str, arguments: tuple[Any, ...], bound: Any) -> None:
     """Every form of the kernel is float32 and within `bound` of the truth; threads change no bit."""
     truth = getattr(ops, name)(*wide(arguments))
-    alone, one, two = forms(lambda: FAST[name](*arguments))
-    for found in (alone, one):
+    alone, two = forms(lambda: FAST[name](*arguments))
+    for found in (alone, two):
         assert found.dtype == np.float32
         assert found.shape == truth.shape
         error = np.abs(found - truth)
         assert (error <= bound).all(), f"off by {(error / (bound + 1e-300)).max():.3g} times the bound"
-    assert np.array_equal(one, two)
+    assert np.array_equal(alone, two)
 
 
 # ---------------------------------------------------------------- what holds for all of them

@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from mvlm_np import linear, ops, quantize
 from mvlm_np.errors import GenerationError, UserError
 from mvlm_np.kernels import pack
 from tests.conftest import ROOT
+from tests.kernels.teams import threads
 
 dot = pytest.importorskip("mvlm_np.kernels.dot")
 quantized = pytest.importorskip("mvlm_np.kernels.quantized")
@@ -42,6 +44,10 @@ def case(
     return arrays
 
 
+def multiply(x: np.ndarray, matrix: pack.Packed) -> np.ndarray:
+    return quantized.packed_matmul(None, (x,), [matrix])[0]
+
+
 @given(st.integers(0, 99), sizes, sizes, st.integers(1, 200), bit_counts)
 def test_integers_are_exact(seed: int, M: int, N: int, K: int, bits: int) -> None:
     """With all scales 1, the result is the integer sum itself, which float32 holds exactly."""
@@ -50,7 +56,7 @@ def test_integers_are_exact(seed: int, M: int, N: int, K: int, bits: int) -> Non
     x[:, ::32] = 127  # so that each group's scale is 127 / 127
     w = rng.integers(-8 if bits == 4 else -127, 8 if bits == 4 else 128, (N, K)).astype(np.int8)
     values, scales = pack.pack(bits, w, np.ones((N, -(-K // 32)), np.float16))
-    found = quantized.packed_matmul(x, bits, values, scales, N, K)
+    found = multiply(x, pack.Packed(bits, values, scales, N, K))
     np.testing.assert_array_equal(found, x.astype(np.int64) @ w.astype(np.int64).T)
 
 
@@ -59,7 +65,7 @@ def test_products_agree_with_their_definition(
     seed: int, M: int, N: int, K: int, bits: int, size: float
 ) -> None:
     x, q, scales, values, packed_scales = case(seed, M, N, K, bits, size)
-    found = quantized.packed_matmul(x, bits, values, packed_scales, N, K)
+    found = multiply(x, pack.Packed(bits, values, packed_scales, N, K))
     expected = ops.quantized_matmul(x, q, scales)
     assert found.dtype == np.float32
     # Each group's term is rounded at most three times, and each sum of two terms once; twice that, for both.
@@ -73,44 +79,44 @@ def test_products_agree_with_their_definition(
 @given(st.integers(0, 99), st.integers(2, 20), bit_counts)
 def test_a_token_does_not_depend_on_the_others(seed: int, M: int, bits: int) -> None:
     x, _, _, values, scales = case(seed, M, 33, 100, bits)
-    together = quantized.packed_matmul(x, bits, values, scales, 33, 100)
+    together = multiply(x, pack.Packed(bits, values, scales, 33, 100))
     for i in range(M):
-        alone = quantized.packed_matmul(x[i : i + 1], bits, values, scales, 33, 100)
+        alone = multiply(x[i : i + 1], pack.Packed(bits, values, scales, 33, 100))
         np.testing.assert_array_equal(alone[0], together[i])
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("M", [1, 9])
 def test_no_bit_depends_on_threads(M: int, bits: int) -> None:
-    numba = pytest.importorskip("numba")
     x, _, _, values, scales = case(0, M, 2000, 500, bits)
     results = []
-    for threads in (1, numba.config.NUMBA_NUM_THREADS):
-        numba.set_num_threads(threads)
-        results.append(quantized.packed_matmul(x, bits, values, scales, 2000, 500))
-    np.testing.assert_array_equal(*results)
+    for size in (1, 2, 3):
+        with threads(size):
+            results.append(multiply(x, pack.Packed(bits, values, scales, 2000, 500)))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("multiply", [quantized.packed_matmul, linear.packed_matmul])
-def test_activations_that_are_not_finite_are_refused(bad: float, multiply: object) -> None:
+@pytest.mark.parametrize("packed_matmul", [quantized.packed_matmul, linear.packed_matmul])
+def test_activations_that_are_not_finite_are_refused(bad: float, packed_matmul: Callable) -> None:
     x, _, _, values, scales = case(0, 5, 20, 70, 4)
     x = x.copy()
     x[3, 69] = bad
     with pytest.raises(GenerationError, match="activations"):
-        multiply(x, 4, values, scales, 20, 70)  # type: ignore[operator]
+        packed_matmul(None, (x,), [pack.Packed(4, values, scales, 20, 70)])
 
 
 # ---------------------------------------------------------------- paths
 
 PROGRAM = """
 import hashlib, numpy as np
-from tests.kernels.test_quantized import case, quantized, dot
+from tests.kernels.test_quantized import case, multiply, pack, dot
 seen = hashlib.sha256()
 for bits in (4, 8):
-    for M, N, K in ((1, 40, 100), (6, 33, 257)):
+    for M, N, K in ((1, 40, 100), (6, 33, 257), (26, 40, 64)):
         x, _, _, values, scales = case(7, M, N, K, bits)
-        seen.update(quantized.packed_matmul(x, bits, values, scales, N, K).tobytes())
+        seen.update(multiply(x, pack.Packed(bits, values, scales, N, K)).tobytes())
 print(dot.PATH, seen.hexdigest())
 """
 
