@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 
 def vocabulary() -> dict[str, Callable]:
-    """The twins of `ops`, and of `linear.packed_matmul`, by those names. ImportError if there is no Numba.
+    """The twins of `ops`, and of the products of `linear`, by those names. ImportError if there is no Numba.
 
     A twin takes and returns what its namesake does; what it is not made for (another type than float32,
     an odd shape) it passes on to it. Nothing is compiled before it is called.
@@ -20,8 +20,11 @@ def vocabulary() -> dict[str, Callable]:
         "gelu": activations.gelu,
         "softmax": attention.softmax,
         "attention": attention.attention,
+        "cached_attention": attention.cached_attention,
+        "beam_attention": attention.beam_attention,
         "rope": attention.rope,
         "depthwise_conv": images.depthwise_conv,
         "adaptive_avg_pool": images.adaptive_avg_pool,
         "packed_matmul": quantized.packed_matmul,
+        "prepare": quantized.prepare,
     }

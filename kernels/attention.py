@@ -1,7 +1,8 @@
 """Attention, softmax and rotary positions.
 
-Many queries are attended to tile by tile, on the same 6 x 16 matrix product for scores and for values; one
-query, a decoding step, is a single pass over the cache. Neither asks BLAS, so no bit depends on threads.
+Many queries are attended to block by block, on the same matrix product of tiles for scores and for values; one query
+of a sequence, a decoding step, is a single pass over the cache. Neither asks BLAS, so no bit depends on threads.
+Keys and values are read where they lie: float32, float16 or int8.
 """
 
 import numpy as np
@@ -11,12 +12,27 @@ from mvlm_np import ops
 from mvlm_np.kernels.activations import exp
 from mvlm_np.kernels.arrays import contiguous, float32, rows_contiguous
 from mvlm_np.kernels.compile import inline
+from mvlm_np.kernels.cpu import PATH
+from mvlm_np.kernels.dot import add_outer, store_tile, zeros
 from mvlm_np.kernels.kernel import kernel, reads, writes
-from mvlm_np.kernels.simd import LANES, add, larger, largest, load, multiply_add, splat, store, total
+from mvlm_np.kernels.simd import (
+    LANES,
+    add,
+    larger,
+    largest,
+    load,
+    multiply,
+    multiply_add,
+    splat,
+    store,
+    total,
+)
+from mvlm_np.ops import Stored
 
-TILE = 6  # queries. 6 x 16 sums fill the registers of AVX2, and half of those of NEON and AVX-512
-BLOCK = 4 * TILE  # queries whose scores are in the cache together
-SHARE = 256  # at most so many queries share one packing of keys and values
+# Queries of a tile: their sums, 16 lanes each, fill most registers of AVX-512, or AVX2's and NEON's.
+TILE = 12 if PATH == "avx512vnni" else 6
+BLOCK = 24  # queries whose scores are in the cache together
+SHARE = 1024  # at most so many queries share one packing of keys and values
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -30,22 +46,28 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> np.ndarray:
-    """`ops.attention`, up to the rounding of its sums. Keys and values are read where they lie."""
-    if not (float32(q, k, v) and _fit(q, k, v, causal)):
+    """`ops.attention`, up to the rounding of its sums."""
+    if not (float32(q, k, v) and _fit(q, k, v, causal) and q.shape[2] % LANES == 0):
         return ops.attention(q, k, v, causal)
-    (H, T, d), (K, S, _) = q.shape, k.shape
-    out = np.empty((H, T, d), np.float32)
-    keys, values = rows_contiguous(k), rows_contiguous(v)
-    if T == 1:
-        grouped = contiguous(q).reshape(K, H // K, d)
-        _one_query(K, H // K * S * d / 8, grouped, keys, values, out.reshape(grouped.shape))
-    else:
-        before = S - T if causal else S
-        parts = -(-T // SHARE)
-        _many_queries(
-            H * parts, T / parts * S * (d / 16 + 1), rows_contiguous(q), keys, values, before, parts, out
-        )
-    return out
+    return _attention(q, *(Stored(rows_contiguous(a), _NO_SCALES) for a in (k, v)), causal)
+
+
+def cached_attention(q: np.ndarray, keys: Stored, values: Stored) -> np.ndarray:
+    """`ops.cached_attention`, up to the rounding of its sums."""
+    if not _known(q, keys):
+        return ops.cached_attention(q, keys, values)
+    if q.shape[1] > 1:
+        return _attention(q, keys, values, True)
+    return _last_queries(q, keys, values, *_NOTHING_OWN[keys.numbers.dtype])
+
+
+def beam_attention(
+    q: np.ndarray, keys: Stored, values: Stored, own_keys: Stored, own_values: Stored
+) -> np.ndarray:
+    """`ops.beam_attention`, up to the rounding of its sums."""
+    if not _known(q, keys):
+        return ops.beam_attention(q, keys, values, own_keys, own_values)
+    return _last_queries(q, keys, values, *_bits(own_keys), *_bits(own_values))
 
 
 def _fit(q, k, v, causal):
@@ -53,6 +75,41 @@ def _fit(q, k, v, causal):
     if not (q.ndim == k.ndim == 3 and k.shape == v.shape and q.shape[2] == k.shape[2]):
         return False
     return q.shape[0] % k.shape[0] == 0 and (q.shape[1] <= k.shape[1] or not causal)
+
+
+def _known(q, stored):
+    """Whether the types and the head size are those that the kernels are made for."""
+    return q.dtype == np.float32 and q.shape[2] % LANES == 0 and stored.numbers.dtype in _KINDS
+
+
+def _attention(q, keys, values, causal):
+    if q.shape[1] == 1:
+        return _last_queries(q, keys, values, *_NOTHING_OWN[keys.numbers.dtype])
+    (H, T, d), S = q.shape, keys.numbers.shape[1]
+    out, parts = np.empty((H, T, d), np.float32), -(-T // SHARE)
+    before = S - T if causal else S
+    arrays = *_bits(keys), *_bits(values)
+    work = T / parts * S * (d / 16 + 1)
+    _MANY[keys.numbers.dtype](H * parts, work, rows_contiguous(q), *arrays, before, parts, out)
+    return out
+
+
+def _last_queries(q, keys, values, *own):
+    (H, beams, d), (K, S, _) = q.shape, keys.numbers.shape
+    out = np.empty((H, beams, d), np.float32)
+    work = H // K * (S + own[0].shape[2]) * d / 8
+    last_query = _LAST[keys.numbers.dtype]
+    last_query(beams * K, work, rows_contiguous(q), *_bits(keys), *_bits(values), *own, out)
+    return out
+
+
+def _bits(stored):
+    """Numbers as Numba takes them, which knows no float16, and scales."""
+    numbers, scales = stored
+    return numbers.view(np.uint16) if numbers.dtype == np.float16 else numbers, scales
+
+
+_NO_SCALES = np.empty((0, 0, 0), np.float32)
 
 
 def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
@@ -72,9 +129,9 @@ def _rope(first, last, x, cos, sin, out):
     for t in range(first, last):
         for head in range(H):
             for i in range(half):
-                first, second = x[t, head, i], x[t, head, i + half]
-                out[head, t, i] = first * cos[t, i] - second * sin[t, i]
-                out[head, t, i + half] = second * cos[t, i] + first * sin[t, i]
+                left, right = x[t, head, i], x[t, head, i + half]
+                out[head, t, i] = left * cos[t, i] - right * sin[t, i]
+                out[head, t, i + half] = right * cos[t, i] + left * sin[t, i]
 
 
 # ---------------------------------------------------------------- softmax
@@ -86,14 +143,14 @@ def _softmax(first, last, x, out):
         row = np.empty((x.shape[1] + LANES - 1) // LANES * LANES, np.float32)
         for j in range(x.shape[1]):
             row[j] = x[i, j]
-        _, s = exponentials(row, x.shape[1])
+        s = exponentials(row, x.shape[1])
         for j in range(x.shape[1]):
             out[i, j] = row[j] / s
 
 
 @inline
 def exponentials(row, n):
-    """row[:n] becomes exp(row - its largest), the rest 0. Returns the largest and the sum.
+    """row[:n] becomes exp(row - its largest), the rest 0. Returns their sum.
 
     The row's length is a multiple of 16.
     """
@@ -108,33 +165,74 @@ def exponentials(row, n):
     lanes = splat(np.float32(0))
     for j in range(0, len(row), LANES):
         lanes = add(lanes, load(row, (j,)))
-    return top, total(lanes)
+    return total(lanes)
+
+
+@inline
+def _up(n):
+    """The next multiple of 16."""
+    return (n + LANES - 1) // LANES * LANES
 
 
 # ---------------------------------------------------------------- many queries
 
 
-@kernel(reads(3, "A"), reads(3, "A"), reads(3, "A"), types.int64, types.int64, writes(3))
-def _many_queries(first, last, q, k, v, before, parts, out):
-    """Query t sees min(S, before + t + 1) positions."""
-    H, T, _ = q.shape
-    group = H // len(k)
-    length = (T + parts - 1) // parts
-    for step in range(first, last):
-        head, start = step // parts, step % parts * length
-        _attend(q[head], k[head // group], v[head // group], before, start, min(T, start + length), out[head])
+def _many_queries(dtype, scale_of):
+    """The kernel for many queries of one sequence, whose keys and values are of some type."""
+
+    @inline
+    def _key_panels(k, scales, head, seen):
+        """-> (seen / 16, d, 16): 16 positions side by side, for scores."""
+        d = k.shape[2]
+        panels = np.empty(((seen + LANES - 1) // LANES, d, LANES), np.float32)
+        row = np.empty(d, np.float32)
+        for s in range(seen):
+            scale = splat(scale_of(scales, head, s))
+            for i in range(0, d, LANES):
+                store(row, (i,), multiply(load(k, (head, s, i)), scale))
+            for i in range(d):
+                panels[s // LANES, i, s % LANES] = row[i]
+        return panels
+
+    @inline
+    def _value_panels(v, scales, head, seen):
+        """-> (d / 16, seen, 16): 16 elements of each position, for their weighted sum."""
+        d = v.shape[2]
+        panels = np.empty((d // LANES, seen, LANES), np.float32)
+        for s in range(seen):
+            scale = splat(scale_of(scales, head, s))
+            for i in range(0, d, LANES):
+                store(panels, (i // LANES, s, 0), multiply(load(v, (head, s, i)), scale))
+        return panels
+
+    @kernel(
+        reads(3, "A"), reads(3, "A", dtype), reads(3, "A"), reads(3, "A", dtype), reads(3, "A"),
+        types.int64, types.int64, writes(3), name=f"_many_queries_{dtype}",
+    )  # fmt: skip
+    def body(first, last, q, k, k_scales, v, v_scales, before, parts, out):
+        """Query t sees min(S, before + t + 1) positions."""
+        H, T, _ = q.shape
+        group = H // len(k)
+        length = (T + parts - 1) // parts
+        for step in range(first, last):
+            head, start = step // parts, step % parts * length
+            stop = min(T, start + length)
+            seen = min(k.shape[1], before + stop)  # positions that any of these queries sees
+            keys = _key_panels(k, k_scales, head // group, seen)
+            values = _value_panels(v, v_scales, head // group, seen)
+            _attend(q[head], keys, values, before, start, stop, out[head])
+
+    return body
 
 
 @inline
-def _attend(q, k, v, before, start, stop, out):
-    """Queries start..stop of one head. q and out (T, d), k and v (S, d)."""
-    S, d = k.shape
-    seen = min(S, before + stop)  # positions that any of these queries sees
-    keys, values = _key_panels(k, seen), _value_panels(v, seen)
+def _attend(q, keys, values, before, start, stop, out):
+    """Queries start .. stop - 1 of one head. q and out (T, d)."""
+    d, seen = keys.shape[1], values.shape[1]
     # Rows and lanes that are beyond an end hold anything. What is computed from them is left there.
     queries = np.empty((BLOCK, d), np.float32)
     scores = np.empty((BLOCK, len(keys) * LANES), np.float32)
-    mixed = np.empty((BLOCK, len(values) * LANES), np.float32)
+    mixed = np.empty((BLOCK, d), np.float32)
     sums = np.empty(BLOCK, np.float32)
     scale = np.float32(1 / np.sqrt(d))
     for first in range(start, stop, BLOCK):
@@ -142,94 +240,103 @@ def _attend(q, k, v, before, start, stop, out):
         for r in range(n):
             for i in range(d):
                 queries[r, i] = q[first + r, i] * scale
-        seen = min(S, before + first + n)
-        width = (seen + LANES - 1) // LANES * LANES
+        width = min(seen, before + first + n)
         for column in range(0, width, LANES):
             for r in range(0, n, TILE):
                 _tile(queries, r, keys[column // LANES], d, scores, column)
         for r in range(n):
-            _, sums[r] = exponentials(scores[r, :width], min(S, before + first + r + 1))
+            sums[r] = exponentials(scores[r, : _up(width)], min(seen, before + first + r + 1))
         for column in range(0, d, LANES):
             for r in range(0, n, TILE):
-                _tile(scores, r, values[column // LANES], seen, mixed, column)
+                _tile(scores, r, values[column // LANES], width, mixed, column)
         for r in range(n):
             for i in range(d):
                 out[first + r, i] = mixed[r, i] / sums[r]
 
 
 @inline
-def _key_panels(k, seen):
-    """(seen, d) -> (seen / 16, d, 16): 16 positions side by side, for scores."""
-    panels = np.empty(((seen + LANES - 1) // LANES, k.shape[1], LANES), np.float32)
-    for s in range(seen):
-        for i in range(k.shape[1]):
-            panels[s // LANES, i, s % LANES] = k[s, i]
-    return panels
-
-
-@inline
-def _value_panels(v, seen):
-    """(seen, d) -> (d / 16, seen, 16): 16 elements of each position, for their weighted sum."""
-    panels = np.empty(((v.shape[1] + LANES - 1) // LANES, seen, LANES), np.float32)
-    for s in range(seen):
-        for i in range(v.shape[1]):
-            panels[i // LANES, s, i % LANES] = v[s, i]
-    return panels
-
-
-@inline
 def _tile(rows, first, panel, n, out, column):
-    """out[first : first + 6, column : column + 16] = rows[first : first + 6, :n] @ panel[:n]"""
-    a = b = c = d = e = f = splat(np.float32(0))
+    """out[first : first + TILE, column : column + 16] = rows[first : first + TILE, :n] @ panel[:n]"""
+    sums = zeros(TILE, 1)
     for i in range(n):
-        lanes = load(panel, (i, 0))
-        a = multiply_add(splat(rows[first, i]), lanes, a)
-        b = multiply_add(splat(rows[first + 1, i]), lanes, b)
-        c = multiply_add(splat(rows[first + 2, i]), lanes, c)
-        d = multiply_add(splat(rows[first + 3, i]), lanes, d)
-        e = multiply_add(splat(rows[first + 4, i]), lanes, e)
-        f = multiply_add(splat(rows[first + 5, i]), lanes, f)
-    store(out, (first, column), a)
-    store(out, (first + 1, column), b)
-    store(out, (first + 2, column), c)
-    store(out, (first + 3, column), d)
-    store(out, (first + 4, column), e)
-    store(out, (first + 5, column), f)
+        sums = add_outer(sums, rows, first, i, load(panel, (i, 0)))
+    store_tile(sums, out, first, column)
 
 
 # ---------------------------------------------------------------- one query
 
 
-@kernel(reads(3), reads(3, "A"), reads(3, "A"), writes(3))
-def _one_query(first, last, q, k, v, out):
-    """The queries that share a key-value head: q and out (K, G, d), k and v (K, S, d)."""
-    for head in range(first, last):
-        _attend_once(q[head], k[head], v[head], out[head])
+def _last_query(dtype, scale_of):
+    """The kernel for the last position of sequences that begin alike. k and v (K, S, d): what they share;
+    k2 and v2 (beams, K, S', d): how each goes on. q and out (H, beams, d).
+    """
+    shared, own = (reads(3, "A", dtype), reads(3, "A")), (reads(4, "A", dtype), reads(4, "A"))
+
+    @inline
+    def _scores(q, k, scales, head, scores, start):
+        _, n, d = k.shape
+        root = np.float32(1 / np.sqrt(d))
+        for s in range(n):
+            scale = root * scale_of(scales, head, s)
+            for g in range(len(q)):
+                lanes = splat(np.float32(0))
+                for i in range(0, d, LANES):
+                    lanes = multiply_add(load(q, (g, i)), load(k, (head, s, i)), lanes)
+                scores[g, start + s] = total(lanes) * scale
+
+    @inline
+    def _mix(scores, start, v, scales, head, out):
+        _, n, d = v.shape
+        for s in range(n):
+            scale = scale_of(scales, head, s)
+            for g in range(len(out)):
+                weight = splat(scores[g, start + s] * scale)
+                for i in range(0, d, LANES):
+                    store(out, (g, i), multiply_add(weight, load(v, (head, s, i)), load(out, (g, i))))
+
+    @kernel(reads(3, "A"), *shared, *shared, *own, *own, writes(3), name=f"_last_query_{dtype}")
+    def body(first, last, q, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, out):
+        K, S, _ = k.shape
+        group, n = len(q) // K, S + k2.shape[2]
+        scores = np.empty((group, _up(n)), np.float32)
+        for step in range(first, last):
+            beam, head = step // K, step % K
+            queries, mixed = (
+                q[head * group : (head + 1) * group, beam],
+                out[head * group : (head + 1) * group, beam],
+            )
+            _scores(queries, k, k_scales, head, scores, 0)
+            _scores(queries, k2[beam], k2_scales[beam], head, scores, S)
+            mixed[:] = np.float32(0)
+            for g in range(group):
+                norm = np.float32(1) / exponentials(scores[g], n)
+                for s in range(n):
+                    scores[g, s] *= norm
+            _mix(scores, 0, v, v_scales, head, mixed)
+            _mix(scores, S, v2[beam], v2_scales[beam], head, mixed)
+
+    return body
 
 
 @inline
-def _attend_once(q, k, v, out):
-    n, d = k.shape
-    whole = d // LANES * LANES
-    scale = np.float32(1 / np.sqrt(d))
-    scores = np.empty((len(q), (n + LANES - 1) // LANES * LANES), np.float32)
-    for s in range(n):
-        for g in range(len(q)):
-            lanes = splat(np.float32(0))
-            for i in range(0, whole, LANES):
-                lanes = multiply_add(load(q, (g, i)), load(k, (s, i)), lanes)
-            dot = total(lanes)
-            for i in range(whole, d):
-                dot += q[g, i] * k[s, i]
-            scores[g, s] = dot * scale
-    out[:] = np.float32(0)
-    for g in range(len(q)):
-        _, norm = exponentials(scores[g], n)
-        for s in range(n):
-            weight = splat(scores[g, s])
-            for i in range(0, whole, LANES):
-                store(out, (g, i), multiply_add(weight, load(v, (s, i)), load(out, (g, i))))
-            for i in range(whole, d):
-                out[g, i] += scores[g, s] * v[s, i]
-        for i in range(d):
-            out[g, i] /= norm
+def _one(scales, head, s):
+    return np.float32(1)
+
+
+@inline
+def _stored(scales, head, s):
+    return scales[head, s, 0]
+
+
+# How each type is seen by Numba, and where its scales are.
+_KINDS = {
+    np.dtype(np.float32): (types.float32, _one),
+    np.dtype(np.float16): (types.uint16, _one),
+    np.dtype(np.int8): (types.int8, _stored),
+}
+_NOTHING_OWN = {
+    dtype: _bits(Stored(np.empty((1, 1, 0, LANES), dtype), np.empty((1, 1, 0, 0), np.float32))) * 2
+    for dtype in _KINDS
+}
+_MANY = {dtype: _many_queries(*kind) for dtype, kind in _KINDS.items()}
+_LAST = {dtype: _last_query(*kind) for dtype, kind in _KINDS.items()}

@@ -2,60 +2,21 @@
 
 `group_sums` multiplies a group of 32 columns of int8 or int4 weights, 16 rows of them or twice 16, with the
 same columns of several tokens. How depends on the path, which follows from the features that Numba compiles
-for; every path gives identical integers:
-
-    avx512vnni   vpdpbusd on 64 bytes           neon_dotprod   sdot (Cortex-A76 and later)
-    avxvnni      vpdpbusd on 32 bytes           neon           smull, smlal, sadalp (Cortex-A72)
-    avx2         vpmaddubsw, vpmaddwd           generic        whatever LLVM makes of plain products
-
-MVLM_SIMD names a path to take instead, of those that the CPU has. As in `simd`, indices are not checked.
+for (`cpu`); every path gives identical integers. As in `simd`, indices are not checked.
 
 The unit is a `Tile`: one vector of 16 lanes, a lane to a row of weights, for each token. A kernel that is
 written with tiles serves any number of tokens; LLVM keeps each vector in a register.
 """
 
-import os
 from functools import reduce
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, register_model
 
-from mvlm_np.errors import UserError
-from mvlm_np.kernels.simd import LANES
-
-# Each path and the features it needs, best first. The last one needs none.
-PATHS = {
-    "avx512vnni": {"avx512vnni", "avx512bw", "avx512vl", "f16c"},
-    "avxvnni": {"avxvnni", "avx2", "f16c"},
-    "avx2": {"avx2", "f16c"},
-    "neon_dotprod": {"neon", "dotprod"},
-    "neon": {"neon"},
-    "generic": set[str](),
-}
-
-
-def features() -> set[str]:
-    """The CPU features that Numba compiles for."""
-    triple, _, listed = cpu_target.target_context.codegen().magic_tuple()
-    found = {name[1:] for name in listed.split(",") if name.startswith("+")}
-    return found | ({"neon"} if triple.startswith("aarch64") else set())  # part of the architecture
-
-
-def choose_path() -> str:
-    """The best path, or the one that MVLM_SIMD names. UserError: it is unknown, or the CPU lacks it."""
-    possible = [path for path, needed in PATHS.items() if needed <= features()]
-    wanted = os.environ.get("MVLM_SIMD")
-    if wanted and wanted not in possible:
-        raise UserError(
-            "MVLM_SIMD", f"found {wanted!r}", f"one of {', '.join(possible)}, which this CPU can run"
-        )
-    return wanted or possible[0]
-
-
-PATH = choose_path()
+from mvlm_np.kernels.cpu import PATH, features
+from mvlm_np.kernels.simd import LANES, load_halves
 
 # Tokens of a tile, and columns of 16 rows, when there are many tokens. A row of sums for each token and column
 # has to stay in registers: there are 32 of 64 bytes, 16 of 32 bytes, and on ARM 32 of 16 bytes. AMD's cores load
@@ -98,17 +59,6 @@ def _at(context, builder, array_type, array, *index):
     return cgutils.get_item_pointer(context, builder, array_type, array, index)
 
 
-@intrinsic
-def address(typing, array, index):
-    """The address of array[index], an integer."""
-
-    def generate(context, builder, signature, arguments):
-        inner = [0] * (signature.args[0].ndim - 1)
-        return builder.ptrtoint(_at(context, builder, signature.args[0], *arguments, *inner), _I64)
-
-    return types.int64(array, types.int64), generate
-
-
 def _offset(builder, address, index, stride):
     """A pointer to the byte index * stride behind an address."""
     moved = builder.add(address, builder.mul(index, ir.Constant(_I64, stride)))
@@ -119,24 +69,6 @@ def _load(builder, pointer, llvm_type, align=1, index=0):
     """The value of this type at a pointer, or `index` such values further on."""
     pointer = builder.bitcast(pointer, llvm_type.as_pointer())
     return builder.load(builder.gep(pointer, [ir.Constant(_I64, index)]), align=align)
-
-
-def _load_halves(builder, pointer):
-    """16 float16 as float32 lanes."""
-    if PATH == "generic":
-        return _widen(builder, _load(builder, pointer, ir.VectorType(_I16, LANES)))
-    return builder.fpext(_load(builder, pointer, ir.VectorType(ir.HalfType(), LANES)), _FLOATS)
-
-
-def _widen(builder, halves):
-    """float16 bit patterns -> float32 by integer operations: LLVM's own way crashes on x86 without F16C."""
-    bits = builder.zext(halves, _INTS)
-    sign = builder.shl(builder.and_(bits, _constant(0x8000)), _constant(16))
-    # Exponent and fraction in float32's places, 112 too small in the exponent: multiplying by 2^112 mends
-    # that, and makes a float16 denormal normal. Infinities and NaN cannot occur: packed scales are finite.
-    magnitude = builder.shl(builder.and_(bits, _constant(0x7FFF)), _constant(13))
-    scaled = builder.fmul(builder.bitcast(magnitude, _FLOATS), _constant(2.0**112, _FLOATS))
-    return builder.bitcast(builder.or_(builder.bitcast(scaled, _INTS), sign), _FLOATS)
 
 
 # ---------------------------------------------------------------- tiles
@@ -221,7 +153,7 @@ def add_scaled(typing, totals, sums, scales, act_scales, block, group):
         totals, sums, scales, act_scales, block, group = arguments
         R, C = signature.args[0].rows, signature.args[0].columns
         halves = [
-            _load_halves(builder, _offset(builder, address, group, 2 * LANES))
+            load_halves(builder, _offset(builder, address, group, 2 * LANES))
             for address in cgutils.unpack_tuple(builder, scales, C)
         ]
         pointer = _at(context, builder, signature.args[3], act_scales, block, group, 0)
@@ -236,6 +168,23 @@ def add_scaled(typing, totals, sums, scales, act_scales, block, group):
         return totals
 
     return totals(totals, sums, scales, act_scales, block, group), generate
+
+
+@intrinsic
+def add_outer(typing, totals, a, row, i, v):
+    """totals[m] + a[row + m, i] * v for all m, of a tile of one column."""
+
+    def generate(context, builder, signature, arguments):
+        totals, a, row, i, v = arguments
+        for m in range(signature.args[0].rows):
+            index = builder.add(row, ir.Constant(_I64, m)), i
+            x = _splat(builder, builder.load(_at(context, builder, signature.args[1], a, *index), align=4))
+            product = builder.fmul(x, v, flags=("contract",))
+            total = builder.fadd(product, builder.extract_value(totals, m), flags=("contract",))
+            totals = builder.insert_value(totals, total, m)
+        return totals
+
+    return totals(totals, a, types.int64, types.int64, v), generate
 
 
 @intrinsic

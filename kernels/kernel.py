@@ -20,7 +20,7 @@ from mvlm_np.kernels.compile import compiled
 from mvlm_np.kernels.threads import TEAM, job_of, pool_type, share_out
 
 # Nanoseconds of work below which a thread is not given steps: handing them over costs about one microsecond.
-WORTH_SHARING = 10_000
+WORTH_SHARING = 5_000
 
 KERNELS: list["Kernel"] = []  # all there are, in the order of their definition
 
@@ -35,18 +35,22 @@ def writes(ndim, layout="C", dtype=types.float32):
     return types.Array(dtype, ndim, layout)
 
 
-def kernel(*signature, name=None):
-    """Decorates the body of a kernel with the types of its arguments. It returns nothing."""
-    return lambda body: Kernel(body, signature, name or body.__name__)
+def kernel(*signature, name=None, before=None, job=None):
+    """Decorates the body of a kernel with the types of its arguments. It returns nothing.
+
+    before(*args), an inline function, may come once before the steps: it returns the arguments of the body, whose
+    types are `job`.
+    """
+    return lambda body: Kernel(body, signature, name or body.__name__, before, job or signature)
 
 
 class Kernel:
-    def __init__(self, body, signature, name):
+    def __init__(self, body, signature, name, before, job):
         self.signature = types.void(pool_type, types.int64, types.int64, *signature)
         self.name = f"{body.__module__.rpartition('.')[2]}.{name.lstrip('_')}"
         # Machine code off the disk is linked by name, and a body that a factory makes has the name of its siblings.
         body.__qualname__ = name
-        self._run = _runner(body, signature)
+        self._run = _runner(body, len(signature), before, job)
         self._run.__module__, self._run.__qualname__ = body.__module__, f"run{name}"
         KERNELS.append(self)
 
@@ -59,14 +63,14 @@ class Kernel:
         TEAM.run(self.compiled, steps, max(1, int(WORTH_SHARING // cost)), args)
 
 
-def _runner(body, signature):
+def _runner(body, count, before, signature):
     """run(pool, steps, least, *args), with as many arguments by name: a declared signature knows no *args."""
-    args = "".join(f"a{i}, " for i in range(len(signature)))
+    args = "".join(f"a{i}, " for i in range(count))
     source = f"""
 def run(pool, steps, least, {args}):
-    function, data = job(({args}))
+    function, data = job({f"before({args})" if before else f"({args})"})
     share_out(pool, steps, least, function, data)
 """
-    scope = {"job": job_of(body, signature), "share_out": share_out}
+    scope = {"job": job_of(body, signature), "share_out": share_out, "before": before}
     exec(source, scope)
     return scope["run"]

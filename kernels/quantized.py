@@ -7,6 +7,7 @@ tiles of weights and blocks of tokens. A token's result depends neither on the o
 """
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from numba import types
 
 from mvlm_np.errors import GenerationError
 from mvlm_np.kernels import activations, norms
-from mvlm_np.kernels.arrays import float32, rows_contiguous
+from mvlm_np.kernels.arrays import rows_contiguous
 from mvlm_np.kernels.compile import inline
 from mvlm_np.kernels.dot import (
     FEW,
@@ -22,7 +23,6 @@ from mvlm_np.kernels.dot import (
     SHAPE,
     add_rows,
     add_scaled,
-    address,
     group_sums,
     largest_magnitude,
     store_rounded,
@@ -36,111 +36,136 @@ from mvlm_np.kernels.simd import LANES, load, store
 CACHED = 1 << 18  # bytes of activations that stay in a core's cache while all weights pass by
 
 
+class Matrices(NamedTuple):
+    """Up to three packed matrices with the same input, as the kernels want them."""
+
+    bits: int
+    K: int
+    places: (
+        np.ndarray
+    )  # (3, 3) int64: addresses of values and scales, tiles; 0 tiles for a matrix that is not there
+    tiles: int
+    columns: list[tuple[int, int]]  # of the product that belong to each
+    packed: tuple[Packed, ...]  # keeps what `places` points to
+
+
+def prepare(matrices: Sequence[Packed]) -> Any:
+    """`linear.prepare`: finds out what does not change from product to product."""
+    places, columns, tiles = np.zeros((3, 3), np.int64), [], 0
+    for place, (_, values, scales, N, _) in zip(places, matrices, strict=False):
+        assert values.flags.c_contiguous and scales.flags.c_contiguous
+        place[:] = values.ctypes.data, scales.ctypes.data, len(values)
+        columns.append((tiles * ROWS, tiles * ROWS + N))
+        tiles += len(values)
+    return Matrices(matrices[0].bits, matrices[0].K, places, tiles, columns, tuple(matrices))
+
+
 def packed_matmul(
     op: Callable | None,
     args: tuple,
-    matrices: Sequence[Packed],
+    matrices: Any,
     bias: np.ndarray | None = None,
     add_to: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """`linear.packed_matmul`: the integers are the same, their weighted sums up to rounding."""
-    bits, K = matrices[0].bits, matrices[0].K
-    acts, starts, act_scales, M = rounded(op, args, bits)
-    blocks, _, _, rows, _ = acts.shape
-    columns = SHAPE[1] if rows == SHAPE[0] else 1
-    tiles = sum(len(matrix.values) for matrix in matrices)
-    stripes = -(-tiles // columns)
-    y = np.empty((blocks * rows, stripes * columns * ROWS), np.float32)
-    span = max(1, min(blocks, CACHED // (rows * K)))
-    weights = [a for matrix in matrices for a in (matrix.values, matrix.scales.view(np.uint16))]
-    unused = _UNUSED[bits] * (3 - len(matrices))
-    # A weight takes 1/20 ns from memory, and 1/200 ns for each token.
-    cost = columns * ROWS * K * max(0.05, 0.005 * span * rows)
-    product = PRODUCTS[bits, rows, columns]
-    product(
-        stripes * -(-blocks // span), cost, *weights, *unused, acts, starts, act_scales,
-        _NO_BIAS if bias is None else _padded(bias, y.shape[1]), _NO_ROWS if add_to is None else rows_contiguous(add_to), span, y,
-    )  # fmt: skip
-    outputs, column = [], 0
-    for matrix in matrices:
-        outputs.append(y[:M, column : column + matrix.N])
-        column += len(matrix.values) * ROWS
-    return outputs
-
-
-def _padded(bias, n):
-    return bias if len(bias) == n else np.pad(bias, (0, n - len(bias)))
+    before = BEFORE.get(op)
+    if before is None:  # a function that is not compiled together with the rounding
+        assert op is not None
+        before, args = BEFORE[None], (op(*args),)
+    change, arrange = before
+    x, other, gain, shift, eps = arrange(*args)
+    M, K = x.shape
+    if x.dtype != np.float32 or M == 0:
+        raise GenerationError("activations", f"found {x.dtype} {x.shape}", "float32 with at least one row")
+    bits, _, places, tiles, columns, _ = matrices
+    rounding = change, x, other, gain, shift, eps, OFFSET[bits]
+    added = _NO_ROWS if add_to is None else rows_contiguous(add_to)
+    if M == 1:
+        y = np.empty((1, tiles * ROWS), np.float32)
+        ONE_TOKEN[bits](
+            tiles, 0.05 * ROWS * K, *rounding, places, _NO_ROW if bias is None else bias, added, y
+        )
+        finite = isfinite(y[0, 0])
+    else:
+        rows, width = (FEW, 1) if M <= 2 * FEW else SHAPE
+        blocks, groups = -(-M // rows), -(-K // GROUP)
+        acts = np.empty((blocks, groups, GROUP // 4, rows, 4), np.int8)
+        starts = np.empty((blocks, groups, rows), np.int32)
+        act_scales = np.empty((blocks, groups, rows), np.float32)
+        _rounded(blocks, rows * K, *rounding, acts, starts, act_scales)
+        stripes = -(-tiles // width)
+        y = np.empty((blocks * rows, stripes * width * ROWS), np.float32)
+        bias = _NO_ROW if bias is None else np.pad(bias, (0, y.shape[1] - len(bias)))
+        span = max(1, min(blocks, CACHED // (rows * K)))
+        cost = width * ROWS * K * span * rows / 200
+        product = TOKENS[bits, rows, width]
+        product(stripes * -(-blocks // span), cost, places, acts, starts, act_scales, bias, added, span, y)
+        finite = np.isfinite(y[:M, 0]).all()
+    if not finite:  # a scale that is not finite leaves no sum finite
+        raise GenerationError(
+            "activations", "found NaN or infinity", "finite numbers", "the checkpoint is damaged"
+        )
+    return [y[:M, start:stop] for start, stop in columns]
 
 
 # ---------------------------------------------------------------- rounding
 
+_NO_ROWS, _NO_ROW = np.zeros((1, 0), np.float32), np.zeros(0, np.float32)
 
-class Rounded(NamedTuple):
-    """Activations in int8. A group's scale and sum belong to 32 columns of one token."""
+# The functions that are computed together with the rounding, by number, and their arguments as (x, a second
+# array of rows, gain, shift, eps).
+NOTHING, RMS_NORM, LAYER_NORM, QUICK_GELU, GELU, SWIGLU = range(6)
+BEFORE: dict[Callable | None, tuple[int, Callable]] = {
+    None: (NOTHING, lambda x: (rows_contiguous(x), _NO_ROWS, _NO_ROW, _NO_ROW, 0.0)),
+    norms.rms_norm: (RMS_NORM, lambda x, gain, eps: (rows_contiguous(x), _NO_ROWS, gain, _NO_ROW, eps)),
+    norms.layer_norm: (
+        LAYER_NORM,
+        lambda x, gain, shift, eps: (rows_contiguous(x), _NO_ROWS, gain, shift, eps),
+    ),
+    activations.quick_gelu: (QUICK_GELU, lambda x: (rows_contiguous(x), _NO_ROWS, _NO_ROW, _NO_ROW, 0.0)),
+    activations.gelu: (GELU, lambda x: (rows_contiguous(x), _NO_ROWS, _NO_ROW, _NO_ROW, 0.0)),
+    activations.swiglu: (
+        SWIGLU,
+        lambda gate, up: (rows_contiguous(gate), rows_contiguous(up), _NO_ROW, _NO_ROW, 0.0),
+    ),
+}
 
-    acts: np.ndarray  # int8 (blocks, groups, 8, rows, 4)
-    starts: np.ndarray  # int32 (blocks, groups, rows): minus the sum, times what is added to the weights
-    scales: np.ndarray  # float32 (blocks, groups, rows)
-    tokens: int
-
-
-def rounded(op: Callable | None, args: tuple, bits: int) -> Rounded:
-    """`ops.quantize_rows(op(*args))`, laid out for a product with weights of `bits` bits. op None: args[0]."""
-    fused = ROUNDED.get(op)
-    if fused is None or not float32(*(a for a in args if isinstance(a, np.ndarray))):
-        args = (args[0] if op is None else op(*args),)
-        fused = ROUNDED[None]
-    x = args[0]
-    if not float32(x) or x.ndim != 2:
-        raise GenerationError("activations", f"found {x.dtype} {x.shape}", "float32 with at least one row")
-    M, K = x.shape
-    rows = 1 if M == 1 else FEW if M <= 2 * FEW else SHAPE[0]
-    blocks, groups = -(-M // rows), -(-K // GROUP)
-    acts = np.empty((blocks, groups, GROUP // 4, rows, 4), np.int8)
-    starts = np.empty((blocks, groups, rows), np.int32)
-    scales = np.empty((blocks, groups, rows), np.float32)
-    damaged = np.zeros(1, np.int64)
-    body, order = fused
-    body(blocks, rows * K, *order(*args), OFFSET[bits], acts, starts, scales, damaged)
-    if damaged[0]:
-        raise GenerationError(
-            "activations", "found NaN or infinity", "finite numbers", "the checkpoint is damaged"
-        )
-    return Rounded(acts, starts, scales, M)
+# What rounding reads and writes:
+#     change, x, other, gain, shift, eps    one of the functions above, and its arguments
+#     offset                                what is added to the weights
+#     acts, starts, scales                  int8 (blocks, groups, 8, rows, 4); int32 and float32 (blocks, groups,
+#                                           rows): minus the sum of a group times the offset, and its scale
+_TO_ROUND = types.int64, reads(2, "A"), reads(2, "A"), reads(1), reads(1), types.float64, types.int64
+_ROUNDED = writes(5, dtype=types.int8), writes(3, dtype=types.int32), writes(3)
 
 
-def _rounding(name, change):
-    """A kernel that rounds rows of x, each after change(row, other's row, weight, bias, eps) in place."""
+@kernel(*_TO_ROUND, *_ROUNDED)
+def _rounded(first, last, change, x, other, gain, shift, eps, offset, acts, starts, scales):
+    """`ops.quantize_rows` after a function, block by block."""
+    _round_blocks(first, last, change, x, other, gain, shift, eps, offset, acts, starts, scales)
 
-    @kernel(
-        reads(2, "A"), reads(2, "A"), reads(1), reads(1), types.float64, types.int64,
-        writes(5, dtype=types.int8), writes(3, dtype=types.int32), writes(3), writes(1, dtype=types.int64),
-        name=f"rounded_{name}",
-    )  # fmt: skip
-    def body(first, last, x, other, weight, bias, eps, offset, acts, starts, scales, damaged):
-        tokens, K = x.shape
-        _, groups, _, rows, _ = acts.shape
-        row = np.zeros(groups * GROUP, np.float32)
-        for block in range(first, last):
-            for m in range(rows):
-                token = block * rows + m
-                if token < tokens:
-                    _copy_row(x, token, row)
-                    change(row[:K], other, token, weight, bias, np.float32(eps))
-                else:
-                    row[:K] = np.float32(0)
-                for g in range(groups):
-                    largest = largest_magnitude(row, g * GROUP)
-                    if not largest < np.inf:
-                        damaged[0] = 1
-                    # The scale may be denormal and so imprecise: what is rounded is clipped to -127 .. 127.
-                    scale = largest / np.float32(127)
-                    divisor = scale if scale > 0 else np.float32(1)
-                    total = store_rounded(row, g * GROUP, divisor, acts, block, g, m)
-                    starts[block, g, m] = -offset * total
-                    scales[block, g, m] = scale
 
-    return body
+@inline
+def _round_blocks(first, last, change, x, other, gain, shift, eps, offset, acts, starts, scales):
+    tokens, K = x.shape
+    _, groups, _, rows, _ = acts.shape
+    row, second = np.zeros(groups * GROUP, np.float32), np.empty(other.shape[1], np.float32)
+    for block in range(first, last):
+        for m in range(rows):
+            token = block * rows + m
+            if token < tokens:
+                _copy_row(x, token, row)
+                _change(change, row[:K], other, token, second, gain, shift, np.float32(eps))
+            else:
+                row[:K] = np.float32(0)
+            for g in range(groups):
+                largest = largest_magnitude(row, g * GROUP)
+                # The scale may be denormal and so imprecise: what is rounded is clipped to -127 .. 127.
+                scale = largest / np.float32(127)
+                divisor = scale if scale > 0 else np.float32(1)
+                total = store_rounded(row, g * GROUP, divisor, acts, block, g, m)
+                starts[block, g, m] = -offset * total
+                scales[block, g, m] = scale
 
 
 @inline
@@ -154,103 +179,58 @@ def _copy_row(x, i, row):
 
 
 @inline
-def _nothing(row, other, token, weight, bias, eps):
-    pass
-
-
-@inline
-def _rms_norm(row, other, token, weight, bias, eps):
-    norms.rms_norm_row(row, weight, eps, row)
-
-
-@inline
-def _layer_norm(row, other, token, weight, bias, eps):
-    norms.layer_norm_row(row, weight, bias, eps, row)
-
-
-@inline
-def _quick_gelu(row, other, token, weight, bias, eps):
-    for i in range(len(row)):
-        row[i] = activations.quick_gelu_of(row[i])
-
-
-@inline
-def _gelu(row, other, token, weight, bias, eps):
-    for i in range(len(row)):
-        row[i] = activations.gelu_of(row[i])
-
-
-@inline
-def _swiglu(row, other, token, weight, bias, eps):
-    up = np.empty(len(row), np.float32)
-    _copy_row(other, token, up)
-    for i in range(len(row)):
-        row[i] = activations.silu_of(row[i]) * up[i]
-
-
-_NO_ROWS, _NO_BIAS = np.empty((0, 0), np.float32), np.empty(0, np.float32)
-
-# For each function that may stand before a product: its kernel, and (x, other, weight, bias, eps) for it.
-ROUNDED: dict[Callable | None, tuple[Any, Callable]] = {
-    None: (_rounding("alone", _nothing), lambda x: (rows_contiguous(x), _NO_ROWS, _NO_BIAS, _NO_BIAS, 0.0)),
-    norms.rms_norm: (
-        _rounding("rms_norm", _rms_norm),
-        lambda x, weight, eps: (rows_contiguous(x), _NO_ROWS, weight, _NO_BIAS, eps),
-    ),
-    norms.layer_norm: (
-        _rounding("layer_norm", _layer_norm),
-        lambda x, weight, bias, eps: (rows_contiguous(x), _NO_ROWS, weight, bias, eps),
-    ),
-    activations.quick_gelu: (
-        _rounding("quick_gelu", _quick_gelu),
-        lambda x: (rows_contiguous(x), _NO_ROWS, _NO_BIAS, _NO_BIAS, 0.0),
-    ),
-    activations.gelu: (
-        _rounding("gelu", _gelu),
-        lambda x: (rows_contiguous(x), _NO_ROWS, _NO_BIAS, _NO_BIAS, 0.0),
-    ),
-    activations.swiglu: (
-        _rounding("swiglu", _swiglu),
-        lambda gate, up: (rows_contiguous(gate), rows_contiguous(up), _NO_BIAS, _NO_BIAS, 0.0),
-    ),
-}
+def _change(change, row, other, token, second, gain, shift, eps):
+    """Computes the function in place."""
+    if change == RMS_NORM:
+        norms.rms_norm_row(row, gain, eps, row)
+    elif change == LAYER_NORM:
+        norms.layer_norm_row(row, gain, shift, eps, row)
+    elif change == QUICK_GELU:
+        for i in range(len(row)):
+            row[i] = activations.quick_gelu_of(row[i])
+    elif change == GELU:
+        for i in range(len(row)):
+            row[i] = activations.gelu_of(row[i])
+    elif change == SWIGLU:
+        _copy_row(other, token, second)
+        for i in range(len(row)):
+            row[i] = activations.silu_of(row[i]) * second[i]
 
 
 # ---------------------------------------------------------------- products
 
 
-def _product(bits, rows, columns):
-    """The kernel for tiles of `rows` tokens x `columns` times 16 rows of weights of up to three matrices."""
-    weights = reads(4, dtype={8: types.int8, 4: types.uint8}[bits]), reads(3, dtype=types.uint16)
-    addresses = _one_tile if columns == 1 else _two_tiles
+def _stripes(bits, rows, columns):
+    """The steps of a product for tiles of `rows` tokens x `columns` times 16 rows of weights.
 
-    @kernel(
-        *weights, *weights, *weights, reads(5, dtype=types.int8), reads(3, dtype=types.int32), reads(3),
-        reads(1), reads(2, "A"), types.int64, writes(2), name=f"int{bits}_{rows}x{columns}",
-    )  # fmt: skip
-    def body(first, last, v0, s0, v1, s1, v2, s2, acts, starts, act_scales, bias, add_to, span, y):
+    A step is a stripe of tiles of weights with `span` blocks of tokens.
+    """
+    tiles_at = _one_tile if columns == 1 else _two_tiles
+
+    @inline
+    def steps(first, last, places, acts, starts, act_scales, bias, add_to, span, y):
         blocks, groups = acts.shape[:2]
-        stripes = y.shape[1] // (columns * ROWS)
+        width = columns * ROWS
+        stripes = y.shape[1] // width
         for step in range(first, last):
-            start, stripe = step // stripes * span, step % stripes
-            values, scales = addresses(stripe * columns, v0, s0, v1, s1, v2, s2)
-            column = stripe * columns * ROWS
+            start, column = step // stripes * span, step % stripes * width
+            values, scales = tiles_at(places, step % stripes * columns, groups, bits)
             for block in range(start, min(start + span, blocks)):
                 totals = zeros(rows, columns)
                 for g in range(groups):
                     sums = group_sums(rows, bits, values, acts, starts, block, g)
                     totals = add_scaled(totals, sums, scales, act_scales, block, g)
-                token = block * rows
                 if len(bias) > 0:
-                    totals = add_rows(totals, bias, token, column)
-                if token + rows <= len(add_to) and column + columns * ROWS <= add_to.shape[1]:
+                    totals = add_rows(totals, bias, 0, column)
+                token = block * rows
+                if token + rows <= len(add_to) and column + width <= add_to.shape[1]:
                     totals = add_rows(totals, add_to, token, column)
                     store_tile(totals, y, token, column)
                 else:
                     store_tile(totals, y, token, column)
-                    _add_ragged(y, token, rows, column, columns * ROWS, add_to)
+                    _add_ragged(y, token, rows, column, width, add_to)
 
-    return body
+    return steps
 
 
 @inline
@@ -262,42 +242,69 @@ def _add_ragged(y, token, rows, column, columns, x):
 
 
 @inline
-def _one_tile(tile, v0, s0, v1, s1, v2, s2):
-    values, scales = _tile_at(tile, v0, s0, v1, s1, v2, s2)
+def _one_tile(places, tile, groups, bits):
+    values, scales = _tile_at(places, tile, groups, bits)
     return (values,), (scales,)
 
 
 @inline
-def _two_tiles(tile, v0, s0, v1, s1, v2, s2):
+def _two_tiles(places, tile, groups, bits):
     """An odd tile at the end is taken twice; its second product goes where nobody looks."""
-    values0, scales0 = _tile_at(tile, v0, s0, v1, s1, v2, s2)
-    last = len(v0) + len(v1) + len(v2) - 1
-    values1, scales1 = _tile_at(min(tile + 1, last), v0, s0, v1, s1, v2, s2)
+    values0, scales0 = _tile_at(places, tile, groups, bits)
+    last = places[0, 2] + places[1, 2] + places[2, 2] - 1
+    values1, scales1 = _tile_at(places, min(tile + 1, last), groups, bits)
     return (values0, values1), (scales0, scales1)
 
 
 @inline
-def _tile_at(tile, v0, s0, v1, s1, v2, s2):
-    """The addresses of a tile's values and scales, tiles being counted through the matrices.
-
-    Numbers, not arrays: arrays count their references, over which threads would meet at every tile.
-    """
-    if tile < len(v0):
-        return address(v0, tile), address(s0, tile)
-    tile -= len(v0)
-    if tile < len(v1):
-        return address(v1, tile), address(s1, tile)
-    return address(v2, tile - len(v1)), address(s2, tile - len(v1))
+def _tile_at(places, tile, groups, bits):
+    """The addresses of a tile's values and scales, tiles being counted through the matrices."""
+    matrix = 0
+    while tile >= places[matrix, 2]:
+        tile -= places[matrix, 2]
+        matrix += 1
+    return places[matrix, 0] + tile * groups * bits * 64, places[matrix, 1] + tile * groups * ROWS * 2
 
 
-def _unused(bits):
-    """In place of a second and third matrix."""
-    return np.empty((0, 0, bits, 64), {8: np.int8, 4: np.uint8}[bits]), np.empty((0, 0, ROWS), np.uint16)
+def _tokens(bits, rows, columns):
+    """The kernel for several tokens, whose activations are rounded."""
+    steps = _stripes(bits, rows, columns)
+
+    @kernel(
+        reads(2, dtype=types.int64), *_ROUNDED, reads(1), reads(2, "A"), types.int64, writes(2),
+        name=f"_int{bits}_{rows}x{columns}",
+    )  # fmt: skip
+    def body(first, last, places, acts, starts, act_scales, bias, add_to, span, y):
+        steps(first, last, places, acts, starts, act_scales, bias, add_to, span, y)
+
+    return body
 
 
-_UNUSED = {bits: _unused(bits) for bits in (8, 4)}
-PRODUCTS = {
-    (bits, *shape): _product(bits, *shape)
-    for bits in (8, 4)
-    for shape in dict.fromkeys([(1, 1), (FEW, 1), SHAPE])
+def _one_token(bits):
+    """The kernel for one token: the caller's thread rounds its activations, then all share the product."""
+    steps = _stripes(bits, 1, 1)
+
+    @inline
+    def round_first(change, x, other, gain, shift, eps, offset, places, bias, add_to, y):
+        groups = (x.shape[1] + GROUP - 1) // GROUP
+        acts = np.empty((1, groups, GROUP // 4, 1, 4), np.int8)
+        starts, scales = np.empty((1, groups, 1), np.int32), np.empty((1, groups, 1), np.float32)
+        _round_blocks(0, 1, change, x, other, gain, shift, eps, offset, acts, starts, scales)
+        return places, acts, starts, scales, bias, add_to, 1, y
+
+    job = reads(2, dtype=types.int64), *_ROUNDED, reads(1), reads(2, "A"), types.int64, writes(2)
+
+    @kernel(
+        *_TO_ROUND, reads(2, dtype=types.int64), reads(1), reads(2, "A"), writes(2),
+        name=f"_int{bits}_1x1", before=round_first, job=job,
+    )  # fmt: skip
+    def body(first, last, places, acts, starts, act_scales, bias, add_to, span, y):
+        steps(first, last, places, acts, starts, act_scales, bias, add_to, span, y)
+
+    return body
+
+
+ONE_TOKEN = {bits: _one_token(bits) for bits in (8, 4)}
+TOKENS = {
+    (bits, *shape): _tokens(bits, *shape) for bits in (8, 4) for shape in dict.fromkeys([(FEW, 1), SHAPE])
 }

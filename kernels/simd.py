@@ -14,9 +14,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
+from mvlm_np.kernels.cpu import PATH
+
 LANES = 16
 _F32 = ir.FloatType()
-_VECTOR = ir.VectorType(_F32, LANES)
+_VECTOR, _INTS = ir.VectorType(_F32, LANES), ir.VectorType(ir.IntType(32), LANES)
 
 
 class Vector(types.Type):
@@ -45,13 +47,39 @@ def _pointer(context, builder, array_type, array, index):
 
 @intrinsic
 def load(typing, a, index):
-    """a[index : index + 16]"""
+    """a[index : index + 16] as float32; `a` may hold float32, int8, or float16 that it sees as uint16."""
+    stored = ir.IntType(8) if a.dtype == types.int8 else _F32
 
     def generate(context, builder, signature, arguments):
         pointer = _pointer(context, builder, signature.args[0], *arguments)
-        return builder.load(pointer, align=4)
+        if a.dtype == types.uint16:
+            return load_halves(builder, pointer)
+        lanes = builder.load(builder.bitcast(pointer, ir.VectorType(stored, LANES).as_pointer()), align=1)
+        return lanes if a.dtype == types.float32 else builder.sitofp(lanes, _VECTOR)
 
     return vector(a, index), generate
+
+
+def load_halves(builder, pointer):
+    """16 float16 at a pointer, as float32 lanes."""
+    if PATH != "generic":
+        halves = ir.VectorType(ir.HalfType(), LANES).as_pointer()
+        return builder.fpext(builder.load(builder.bitcast(pointer, halves), align=2), _VECTOR)
+    # By integer operations: LLVM's own way crashes on x86 without F16C.
+    halves = builder.load(
+        builder.bitcast(pointer, ir.VectorType(ir.IntType(16), LANES).as_pointer()), align=2
+    )
+    bits = builder.zext(halves, _INTS)
+    sign = builder.shl(builder.and_(bits, _repeated(_INTS, 0x8000)), _repeated(_INTS, 16))
+    # Exponent and fraction in float32's places, 112 too small in the exponent: multiplying by 2^112 mends
+    # that, and makes a float16 denormal normal. Infinities and NaN cannot occur: what is stored is finite.
+    magnitude = builder.shl(builder.and_(bits, _repeated(_INTS, 0x7FFF)), _repeated(_INTS, 13))
+    scaled = builder.fmul(builder.bitcast(magnitude, _VECTOR), _repeated(_VECTOR, 2.0**112))
+    return builder.bitcast(builder.or_(builder.bitcast(scaled, _INTS), sign), _VECTOR)
+
+
+def _repeated(llvm_type, value):
+    return ir.Constant(llvm_type, [value] * LANES)
 
 
 @intrinsic
@@ -83,6 +111,12 @@ def splat(typing, x):
 def add(typing, v, w):
     """v + w"""
     return vector(v, w), lambda context, builder, signature, arguments: builder.fadd(*arguments)
+
+
+@intrinsic
+def multiply(typing, v, w):
+    """v * w"""
+    return vector(v, w), lambda context, builder, signature, arguments: builder.fmul(*arguments)
 
 
 @intrinsic

@@ -1,6 +1,6 @@
 """The one table that says which functions compute the model's vocabulary.
 
-"numpy" is `ops`, the reference, and `linear.packed_matmul`. "numba" is the same vocabulary with the functions
+"numpy" is `ops`, the reference, and the products of `linear`. "numba" is the same vocabulary with the functions
 that `kernels` has in their place. Both are namespaces: `ops.rms_norm(...)` in the model is whichever was
 chosen at loading.
 """
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from mvlm_np import ops
 from mvlm_np.errors import UserError
-from mvlm_np.linear import packed_matmul
+from mvlm_np.linear import packed_matmul, prepare
 
 NAMES = ("auto", "numba", "numpy")
 
@@ -23,7 +23,7 @@ def check(name: str) -> None:
 def choose(name: str = "auto") -> SimpleNamespace:
     """The vocabulary of a backend. "auto" is numba where it can be imported, else numpy."""
     check(name)
-    reference = {**vars(ops), "packed_matmul": packed_matmul}
+    reference = {**vars(ops), "packed_matmul": packed_matmul, "prepare": prepare}
     if name == "numpy":
         return SimpleNamespace(**reference)
     try:

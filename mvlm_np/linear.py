@@ -52,17 +52,22 @@ class Dense:
         return self(op(*args), add_to)
 
 
+def prepare(matrices: Sequence[Packed]) -> Any:
+    """Packed matrices with the same input, in the form that `packed_matmul` takes: for a backend to prepare."""
+    return matrices
+
+
 def packed_matmul(
     op: Callable | None,
     args: tuple,
-    matrices: Sequence[Packed],
+    matrices: Any,
     bias: np.ndarray | None = None,
     add_to: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """`ops.quantized_matmul` of x = op(*args), or args[0], with each of up to three packed matrices.
 
-    x (M, K); the matrices agree in K and in bits. bias: of all matrices, one after the other, each as long as its
-    packed rows; add_to (M, N): only with a single matrix. Returns float32 (M, N) for each matrix.
+    x (M, K); the matrices agree in K and in bits. bias: of all matrices, one after the other, each as long
+    as its packed rows; add_to (M, N): only with a single matrix. Returns float32 (M, N) for each matrix.
     """
     x = op(*args) if op else args[0]
     outputs, start = [], 0
@@ -77,40 +82,44 @@ def packed_matmul(
     return outputs
 
 
-@dataclass(frozen=True)
 class Quantized:
     """y = x W^T + b with W in int8 or int4, and x rounded to int8 group by group.
 
     packed  W as `kernels.pack` lays it out
+    bias    (N,) or None
     ops     the backend's vocabulary
     """
 
-    packed: Packed
-    bias: np.ndarray | None
-    ops: Any
+    def __init__(self, packed: Packed, bias: np.ndarray | None, ops: Any):
+        self.packed, self.bias, self.ops = packed, bias, ops
+        self._bias, self._ready = _packed_bias([self]), ops.prepare([packed])
 
     @property
     def nbytes(self) -> int:
         return self.packed.values.nbytes + self.packed.scales.nbytes
 
     def __call__(self, x: np.ndarray, add_to: np.ndarray | None = None) -> np.ndarray:
-        return self.ops.packed_matmul(None, (x,), [self.packed], self.bias, add_to)[0]
+        return self.ops.packed_matmul(None, (x,), self._ready, self._bias, add_to)[0]
 
     def after(self, op: Callable, *args: Any, add_to: np.ndarray | None = None) -> np.ndarray:
-        return self.ops.packed_matmul(op, args, [self.packed], self.bias, add_to)[0]
+        return self.ops.packed_matmul(op, args, self._ready, self._bias, add_to)[0]
 
 
-@dataclass(frozen=True)
 class Joined:
     """Two or three linear layers with the same input, such as q, k and v.
 
-    packed  their weights if they can be multiplied in one go, where each lies, else None
-    bias    then that of all of them, as `packed_matmul` takes it
+    Quantised ones of the same kind round their input once and are multiplied in one go, each where it lies.
     """
 
-    layers: tuple[Linear, ...]
-    packed: list[Packed] | None = None
-    bias: np.ndarray | None = None
+    def __init__(self, *layers: Linear):
+        self.layers = layers
+        quantized = [layer for layer in layers if isinstance(layer, Quantized)]
+        self._together = (
+            len(quantized) == len(layers) and len({layer.packed.bits for layer in quantized}) == 1
+        )
+        if self._together:
+            self._ops, self._bias = quantized[0].ops, _packed_bias(quantized)
+            self._ready = self._ops.prepare([layer.packed for layer in quantized])
 
     @property
     def nbytes(self) -> int:
@@ -118,27 +127,23 @@ class Joined:
 
     def after(self, op: Callable, *args: Any) -> list[np.ndarray]:
         """What each layer makes of op(*args)."""
-        if self.packed is None:
-            x = op(*args)
-            return [layer(x) for layer in self.layers]
-        return self.layers[0].ops.packed_matmul(op, args, self.packed, self.bias)  # type: ignore[attr-defined]
+        if self._together:
+            return self._ops.packed_matmul(op, args, self._ready, self._bias)
+        x = op(*args)
+        return [layer(x) for layer in self.layers]
 
 
-def join(*layers: Linear) -> Joined:
-    """Layers with the same input as one: quantised ones of the same kind round their input once."""
-    quantized = [layer for layer in layers if isinstance(layer, Quantized)]
-    if len(quantized) < len(layers) or len({layer.packed.bits for layer in quantized}) > 1:
-        return Joined(layers)
-    packed = [layer.packed for layer in quantized]
-    if all(layer.bias is None for layer in quantized):
-        return Joined(layers, packed)
-    biases = []
-    for layer in quantized:
+def _packed_bias(layers: Sequence[Quantized]) -> np.ndarray | None:
+    """Biases one after the other, each as long as the packed rows of its layer; None if there are none."""
+    if all(layer.bias is None for layer in layers):
+        return None
+    padded = []
+    for layer in layers:
         rows = np.zeros(len(layer.packed.values) * pack.ROWS, np.float32)
         if layer.bias is not None:
             rows[: layer.packed.N] = layer.bias
-        biases.append(rows)
-    return Joined(layers, packed, np.concatenate(biases))
+        padded.append(rows)
+    return np.concatenate(padded)
 
 
 # The table of embeddings: token ids (T,) -> float32 (T, D). Only the rows asked for are read.

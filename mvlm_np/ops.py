@@ -8,9 +8,11 @@ width, H heads, K key-value heads, d head size.
 
 from functools import cache
 from math import erf, sqrt
+from typing import NamedTuple
 
 import numpy as np
 from numpy.polynomial import Chebyshev
+from numpy.typing import DTypeLike
 
 from mvlm_np.errors import GenerationError
 
@@ -120,6 +122,56 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> np.n
             np.copyto(scores.reshape(-1, T, S), -np.inf, where=future)
         np.matmul(softmax(scores), v[head], out=out[head])
     return out.reshape(heads, T, d)
+
+
+class Stored(NamedTuple):
+    """Rows of a key-value cache: numbers (..., d) of some type; scales (..., 1) for int8, else (..., 0)."""
+
+    numbers: np.ndarray
+    scales: np.ndarray
+
+
+def narrow(x: np.ndarray, dtype: DTypeLike) -> Stored:
+    """Rows as a cache stores them. float16: the nearest number, and +-65504 for what is larger. int8: a row's
+    scale is max |x| / 127, rounding half to even; a row of scale 0 becomes zeros. Other types: as they are.
+    """
+    dtype = np.dtype(dtype)
+    if dtype == np.int8:
+        scales = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+        q = np.rint(x / np.where(scales == 0, 1, scales))
+        return Stored(np.clip(q, -127, 127).astype(np.int8), scales)
+    if dtype == np.float16:
+        x = np.clip(x, -65504, 65504)
+    return Stored(x.astype(dtype), np.empty((*x.shape[:-1], 0), np.float32))
+
+
+def widen(stored: Stored) -> np.ndarray:
+    """The rows as numbers to compute with: float32, or as they are if that is more."""
+    numbers, scales = stored
+    if numbers.dtype == np.int8:
+        return numbers * scales
+    return numbers.astype(np.float32) if numbers.dtype == np.float16 else numbers
+
+
+def cached_attention(q: np.ndarray, keys: Stored, values: Stored) -> np.ndarray:
+    """Causal attention to stored keys and values (K, S, d): q (H, T, d) are the last T of the S positions."""
+    return attention(q, widen(keys), widen(values), causal=True)
+
+
+def beam_attention(
+    q: np.ndarray, keys: Stored, values: Stored, own_keys: Stored, own_values: Stored
+) -> np.ndarray:
+    """One query for each of several sequences that begin alike, q (H, beams, d) -> (H, beams, d).
+
+    keys and values (K, S, d) of what they share, own_keys and own_values (beams, K, S', d) of how each goes on.
+    """
+    keys_, values_, own_keys_, own_values_ = map(widen, (keys, values, own_keys, own_values))
+    out = np.empty_like(q)
+    for b in range(q.shape[1]):
+        k = np.concatenate([keys_, own_keys_[b]], axis=1)
+        v = np.concatenate([values_, own_values_[b]], axis=1)
+        out[:, b : b + 1] = attention(q[:, b : b + 1], k, v, causal=True)
+    return out
 
 
 def rope_angles(positions: np.ndarray, d: int, theta: float) -> tuple[np.ndarray, np.ndarray]:

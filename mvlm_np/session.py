@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from mvlm_np import decoder
+from mvlm_np.cache import BeamCache, KVCache
 from mvlm_np.config import DecoderConfig
-from mvlm_np.decoder import BeamCache, DecoderWeights, KVCache
+from mvlm_np.decoder import DecoderWeights
 from mvlm_np.generation import Settings, Stop, generate
 from mvlm_np.trace import Watch, ignore
 
@@ -22,12 +23,14 @@ class Session:
     """One sequence being read and continued.
 
     keys   what stands at each position of the cache: a token's id, or -i for a position of the i-th picture
-    cache  the keys and values of those positions
+    cache  the keys and values of those positions, in float32, float16 or int8
     """
 
-    def __init__(self, weights: DecoderWeights, config: DecoderConfig, ops: Any):
+    def __init__(self, weights: DecoderWeights, config: DecoderConfig, ops: Any, cache: str = "float32"):
         self.weights, self.config, self.ops = weights, config, ops
-        self.cache = KVCache(config, 0)
+        # What computes in float64 remembers in float64.
+        dtype = weights.norm.dtype if cache == "float32" else cache
+        self.cache = KVCache(config, 0, np.dtype(dtype))
         self.keys = np.empty(0, np.int64)
 
     def read(

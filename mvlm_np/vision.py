@@ -17,7 +17,7 @@ import numpy as np
 
 from mvlm_np.checkpoints.binding import Binder
 from mvlm_np.config import VisionConfig
-from mvlm_np.linear import Joined, Linear, Norm, join
+from mvlm_np.linear import Joined, Linear, Norm
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def bind(config: VisionConfig, get: Binder) -> VisionWeights:
     def layer(get: Binder) -> VisionLayer:
         return VisionLayer(
             norm1=get.norm("norm1", V),
-            qkv=join(*(get.linear(f"attention.{name}", V, V) for name in "qkv")),
+            qkv=Joined(*(get.linear(f"attention.{name}", V, V) for name in "qkv")),
             out=get.linear("attention.out", V, V),
             norm2=get.norm("norm2", V),
             fc1=get.linear("mlp.fc1", I, V),

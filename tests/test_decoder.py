@@ -17,8 +17,9 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from mvlm_np import decoder, ops
+from mvlm_np.cache import TYPES, BeamCache, KVCache
 from mvlm_np.config import DecoderConfig
-from mvlm_np.decoder import BeamCache, DecoderWeights, KVCache
+from mvlm_np.decoder import DecoderWeights
 from mvlm_np.generation import Settings
 from mvlm_np.session import Session
 from mvlm_np.trace import Recorder, Watch, ignore
@@ -136,8 +137,8 @@ def test_every_stage_is_that_of_transformers(config, T, seed, scale, size):
     for name, (s, d) in stages.items():
         assert_as_close_as_torch(name, seen.arrays[name], s[0], d[0])
     for i in range(L):
-        assert np.array_equal(cache.keys[i], seen.arrays[f"keys.{i}"])
-        assert np.array_equal(cache.values[i], seen.arrays[f"values.{i}"])
+        assert np.array_equal(cache.keys.numbers[i], seen.arrays[f"keys.{i}"])
+        assert np.array_equal(cache.values.numbers[i], seen.arrays[f"values.{i}"])
 
 
 # ---------------------------------------------------------------- caches
@@ -165,16 +166,17 @@ def test_a_prompt_read_in_chunks_equals_one_read_whole(T, chunk, seed):
     assert_as_close_as_torch("logits", logits, single[-1], double[-1])
 
 
-@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 20), seeds)
-def test_reserving_keeps_what_is_filled_and_never_shrinks(length, spare, capacity, seed):
-    rng, cache = np.random.default_rng(seed), KVCache(SMALL, length + spare)
-    cache.keys[:], cache.values[:] = (rng.standard_normal(cache.keys.shape) for _ in range(2))
+@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 20), st.sampled_from(TYPES), seeds)
+def test_reserving_keeps_what_is_filled_and_never_shrinks(length, spare, capacity, dtype, seed):
+    rng, cache = np.random.default_rng(seed), KVCache(SMALL, length + spare, dtype)
+    for array in (*cache.keys, *cache.values):
+        array[:] = rng.uniform(-99, 99, array.shape)
     cache.length = length
-    before = cache.keys[:, :, :length].copy(), cache.values[:, :, :length].copy()
+    before = [array[:, :, :length].copy() for array in (*cache.keys, *cache.values)]
     cache.reserve(capacity)
     assert cache.length == length
-    for old, new in zip(before, (cache.keys, cache.values), strict=True):
-        assert new.dtype == np.float32
+    for old, new in zip(before, (*cache.keys, *cache.values), strict=True):
+        assert new.dtype == old.dtype
         assert new.shape[2] == max(capacity, length + spare)
         assert np.array_equal(new[:, :, :length], old)
 
@@ -185,7 +187,7 @@ def test_a_cache_takes_memory_only_as_it_is_filled():
 
     before = resident()
     cache = KVCache(DecoderConfig(4096, 11008, 32, 32, 32), 1024)
-    assert cache.keys.nbytes + cache.values.nbytes == 1 << 30
+    assert cache.keys.numbers.nbytes + cache.values.numbers.nbytes == 1 << 30
     assert resident() - before < 1 << 26
 
 
@@ -196,7 +198,7 @@ def test_beams_that_part_and_are_reordered_equal_separate_sequences(data, beams,
     prompt = data.draw(st.lists(choose, min_size=T, max_size=T))
     session = both.session()
     session.read(both.embed(prompt), np.array(prompt), 0, Watch())
-    keys = session.cache.keys.copy()
+    keys = session.cache.keys.numbers.copy()
     cache, histories = BeamCache(SMALL, session.cache, beams, steps), [prompt] * beams
     for _ in range(steps):
         parents = data.draw(st.lists(st.integers(0, beams - 1), min_size=beams, max_size=beams))
@@ -207,7 +209,7 @@ def test_beams_that_part_and_are_reordered_equal_separate_sequences(data, beams,
         for row, history in zip(logits, histories, strict=True):
             single, double = both.theirs(both.embed(history))
             assert_as_close_as_torch(str(history), row, single[-1], double[-1])
-    assert np.array_equal(session.cache.keys, keys)
+    assert np.array_equal(session.cache.keys.numbers, keys)
     assert session.cache.length == T
 
 

@@ -132,8 +132,9 @@ for bits in ORDER:
     w = np.arange(-7, 7, dtype=np.int8).repeat(64).reshape(14, 64)
     matrix = pack.Packed(bits, *pack.pack(bits, w, np.ones((14, 2), np.float16)), 14, 64)
     for M in SIZES:
-        arguments = None, (np.repeat(x, M, 0),), [matrix]
-        assert np.array_equal(quantized.packed_matmul(*arguments)[0], linear.packed_matmul(*arguments)[0])
+        rows = np.repeat(x, M, 0)
+        found = quantized.packed_matmul(None, (rows,), quantized.prepare([matrix]))[0]
+        assert np.array_equal(found, linear.packed_matmul(None, (rows,), [matrix])[0])
 """
     for order, rows in (((4,), (1,)), ((8,), (9,)), ((4, 8), (1, 9)), ((8, 4), (9, 1))):
         run(tmp_path, code.replace("ORDER", str(order)).replace("SIZES", str(rows)))

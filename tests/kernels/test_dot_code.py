@@ -57,4 +57,4 @@ def test_a_path_compiles_to_its_instructions(path: str, small: bool, monkeypatch
 
 
 def test_every_path_is_listed() -> None:
-    assert {path for path, _ in EXPECTED} == dot.PATHS.keys()
+    assert {path for path, _ in EXPECTED} == pytest.importorskip("mvlm_np.kernels.cpu").PATHS.keys()

@@ -28,7 +28,8 @@ numba = pytest.importorskip("numba")
 activations = pytest.importorskip("mvlm_np.kernels.activations")
 
 FAST = kernels.vocabulary()
-FLOAT = sorted(FAST.keys() & vars(ops).keys())
+CACHED = {"cached_attention", "beam_attention"}  # see test_cached.py
+FLOAT = sorted(FAST.keys() & vars(ops).keys() - CACHED)
 EXP = 3 * U  # exp and one rounding
 
 
@@ -307,8 +308,8 @@ def attention_bound(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -
     group = len(q) // len(k)
     q, k, v = (a.astype(np.float64) for a in (q, k, np.abs(v)))
     scores = (np.abs(q) @ np.abs(k).repeat(group, axis=0).swapaxes(1, 2)).max(-1, keepdims=True) / d**0.5
-    # A score is off by (d + 3) U of its terms' magnitudes, so its exp by expm1 of it; then as softmax, with
-    # one more exp for the spans of a single query, and the mean of v.
+    # A score is off by (d + 3) U of its terms' magnitudes, so its exp by expm1 of it; then as softmax, and
+    # the mean of v.
     relative = np.expm1(2 * (d + 3) * U * scores) + 4 * U * scores + 4 * EXP + (2 * S + 8) * U
     tiny = S * TINY * (1 + v.sum(1, keepdims=True).repeat(group, axis=0))
     return relative * ops.attention(q, k, v, causal) + tiny
@@ -320,7 +321,7 @@ def attention_bound(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -
     st.integers(1, 3),
     st.integers(1, 30),
     st.integers(0, 20),
-    sizes,
+    st.sampled_from([16, 32, 80, 1, 7]),  # the last two are computed by the definition
     st.booleans(),
 )
 def test_attention(data: Any, K: int, G: int, T: int, earlier: int, d: int, causal: bool) -> None:
@@ -334,12 +335,12 @@ def test_attention(data: Any, K: int, G: int, T: int, earlier: int, d: int, caus
 @pytest.mark.parametrize(
     ("H", "K", "T", "S", "d"),
     [
-        (2, 2, 577, 577, 64),  # the vision encoder's: three parts, of which the last is shorter
-        (4, 2, 257, 300, 80),  # two parts, grouped queries
-        (2, 1, 2, 40, 17),  # rows and lanes that fill no tile
-        (4, 2, 1, 256, 128),  # a decoding step of one span,
-        (4, 1, 1, 257, 80),  # of two,
-        (3, 3, 1, 1000, 20),  # and of four
+        (2, 2, 577, 577, 64),  # the vision encoder's
+        (2, 1, 1030, 1100, 16),  # two parts, grouped queries
+        (4, 2, 257, 300, 80),  # blocks and tiles that are not full
+        (2, 1, 2, 40, 32),
+        (4, 2, 1, 256, 128),  # decoding steps
+        (4, 1, 1, 257, 80),
     ],
 )
 def test_attention_of_several_blocks(H: int, K: int, T: int, S: int, d: int, causal: bool) -> None:

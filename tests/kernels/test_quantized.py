@@ -4,7 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from mvlm_np.kernels import pack
 from tests.conftest import ROOT
 from tests.kernels.teams import threads
 
-dot = pytest.importorskip("mvlm_np.kernels.dot")
+cpu = pytest.importorskip("mvlm_np.kernels.cpu")
 quantized = pytest.importorskip("mvlm_np.kernels.quantized")
 
 U = 2.0**-24
@@ -45,7 +45,7 @@ def case(
 
 
 def multiply(x: np.ndarray, matrix: pack.Packed) -> np.ndarray:
-    return quantized.packed_matmul(None, (x,), [matrix])[0]
+    return quantized.packed_matmul(None, (x,), quantized.prepare([matrix]))[0]
 
 
 @given(st.integers(0, 99), sizes, sizes, st.integers(1, 200), bit_counts)
@@ -98,26 +98,28 @@ def test_no_bit_depends_on_threads(M: int, bits: int) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("packed_matmul", [quantized.packed_matmul, linear.packed_matmul])
-def test_activations_that_are_not_finite_are_refused(bad: float, packed_matmul: Callable) -> None:
-    x, _, _, values, scales = case(0, 5, 20, 70, 4)
+@pytest.mark.parametrize("module", [quantized, linear])
+@pytest.mark.parametrize("M", [1, 5, 20])
+def test_activations_that_are_not_finite_are_refused(M: int, bad: float, module: ModuleType) -> None:
+    x, _, _, values, scales = case(0, M, 20, 70, 4)
     x = x.copy()
-    x[3, 69] = bad
+    x[M // 2, 69] = bad
+    scales = np.zeros_like(scales)
     with pytest.raises(GenerationError, match="activations"):
-        packed_matmul(None, (x,), [pack.Packed(4, values, scales, 20, 70)])
+        module.packed_matmul(None, (x,), module.prepare([pack.Packed(4, values, scales, 20, 70)]))
 
 
 # ---------------------------------------------------------------- paths
 
 PROGRAM = """
 import hashlib, numpy as np
-from tests.kernels.test_quantized import case, multiply, pack, dot
+from tests.kernels.test_quantized import case, multiply, pack, cpu
 seen = hashlib.sha256()
 for bits in (4, 8):
     for M, N, K in ((1, 40, 100), (6, 33, 257), (26, 40, 64)):
         x, _, _, values, scales = case(7, M, N, K, bits)
         seen.update(multiply(x, pack.Packed(bits, values, scales, N, K)).tobytes())
-print(dot.PATH, seen.hexdigest())
+print(cpu.PATH, seen.hexdigest())
 """
 
 
@@ -130,7 +132,7 @@ def run_path(path: str) -> list[str]:
     return done.stdout.split()
 
 
-POSSIBLE = [path for path, needed in dot.PATHS.items() if needed <= dot.features()]
+POSSIBLE = [path for path, needed in cpu.PATHS.items() if needed <= cpu.features()]
 
 
 def test_every_path_that_this_cpu_can_run_gives_identical_results() -> None:
@@ -141,12 +143,12 @@ def test_every_path_that_this_cpu_can_run_gives_identical_results() -> None:
 
 
 def test_a_path_that_this_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in {*dot.PATHS} - {*POSSIBLE} | {"nonsense"}:
+    for name in {*cpu.PATHS} - {*POSSIBLE} | {"nonsense"}:
         monkeypatch.setenv("MVLM_SIMD", name)
         with pytest.raises(UserError, match=f"MVLM_SIMD: found '{name}', wanted one of .*generic"):
-            dot.choose_path()
+            cpu.choose_path()
 
 
 def test_the_best_path_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MVLM_SIMD", raising=False)
-    assert dot.choose_path() == POSSIBLE[0]
+    assert cpu.choose_path() == POSSIBLE[0]

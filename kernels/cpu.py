@@ -1,0 +1,45 @@
+"""Which instructions to use: a path, which follows from the features that Numba compiles for.
+
+    avx512vnni   vpdpbusd on 64 bytes           neon_dotprod   sdot (Cortex-A76 and later)
+    avxvnni      vpdpbusd on 32 bytes           neon           smull, smlal, sadalp (Cortex-A72)
+    avx2         vpmaddubsw, vpmaddwd           generic        whatever LLVM makes of plain products
+
+MVLM_SIMD names a path to take instead, of those that the CPU has.
+"""
+
+import os
+
+from numba.core.registry import cpu_target
+
+from mvlm_np.errors import UserError
+
+# Each path and the features it needs, best first. The last one needs none.
+PATHS = {
+    "avx512vnni": {"avx512vnni", "avx512bw", "avx512vl", "f16c"},
+    "avxvnni": {"avxvnni", "avx2", "f16c"},
+    "avx2": {"avx2", "f16c"},
+    "neon_dotprod": {"neon", "dotprod"},
+    "neon": {"neon"},
+    "generic": set[str](),
+}
+
+
+def features() -> set[str]:
+    """The CPU features that Numba compiles for."""
+    triple, _, listed = cpu_target.target_context.codegen().magic_tuple()
+    found = {name[1:] for name in listed.split(",") if name.startswith("+")}
+    return found | ({"neon"} if triple.startswith("aarch64") else set())  # part of the architecture
+
+
+def choose_path() -> str:
+    """The best path, or the one that MVLM_SIMD names. UserError: it is unknown, or the CPU lacks it."""
+    possible = [path for path, needed in PATHS.items() if needed <= features()]
+    wanted = os.environ.get("MVLM_SIMD")
+    if wanted and wanted not in possible:
+        raise UserError(
+            "MVLM_SIMD", f"found {wanted!r}", f"one of {', '.join(possible)}, which this CPU can run"
+        )
+    return wanted or possible[0]
+
+
+PATH = choose_path()

@@ -1,0 +1,123 @@
+"""The key-value cache: what attention has to know of earlier positions.
+
+Keys (after RoPE) and values are stored in float32, or in less: float16 takes half the memory and time to read,
+int8 with a float32 scale for each position of each head a quarter, plus 1/d. `ops.narrow` says how they are
+rounded; docs/measurements.md what that does to the logits.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from mvlm_np.config import DecoderConfig
+from mvlm_np.ops import Stored, narrow
+
+TYPES = ("float32", "float16", "int8")
+
+
+def bytes_per_position(config: DecoderConfig, dtype: DTypeLike) -> int:
+    """What one position takes in all layers, keys and values together."""
+    dtype = np.dtype(dtype)
+    head = config.head_dim * dtype.itemsize + (4 if dtype == np.int8 else 0)
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * head
+
+
+class KVCache:
+    """Keys and values of one sequence, preallocated for `capacity` positions.
+
+    keys, values  Stored: numbers (L, K, capacity, d) of `dtype` and, for int8, scales (L, K, capacity, 1); memory
+                  is taken up as positions are filled
+    length        positions filled; setting it back forgets the later ones
+    """
+
+    def __init__(self, config: DecoderConfig, capacity: int, dtype: DTypeLike = np.float32):
+        shape = (config.num_hidden_layers, config.num_key_value_heads, capacity, config.head_dim)
+        self.keys, self.values = empty(shape, dtype), empty(shape, dtype)
+        self.length = 0
+
+    def reserve(self, capacity: int) -> None:
+        """Makes room for at least `capacity` positions; those that are filled are kept."""
+        numbers = self.keys.numbers
+        if numbers.shape[2] < capacity:
+            shape = (*numbers.shape[:2], capacity, numbers.shape[3])
+            for name in ("keys", "values"):
+                new = empty(shape, numbers.dtype)
+                for old, to in zip(getattr(self, name), new, strict=True):
+                    to[:, :, : self.length] = old[:, :, : self.length]
+                setattr(self, name, new)
+
+    def positions(self, T: int) -> np.ndarray:
+        """Positions of the next T tokens."""
+        return np.arange(self.length, self.length + T)
+
+    def layer(self, i: int, end: int) -> tuple[Stored, Stored]:
+        """Keys and values of layer i, of the first `end` positions."""
+        filled = (i, slice(None), slice(end))
+        return part(self.keys, filled), part(self.values, filled)
+
+    def attend(self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, ops: Any) -> np.ndarray:
+        """Stores layer i's k and v (K, T, d) behind what is there, and attends to all of it: (H, T, d)."""
+        end = self.length + q.shape[1]
+        new = (i, slice(None), slice(self.length, end))
+        put(self.keys, new, k)
+        put(self.values, new, v)
+        return ops.cached_attention(q, *self.layer(i, end))
+
+    def advance(self, T: int) -> None:
+        """All layers have stored T more positions."""
+        self.length += T
+
+
+class BeamCache:
+    """Several continuations of one prompt, one new token each at a time.
+
+    The prompt's cache is shared. A beam's own keys and values are small and follow it when beams are
+    re-ordered: Stored with numbers (L, beams, K, capacity, d).
+    """
+
+    def __init__(self, config: DecoderConfig, prompt: KVCache, beams: int, capacity: int):
+        self.prompt, self.beams = prompt, beams
+        shape = (config.num_hidden_layers, beams, config.num_key_value_heads, capacity, config.head_dim)
+        dtype = prompt.keys.numbers.dtype
+        self.keys, self.values = empty(shape, dtype), empty(shape, dtype)
+        self.length = 0
+
+    def positions(self, T: int) -> np.ndarray:
+        assert self.beams == T, "one token a beam"
+        return np.full(T, self.prompt.length + self.length)
+
+    def attend(self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, ops: Any) -> np.ndarray:
+        """Row b of q (H, beams, d), k and v (K, beams, d) belongs to beam b."""
+        here = (i, slice(None), slice(None), self.length)
+        put(self.keys, here, k.swapaxes(0, 1))
+        put(self.values, here, v.swapaxes(0, 1))
+        so_far = (i, slice(None), slice(None), slice(self.length + 1))
+        own = part(self.keys, so_far), part(self.values, so_far)
+        return ops.beam_attention(q, *self.prompt.layer(i, self.prompt.length), *own)
+
+    def advance(self, T: int) -> None:
+        self.length += 1
+
+    def reorder(self, parents: np.ndarray) -> None:
+        """Beam b goes on from what was beam parents[b]."""
+        n = self.length
+        for stored in (*self.keys, *self.values):
+            stored[:, :, :, :n] = stored[:, parents, :, :n]
+
+
+def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Stored:
+    """Room for rows of shape[-1] numbers."""
+    return Stored(np.empty(shape, dtype), np.empty((*shape[:-1], int(np.dtype(dtype) == np.int8)), np.float32))
+
+
+def part(stored: Stored, index: tuple[int | slice, ...]) -> Stored:
+    return Stored(stored.numbers[index], stored.scales[index])
+
+
+def put(stored: Stored, index: tuple[int | slice, ...], rows: np.ndarray) -> None:
+    """Stores float32 rows at an index."""
+    if stored.scales.shape[-1] == 0 and stored.numbers.dtype != np.float16:
+        stored.numbers[index] = rows
+    else:
+        stored.numbers[index], stored.scales[index] = narrow(rows, stored.numbers.dtype)

@@ -1,0 +1,66 @@
+"""How a cache stores keys and values, and attention to what is stored."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mvlm_np import ops
+from mvlm_np.cache import TYPES, KVCache, bytes_per_position
+from mvlm_np.config import DecoderConfig
+from tests.models import U
+from tests.test_ops import TINY, floats32, seeds
+
+
+@given(st.data(), st.integers(1, 20), st.sampled_from(["float16", "int8"]))
+def test_what_is_stored_is_close_to_what_was_given(data, d, dtype):
+    x = data.draw(floats32(3, d, largest=6e4))
+    stored = ops.narrow(x, dtype)
+    found = ops.widen(stored)
+    assert stored.numbers.dtype == dtype
+    assert found.dtype == np.float32
+    largest = np.abs(x).max(-1, keepdims=True)
+    # float16 has 11 bits, and 2^-24 as its smallest step; int8 steps are 1/127 of the largest number of a row.
+    bound = (
+        np.maximum(2.0**-11 * np.abs(x), 2.0**-25) if dtype == "float16" else (0.5 + 4 * U) * largest / 127
+    )
+    assert (np.abs(found - x) <= bound * (1 + 1e-6) + TINY).all()
+
+
+def test_ends_of_the_ranges():
+    x = np.array([[1e5, -1e9, 65504.0, 65519.0]], np.float32)
+    assert ops.widen(ops.narrow(x, "float16")).tolist() == [[65504, -65504, 65504, 65504]]
+    zeros = ops.narrow(np.zeros((2, 3), np.float32), np.int8)
+    assert not zeros.numbers.any()
+    assert not zeros.scales.any()
+    denormals = ops.narrow(np.full((1, 4), 2e-45, np.float32), np.int8)
+    assert (np.abs(denormals.numbers) <= 127).all()  # not 143, which would wrap round
+
+
+def test_float32_and_float64_are_stored_as_they_are():
+    for dtype in (np.float32, np.float64):
+        x = np.random.default_rng(0).standard_normal((2, 5)).astype(dtype)
+        assert np.array_equal(ops.widen(ops.narrow(x, dtype)), x)
+
+
+@given(seeds, st.sampled_from(TYPES), st.integers(1, 3))
+def test_beams_attend_to_the_prompt_and_to_their_own(seed, dtype, beams):
+    rng = np.random.default_rng(seed)
+    q = rng.standard_normal((4, beams, 8)).astype(np.float32)
+    shared = [ops.narrow(rng.standard_normal((2, 5, 8)).astype(np.float32), dtype) for _ in range(2)]
+    own = [ops.narrow(rng.standard_normal((beams, 2, 3, 8)).astype(np.float32), dtype) for _ in range(2)]
+    found = ops.beam_attention(q, *shared, *own)
+    for b in range(beams):
+        one = [
+            ops.Stored(*(np.concatenate([s, o[b]], 1) for s, o in zip(*pair, strict=True)))
+            for pair in zip(shared, own, strict=True)
+        ]
+        assert np.array_equal(found[:, b : b + 1], ops.cached_attention(q[:, b : b + 1], *one))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_position_takes_as_many_bytes_as_we_say(dtype):
+    config = DecoderConfig(64, 96, 3, 4, 2)
+    cache = KVCache(config, 10, np.dtype(dtype))
+    arrays = (*cache.keys, *cache.values)
+    assert sum(array.nbytes for array in arrays) == 10 * bytes_per_position(config, np.dtype(dtype))
