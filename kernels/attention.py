@@ -1,8 +1,8 @@
 """Attention, softmax and rotary positions.
 
-Many queries are attended to block by block, on the same matrix product of tiles for scores and for values; one query
-of a sequence, a decoding step, is a single pass over the cache. Neither asks BLAS, so no bit depends on threads.
-Keys and values are read where they lie: float32, float16 or int8.
+Many queries are attended to block by block, on the same matrix product of tiles for scores and for values;
+one query of a sequence, a decoding step, is a single pass over the cache. Neither asks BLAS, so no bit
+depends on threads. Keys and values are read where they lie: float32, float16 or int8.
 """
 
 import numpy as np
@@ -49,7 +49,8 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> np.n
     """`ops.attention`, up to the rounding of its sums."""
     if not (float32(q, k, v) and _fit(q, k, v, causal) and q.shape[2] % LANES == 0):
         return ops.attention(q, k, v, causal)
-    return _attention(q, *(Stored(rows_contiguous(a), _NO_SCALES) for a in (k, v)), causal)
+    keys, values = (Stored(rows_contiguous(a), _NO_SCALES) for a in (k, v))
+    return _attention(q, keys, values, causal)
 
 
 def cached_attention(q: np.ndarray, keys: Stored, values: Stored) -> np.ndarray:
@@ -329,7 +330,7 @@ def _stored(scales, head, s):
 
 
 # How each type is seen by Numba, and where its scales are.
-_KINDS = {
+_KINDS: dict[np.dtype, tuple] = {
     np.dtype(np.float32): (types.float32, _one),
     np.dtype(np.float16): (types.uint16, _one),
     np.dtype(np.int8): (types.int8, _stored),

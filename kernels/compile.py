@@ -37,7 +37,9 @@ inline = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
 
 @cache
 def compiled(body, signature):
-    """The machine code of a function for one signature, from the disk if it is there. It runs without the GIL."""
+    """The machine code of a function for one signature, from the disk if it is there. It runs without the
+    GIL.
+    """
     body = getattr(body, "py_func", body)
     function = njit(nogil=True, **OPTIONS)(body)
     if folder := cache_folder():

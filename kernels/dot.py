@@ -18,9 +18,9 @@ from numba.extending import intrinsic, models, register_model
 from mvlm_np.kernels.cpu import PATH, features
 from mvlm_np.kernels.simd import LANES, load_halves
 
-# Tokens of a tile, and columns of 16 rows, when there are many tokens. A row of sums for each token and column
-# has to stay in registers: there are 32 of 64 bytes, 16 of 32 bytes, and on ARM 32 of 16 bytes. AMD's cores load
-# a word of activations for free with each product; Intel's are faster if two products share it.
+# Tokens of a tile, and columns of 16 rows, when there are many tokens. A row of sums for each token and
+# column has to stay in registers: there are 32 of 64 bytes, 16 of 32 bytes, and on ARM 32 of 16 bytes. AMD's
+# cores load a word of activations for free with each product; Intel's are faster if two products share it.
 _AMD = "sse4a" in features()
 SHAPE = {"avx512vnni": (12, 1) if _AMD else (8, 2)}.get(PATH, (4, 1))
 FEW = 4  # tokens of a tile when there are few
@@ -35,7 +35,9 @@ _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 
 
 class Tile(types.Type):
-    """The Numba type of `rows` x `columns` vectors of 16 int32 or float32 lanes: tokens x 16 rows of weights."""
+    """The Numba type of `rows` x `columns` vectors of 16 int32 or float32 lanes: tokens x 16 rows of
+    weights.
+    """
 
     def __init__(self, lanes, rows, columns):
         self.rows, self.columns = rows, columns
@@ -250,7 +252,9 @@ def largest_magnitude(typing, row, start):
 
 @intrinsic
 def store_rounded(typing, row, start, divisor, acts, block, group, token):
-    """32 floats from `start` on, divided and rounded to int8, into their places in `acts`. Returns their sum."""
+    """32 floats from `start` on, divided and rounded to int8, into their places in `acts`. Returns their
+    sum.
+    """
 
     def generate(context, builder, signature, arguments):
         row, start, divisor, acts, block, group, token = arguments
@@ -314,8 +318,8 @@ def _group_sums(builder, starts, steps, columns, small):
     """starts[m] + the products of 8 chunks of weights with token m's 8 words, for each column and token m.
 
     steps  8 times (a chunk for each column, a word for each token), 64 bytes each
-    small  the weights are below 16 and unsigned; otherwise neither they nor the activations are -128, and they
-           have OFFSET[8] added
+    small  the weights are below 16 and unsigned; otherwise neither they nor the activations are -128, and
+           they have OFFSET[8] added
     """
     sums = starts * columns  # columns first
     if PATH in ("avx2", "neon") and small:

@@ -8,8 +8,8 @@
 
     _double(len(x), x.shape[1], x, out)         # steps, nanoseconds that a step takes, and the arguments
 
-The body computes the steps from `first` up to `last`; which thread computes which is not defined, and no step may
-depend on another. It is compiled on its first call.
+The body computes the steps from `first` up to `last`; which thread computes which is not defined, and no
+step may depend on another. It is compiled on its first call.
 """
 
 from functools import cached_property
@@ -38,8 +38,8 @@ def writes(ndim, layout="C", dtype=types.float32):
 def kernel(*signature, name=None, before=None, job=None):
     """Decorates the body of a kernel with the types of its arguments. It returns nothing.
 
-    before(*args), an inline function, may come once before the steps: it returns the arguments of the body, whose
-    types are `job`.
+    before(*args), an inline function, may come once before the steps: it returns the arguments of the body,
+    whose types are `job`.
     """
     return lambda body: Kernel(body, signature, name or body.__name__, before, job or signature)
 
@@ -48,7 +48,8 @@ class Kernel:
     def __init__(self, body, signature, name, before, job):
         self.signature = types.void(pool_type, types.int64, types.int64, *signature)
         self.name = f"{body.__module__.rpartition('.')[2]}.{name.lstrip('_')}"
-        # Machine code off the disk is linked by name, and a body that a factory makes has the name of its siblings.
+        # Machine code off the disk is linked by name, and a body that a factory makes has the name of its
+        # siblings.
         body.__qualname__ = name
         self._run = _runner(body, len(signature), before, job)
         self._run.__module__, self._run.__qualname__ = body.__module__, f"run{name}"

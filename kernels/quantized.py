@@ -1,9 +1,10 @@
 """Products with int8 and int4 weights: `linear.packed_matmul`, compiled.
 
-Two steps. First the activations are rounded to int8 and laid out for the product, in blocks of as many tokens as
-a tile has, k-major: the tokens' bytes of columns 4 c .. 4 c + 3 lie side by side. What stands before the product
-in the model, a norm or an activation function, is computed on the way, row by row. Then a product walks over
-tiles of weights and blocks of tokens. A token's result depends neither on the other tokens nor on threads.
+Two steps. First the activations are rounded to int8 and laid out for the product, in blocks of as many
+tokens as a tile has, k-major: the tokens' bytes of columns 4 c .. 4 c + 3 lie side by side. What stands
+before the product in the model, a norm or an activation function, is computed on the way, row by row. Then a
+product walks over tiles of weights and blocks of tokens. A token's result depends neither on the other
+tokens nor on threads.
 """
 
 from collections.abc import Callable, Sequence
@@ -100,7 +101,7 @@ def packed_matmul(
         cost = width * ROWS * K * span * rows / 200
         product = TOKENS[bits, rows, width]
         product(stripes * -(-blocks // span), cost, places, acts, starts, act_scales, bias, added, span, y)
-        finite = np.isfinite(y[:M, 0]).all()
+        finite = bool(np.isfinite(y[:M, 0]).all())
     if not finite:  # a scale that is not finite leaves no sum finite
         raise GenerationError(
             "activations", "found NaN or infinity", "finite numbers", "the checkpoint is damaged"
@@ -133,8 +134,9 @@ BEFORE: dict[Callable | None, tuple[int, Callable]] = {
 # What rounding reads and writes:
 #     change, x, other, gain, shift, eps    one of the functions above, and its arguments
 #     offset                                what is added to the weights
-#     acts, starts, scales                  int8 (blocks, groups, 8, rows, 4); int32 and float32 (blocks, groups,
-#                                           rows): minus the sum of a group times the offset, and its scale
+#     acts                                  int8 (blocks, groups, 8, rows, 4)
+#     starts                                int32 (blocks, groups, rows): minus a group's sum times the offset
+#     scales                                float32 (blocks, groups, rows)
 _TO_ROUND = types.int64, reads(2, "A"), reads(2, "A"), reads(1), reads(1), types.float64, types.int64
 _ROUNDED = writes(5, dtype=types.int8), writes(3, dtype=types.int32), writes(3)
 

@@ -1,19 +1,22 @@
 """Threads that share out the steps of a kernel, and sleep when there is nothing to share.
 
-A decoding step launches some 150 kernels of 0.1 to 1 ms. Numba's own threads cost up to a tenth of that time at
-each launch, or burn the cores while they wait (docs/decisions/0002-threads-and-cache.md). These spin for
+A decoding step launches some 150 kernels of 0.1 to 1 ms. Numba's own threads cost up to a tenth of that time
+at each launch, or burn the cores while they wait (docs/decisions/0002-threads-and-cache.md). These spin for
 some 50 microseconds after a job, so that the next one of the same step finds them awake, then sleep.
 
-Steps are handed out in ever smaller pieces to whoever is free: a thread that the system takes its core from, or
-one on a slow core, holds up nobody. What a step computes may not depend on who runs it, so no result
+Steps are handed out in ever smaller pieces to whoever is free: a thread that the system takes its core from,
+or one on a slow core, holds up nobody. What a step computes may not depend on who runs it, so no result
 depends on the number of threads.
 
 The protocol, on an array of int64 (`new_pool`), whose every access is sequentially consistent:
 
-    caller    writes the job, opens it, counts EPOCH up, wakes sleepers; works; closes it, waits until ACTIVE is 0
-    worker    waits until EPOCH changes; counts itself into ACTIVE; works if the job is open; counts itself out
+    caller    writes the job, opens it, counts EPOCH up, wakes sleepers; works; closes it, waits until ACTIVE
+              is 0
+    worker    waits until EPOCH changes; counts itself into ACTIVE; works if the job is open; counts itself
+              out
 
-A worker that comes late finds the job closed and touches nothing. Nobody waits for a worker that has not begun.
+A worker that comes late finds the job closed and touches nothing. Nobody waits for a worker that has not
+begun.
 """
 
 import atexit
@@ -161,7 +164,8 @@ def _run(typing, function, data, first, last):
 
 
 def job_of(body, signature):
-    """An intrinsic that turns (args,), a tuple of types `signature`, into a job: the addresses of code and data.
+    """An intrinsic that turns (args,), a tuple of types `signature`, into a job: the addresses of code and
+    data.
 
     body(first, last, *args) is compiled into the function that calls the intrinsic; the data live as long
     as that function runs.

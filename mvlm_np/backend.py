@@ -1,8 +1,8 @@
 """The one table that says which functions compute the model's vocabulary.
 
-"numpy" is `ops`, the reference, and the products of `linear`. "numba" is the same vocabulary with the functions
-that `kernels` has in their place. Both are namespaces: `ops.rms_norm(...)` in the model is whichever was
-chosen at loading.
+"numpy" is `ops`, the reference, and the products of `linear`. "numba" is the same vocabulary with the
+functions that `kernels` has in their place. Both are namespaces: `ops.rms_norm(...)` in the model is
+whichever was chosen at loading.
 """
 
 from types import SimpleNamespace

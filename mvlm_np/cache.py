@@ -1,8 +1,8 @@
 """The key-value cache: what attention has to know of earlier positions.
 
-Keys (after RoPE) and values are stored in float32, or in less: float16 takes half the memory and time to read,
-int8 with a float32 scale for each position of each head a quarter, plus 1/d. `ops.narrow` says how they are
-rounded; docs/measurements.md what that does to the logits.
+Keys (after RoPE) and values are stored in float32, or in less: float16 takes half the memory and time to
+read, int8 with a float32 scale for each position of each head a quarter, plus 1/d. `ops.narrow` says how
+they are rounded; docs/measurements.md what that does to the logits.
 """
 
 from typing import Any
@@ -26,8 +26,8 @@ def bytes_per_position(config: DecoderConfig, dtype: DTypeLike) -> int:
 class KVCache:
     """Keys and values of one sequence, preallocated for `capacity` positions.
 
-    keys, values  Stored: numbers (L, K, capacity, d) of `dtype` and, for int8, scales (L, K, capacity, 1); memory
-                  is taken up as positions are filled
+    keys, values  Stored: numbers (L, K, capacity, d) of `dtype` and, for int8, scales (L, K, capacity, 1);
+                  memory is taken up as positions are filled
     length        positions filled; setting it back forgets the later ones
     """
 
@@ -108,7 +108,9 @@ class BeamCache:
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Stored:
     """Room for rows of shape[-1] numbers."""
-    return Stored(np.empty(shape, dtype), np.empty((*shape[:-1], int(np.dtype(dtype) == np.int8)), np.float32))
+    return Stored(
+        np.empty(shape, dtype), np.empty((*shape[:-1], int(np.dtype(dtype) == np.int8)), np.float32)
+    )
 
 
 def part(stored: Stored, index: tuple[int | slice, ...]) -> Stored:

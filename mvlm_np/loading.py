@@ -6,6 +6,8 @@ from pathlib import Path
 
 from mvlm_np import backend as backends
 from mvlm_np import decoder, memory, projector, vision
+from mvlm_np.cache import TYPES as CACHES
+from mvlm_np.cache import bytes_per_position
 from mvlm_np.checkpoints.binding import Binder, Loader, Manifest, bits, check
 from mvlm_np.checkpoints.folder import Checkpoint
 from mvlm_np.checkpoints.names import hugging_face, unused
@@ -42,7 +44,7 @@ def load(
     threads       of BLAS for the whole process, of Numba for this Python thread; None leaves them alone
     vision_tower  the folder of the CLIP model, where it is not where the config says
     mmproj        the GGUF file with vision tower and projector, where it is not beside the model
-    cache         type of the key-value cache: "float32"
+    cache         type of the key-value cache: "float32", "float16" or "int8"
     progress      called with the bytes read so far and the bytes in all
 
     Raises a UserError if the files are unreadable, incomplete or do not fit each other, and MemoryNeeded
@@ -52,12 +54,12 @@ def load(
         raise UserError(
             "precision", f"found {precision!r}", f"{', '.join(PRECISIONS)}, or None for as stored"
         )
-    if cache != "float32":
-        raise UserError("cache", f"found {cache!r}", "float32")
+    if cache not in CACHES:
+        raise UserError("cache", f"found {cache!r}", " or ".join(CACHES))
     backends.check(backend)
     checkpoint = open_checkpoint(path_or_name, vision_tower, mmproj)
     tensors = bound_tensors(checkpoint)
-    require_memory(checkpoint, tensors, precision)
+    require_memory(checkpoint, tensors, precision, cache)
     if backend == "auto" and sum(tensor.nbytes for tensor in tensors.values()) < SMALL:
         backend = "numpy"
     ops = backends.choose(backend)
@@ -74,7 +76,16 @@ def load(
     loader = Loader(tensors, precision, ops, count)
     weights = bind(checkpoint.config, loader)
     notes = checkpoint.notes + (loader.notes() if precision is None else [])
-    return MobileVLM(checkpoint.config, *weights, ops, lambda: open_tokenizer(checkpoint), notes)
+    for_pictures = [tensor for name, tensor in tensors.items() if not name.startswith("decoder.")]
+
+    def give_back() -> None:
+        """What is mapped comes back from the file when it is needed again."""
+        for tensor in for_pictures:
+            tensor.forget()
+
+    return MobileVLM(
+        checkpoint.config, *weights, ops, lambda: open_tokenizer(checkpoint), notes, cache, give_back
+    )
 
 
 def bind(config: Config, get: Binder) -> tuple[VisionWeights | None, Projector | None, DecoderWeights]:
@@ -105,7 +116,9 @@ def bound_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return check(checkpoint.path, manifest(config).shapes, checkpoint.tensors, spelling, ignored)
 
 
-def memory_needed(config: Config, tensors: Mapping[str, Tensor], precision: str | None) -> int:
+def memory_needed(
+    config: Config, tensors: Mapping[str, Tensor], precision: str | None, cache: str = "float32"
+) -> int:
     """Bytes that a loaded model works with: its weights, mapped or not, and a cache of 512 positions."""
     matrices, needed = manifest(config).matrices, 0.0
     for name, tensor in tensors.items():
@@ -113,14 +126,15 @@ def memory_needed(config: Config, tensors: Mapping[str, Tensor], precision: str 
         # Embeddings are read row by row where they lie; int8 and int4 have a float16 scale for each group.
         if name != "decoder.embed_tokens.weight" or name in matrices:
             needed += prod(tensor.shape) * (kept / 8 + 2 / pack.GROUP if kept else 4)
-    d = config.decoder
-    positions = min(d.max_position_embeddings, 512)
-    return round(needed) + 8 * d.num_hidden_layers * d.num_key_value_heads * d.head_dim * positions
+    positions = min(config.decoder.max_position_embeddings, 512)
+    return round(needed) + bytes_per_position(config.decoder, cache) * positions
 
 
-def require_memory(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], precision: str | None) -> None:
+def require_memory(
+    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], precision: str | None, cache: str
+) -> None:
     there = memory.available()
-    sizes = {p: memory_needed(checkpoint.config, tensors, p) for p in (precision, *PRECISIONS)}
+    sizes = {p: memory_needed(checkpoint.config, tensors, p, cache) for p in (precision, *PRECISIONS)}
     if there is None or sizes[precision] <= there:
         return
     fitting = [f"{p} ({size / 1e9:.1f} GB)" for p, size in sizes.items() if p and size <= there]

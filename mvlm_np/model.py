@@ -40,8 +40,9 @@ class MobileVLM:
     """A loaded model. Nothing in it changes after loading, so threads may share it.
 
     Wherever `**settings` stands, they are those of `generation.Settings`: max_new_tokens=512,
-    temperature=0.0, top_p=None, top_k=50, num_beams=1, seed=None. `notes` is what a user should know
-    about where the weights came from, a line each.
+    temperature=0.0, top_p=None, top_k=50, num_beams=1, seed=None. `notes` is what a user should know about
+    where the weights came from, a line each. `cache` is the type of the key-value cache, and `give_back` is
+    called when pictures have been encoded, so that their weights need not stay in memory.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class MobileVLM:
         ops: ModuleType | SimpleNamespace,
         open_tokenizer: Callable[[], Tokenizer],
         notes: Sequence[str] = (),
+        cache: str = "float32",
+        give_back: Callable[[], object] = lambda: None,
     ):
         self.config, self.vision, self.projector, self.decoder, self.ops = (
             config,
@@ -62,6 +65,7 @@ class MobileVLM:
             ops,
         )
         self._open_tokenizer, self.notes = open_tokenizer, list(notes)
+        self._cache, self._give_back = cache, give_back
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -101,9 +105,13 @@ class MobileVLM:
         images, watch = self.encode_images(image), Watch()
         x, keys = self.embed(ids, images)
         checked = self.within_context(len(keys), Settings(**settings))
-        session = Session(self.decoder, self.config.decoder, self.ops)
+        session = self.session()
         logits = session.read(x, keys, checked.max_new_tokens, watch)
         return list(session.generate(logits, checked, lambda new: new[-1] == eos, len(ids), watch))
+
+    def session(self) -> Session:
+        """A decoder that has read nothing yet."""
+        return Session(self.decoder, self.config.decoder, self.ops, self._cache)
 
     # ------------------------------------------------------------ the decoder's input
 
@@ -138,7 +146,9 @@ class MobileVLM:
         if images is None:
             return []
         many = images if isinstance(images, list | tuple) else [images]
-        return [self.encode_image(image, exif, watch) for image in many]
+        encoded = [self.encode_image(image, exif, watch) for image in many]
+        self._give_back()
+        return encoded
 
     def embed(self, ids: Sequence[int], images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Prompt ids and image tokens -> the decoder's input (T, D), and what stands at each position (T,).
@@ -203,7 +213,7 @@ class MobileVLM:
         x, keys = self.embed(ids, images)
         watch("inputs_embeds", x)
         settings = self.within_context(len(keys), Settings(max_new_tokens))
-        session = Session(self.decoder, decoder, self.ops)
+        session = self.session()
         session.read(x, keys, settings.max_new_tokens, watch, chunk=len(x))
         hidden = watch.arrays[f"decoder.hidden_states.{decoder.num_hidden_layers}"]
         watch("logits", logits := self.decoder.lm_head(hidden))
@@ -252,7 +262,7 @@ class Chat:
         self._stop = stop_string(conv_mode)
         self._ended = ends_answer(model.tokenizer, self._stop, model.config.decoder.eos_token_id)
         self.images = model.encode_images(image, exif, self.watch)
-        self.session = Session(model.decoder, model.config.decoder, model.ops)
+        self.session = model.session()
         self.prompt_ids: list[int] = []  # of the last turn, -200 for each picture
         self.answer_ids: list[int] = []  # of the last turn
 

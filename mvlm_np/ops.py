@@ -163,7 +163,8 @@ def beam_attention(
 ) -> np.ndarray:
     """One query for each of several sequences that begin alike, q (H, beams, d) -> (H, beams, d).
 
-    keys and values (K, S, d) of what they share, own_keys and own_values (beams, K, S', d) of how each goes on.
+    keys and values (K, S, d) of what they share, own_keys and own_values (beams, K, S', d) of how each goes
+    on.
     """
     keys_, values_, own_keys_, own_values_ = map(widen, (keys, values, own_keys, own_values))
     out = np.empty_like(q)

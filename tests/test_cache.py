@@ -20,7 +20,8 @@ def test_what_is_stored_is_close_to_what_was_given(data, d, dtype):
     assert stored.numbers.dtype == dtype
     assert found.dtype == np.float32
     largest = np.abs(x).max(-1, keepdims=True)
-    # float16 has 11 bits, and 2^-24 as its smallest step; int8 steps are 1/127 of the largest number of a row.
+    # float16 has 11 bits, and 2^-24 as its smallest step; int8 steps are 1/127 of the largest number of a
+    # row.
     bound = (
         np.maximum(2.0**-11 * np.abs(x), 2.0**-25) if dtype == "float16" else (0.5 + 4 * U) * largest / 127
     )

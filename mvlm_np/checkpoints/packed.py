@@ -31,6 +31,7 @@ class PackedTensor(Tensor):
     """A packed matrix: `raw` holds the values, `scales` the scales; dtype is "int8" or "int4"."""
 
     scales: np.ndarray | None = None
+    scales_offset: int = 0  # in the same file
 
     @property
     def nbytes(self) -> int:
@@ -46,6 +47,11 @@ class PackedTensor(Tensor):
         assert self.scales is not None
         N, K = matrix(self.shape)
         return quantize.dequantize(*pack.unpack(self.bits, self.raw, self.scales, N, K)).reshape(self.shape)
+
+    def forget(self) -> None:
+        assert self.scales is not None
+        self.file.forget(self.offset, self.raw.nbytes)
+        self.file.forget(self.scales_offset, self.scales.nbytes)
 
     def rows(self, ids: np.ndarray | slice) -> np.ndarray:
         """Rows `ids`, dequantised: (T, K)."""
@@ -89,7 +95,7 @@ def packed(tensor: Tensor, bits: int, quality: str = "high") -> tuple[np.ndarray
             error = w - quantize.dequantize(q[part], scales[part])
             signal, noise = signal + np.vdot(w, w), noise + np.vdot(error, error)
     _require_finite(tensor, scales)
-    tensor.file.forget(tensor.offset, tensor.raw.nbytes)
+    tensor.forget()
     if bits == 8:
         np.maximum(q, -127, out=q)  # -128 is not ours; ggml never writes it into a Q8_0 either
     return *pack.pack(bits, q, scales), 10 * log10(signal / noise) if noise else inf
@@ -130,7 +136,14 @@ def join(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) ->
         values, scales = pair
         assert values is not None and scales is not None
         joined[name] = PackedTensor(
-            name, kind, shape, values.file, values.offset, values.raw, scales=scales.raw
+            name,
+            kind,
+            shape,
+            values.file,
+            values.offset,
+            values.raw,
+            scales=scales.raw,
+            scales_offset=scales.offset,
         )
     return joined
 

@@ -127,6 +127,10 @@ class Tensor:
             self.file.forget(self.offset + start * rows.strides[0], part.nbytes)
         return values
 
+    def forget(self) -> None:
+        """Gives the pages of the stored values back to the system; reading them again still works."""
+        self.file.forget(self.offset, self.nbytes)
+
     def rows(self, ids: np.ndarray | slice) -> np.ndarray:
         """Rows `ids` (T,) of a matrix as float32 (T, ...); nothing else is read."""
         if self.decode:

@@ -21,6 +21,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--threads", metavar="N", type=int, help="threads to compute with (default: all cores)"
     )
+    group.add_argument(
+        "--cache", metavar="T", default="float32", help="key-value cache: float32, float16 or int8 (float32)"
+    )
     group.add_argument("--vision-tower", metavar="PATH", help="folder of the CLIP model, if it is elsewhere")
     group.add_argument("--mmproj", metavar="PATH", help="GGUF file of the vision tower, if it is elsewhere")
 
@@ -50,6 +53,7 @@ def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "precision": args.precision,
         "backend": args.backend,
         "threads": args.threads,
+        "cache": args.cache,
         "vision_tower": args.vision_tower,
         "mmproj": args.mmproj,
     }

@@ -4,8 +4,8 @@ Bounds. U is float32's unit roundoff: one operation is off by at most U of its r
 any order by n U of the sum of their magnitudes, the kernels' exp by 1.01 units in the last place (2.02 U).
 Below TINY numbers lose bits one by one ("denormals"), so a result may be off by TINY whatever its size.
 
-The amount of work decides whether threads share it. Here each kernel runs without them and with two of them, step by
-step, which must give the same bits.
+The amount of work decides whether threads share it. Here each kernel runs without them and with two of them,
+step by step, which must give the same bits.
 """
 
 import inspect
