@@ -6,6 +6,7 @@ chosen at loading.
 """
 
 from types import SimpleNamespace
+from typing import Any
 
 from mvlm_np import ops
 from mvlm_np.errors import UserError
@@ -36,6 +37,13 @@ def choose(name: str = "auto") -> SimpleNamespace:
         found = f"numba cannot be imported ({error})"
         raise UserError("backend", found, fix="install numba, or take numpy") from None
     return SimpleNamespace(**{**reference, **fast})
+
+
+def about_kernels() -> dict[str, Any]:
+    """`kernels.about`. ImportError: there is no Numba; UserError: MVLM_SIMD names what this CPU lacks."""
+    from mvlm_np import kernels
+
+    return kernels.about()
 
 
 def limit_threads(threads: int) -> None:

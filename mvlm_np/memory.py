@@ -12,6 +12,11 @@ def available() -> int | None:
     return min(known) if known else None
 
 
+def total() -> int | None:
+    """Bytes of memory in the machine."""
+    return _kilobytes(PROC / "meminfo", "MemTotal:")
+
+
 def _meminfo() -> int | None:
     return _kilobytes(PROC / "meminfo", "MemAvailable:")
 
