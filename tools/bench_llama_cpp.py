@@ -196,7 +196,7 @@ class LlamaCpp:
     def cli(self, new: int, flags: Sequence[str]) -> tuple[Ran, float]:
         """A whole run, and the seconds that its encoder took."""
         ran = run([*self._cli, "-n", str(new), *flags])
-        found = re.search(r"image slice encoded in (\d+) ms", ran.out + ran.err)
+        found = re.search(r"(?:slice encoded|encoding done) in (\d+) ms", ran.out + ran.err)
         assert found, f"llama-mtmd-cli does not say how long it encoded:\n{(ran.out + ran.err)[-2000:]}"
         return ran, int(found[1]) / 1000
 

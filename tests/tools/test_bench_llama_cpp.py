@@ -30,7 +30,7 @@ CLI = f"""#!{sys.executable}
 import sys
 assert sys.argv[sys.argv.index("--image") + 1].endswith(".jpg")
 print("Hello.")
-print("image slice encoded in", 500 if "q8" in " ".join(sys.argv) else 1000, "ms", file=sys.stderr)
+print("mtmd batch encoding done in", 500 if "q8" in " ".join(sys.argv) else 1000, "ms", file=sys.stderr)
 """
 
 
