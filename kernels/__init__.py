@@ -31,6 +31,14 @@ def vocabulary() -> dict[str, Callable]:
     }
 
 
+def all_kernels() -> list[Any]:
+    """Every kernel, with its `name` and, as `compiled`, its machine code. ImportError: no Numba."""
+    vocabulary()
+    from mvlm_np.kernels.kernel import KERNELS
+
+    return KERNELS
+
+
 def about() -> dict[str, Any]:
     """What the kernels are compiled for and where their machine code is kept. ImportError: no Numba."""
     from mvlm_np.kernels import compile, dot

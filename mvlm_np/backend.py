@@ -5,7 +5,7 @@ that `kernels` has in their place. Both are namespaces: `ops.rms_norm(...)` in t
 chosen at loading.
 """
 
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from mvlm_np import ops
@@ -44,6 +44,25 @@ def about_kernels() -> dict[str, Any]:
     from mvlm_np import kernels
 
     return kernels.about()
+
+
+def limits() -> ModuleType | None:
+    """`kernels.limits`, which measures what the machine can do; None where there is no Numba."""
+    try:
+        from mvlm_np.kernels import limits
+    except ImportError:
+        return None
+    return limits
+
+
+def all_kernels() -> list[Any]:
+    """`kernels.all_kernels`. UserError: there is no Numba."""
+    try:
+        from mvlm_np import kernels
+
+        return kernels.all_kernels()
+    except ImportError as error:
+        raise UserError("kernels", f"numba cannot be imported ({error})", fix="install numba") from None
 
 
 def limit_threads(threads: int) -> None:

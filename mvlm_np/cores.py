@@ -1,8 +1,7 @@
 """Which CPUs to compute on: `mvlm doctor` shows the choice, the threads of the kernels follow it.
 
-A product is cut into equal shares, so it takes as long as its slowest thread: k threads do k times the
-work of the slowest of their cores. On a board with big and little cores, that may be less than the big
-ones do alone.
+Whatever the threads share, they wait for the last of them: k threads do little more than k times the work of
+the slowest of their cores. On a board with big and little cores, that may be less than the big ones do alone.
 """
 
 import os

@@ -95,32 +95,22 @@ def ours_in_a_process(what: str, args: argparse.Namespace) -> Any:
 def ours_load(folder: str, image: str) -> float:
     import mvlm_np
 
-    load = mvlm_np.load  # imports the engine
+    mvlm_np.load(folder)  # imports the engine
     start = perf_counter()
-    load(folder)
+    mvlm_np.load(folder)
     return perf_counter() - start
 
 
-def ours_decode(folder: str, image: str, positions: int = SHORT) -> dict[str, float]:
+def ours_decode(folder: str, image: str, positions: int = SHORT) -> float:
     import mvlm_np
+    from mvlm_np.cli.bench import decode, question_of
 
     model = mvlm_np.load(folder)
-    chat, question = model.chat(), "photo"
-    list(chat.stream(question, max_new_tokens=4))  # compiles, and brings the weights into memory
-    around = len(chat.prompt_ids) - len(model.tokenizer.encode(question))
-    while len(model.tokenizer.encode(question)) < positions - NEW // 2 - around:
-        question += " photo"
-    # What `model.stream` does; a chat also tells the ids behind the pieces of text. 1 token comes with the
-    # prompt, so the clock starts at the first piece.
-    chat, times = model.chat(), []
-    for _ in chat.stream(question, max_new_tokens=NEW):
-        times.append((len(chat.answer_ids), perf_counter()))
-    (first, start), (last, end) = times[0], times[-1]
-    assert last > 1, "the answer ended at once; take another seed for the weights"
-    return {"rate": (last - first) / (end - start), "positions": len(chat.prompt_ids) + last / 2}
+    question = question_of(model, positions - NEW // 2)  # compiles, and brings the weights into memory
+    return 1 / decode(model, question, NEW)
 
 
-def ours_decode_long(folder: str, image: str) -> dict[str, float]:
+def ours_decode_long(folder: str, image: str) -> float:
     return ours_decode(folder, image, LONG)
 
 
@@ -252,7 +242,7 @@ def one_round(args: argparse.Namespace, llama: LlamaCpp) -> tuple[Result, Result
     ours: Result = {}
     theirs: Result = {}
     for figure, what in ((DECODE, "decode"), (DECODE_LONG, "decode_long")):
-        ours[figure] = ours_in_a_process(what, args)["rate"]
+        ours[figure] = ours_in_a_process(what, args)
         theirs[figure] = llama.bench([*llama.commands[figure], "-r", "1"])
     ours[READ] = ours_in_a_process("prompt", args)
     theirs[READ] = llama.bench([*llama.commands[READ], "-r", "3"])
