@@ -55,6 +55,8 @@ ENCODE = Figure("image encode", "s", False)
 VQA = Figure(f"one question about a picture, {NEW} tokens, whole process", "s", False)
 MEMORY = Figure("peak memory of that", "GB", False)
 LOAD = Figure("load", "s", False)
+FIGURES = (DECODE, DECODE_LONG, READ, ENCODE, VQA, MEMORY, LOAD)
+ALL = ("decode", "long", "prompt", "encode", "ask", "load")
 
 Result = dict[Figure, float]
 
@@ -110,7 +112,7 @@ def ours_decode(folder: str, image: str, positions: int = SHORT) -> float:
     return 1 / decode(model, question, NEW)
 
 
-def ours_decode_long(folder: str, image: str) -> float:
+def ours_long(folder: str, image: str) -> float:
     return ours_decode(folder, image, LONG)
 
 
@@ -144,7 +146,7 @@ def ours_encode(folder: str, image: str) -> float:
 OURS: dict[str, Callable[[str, str], Any]] = {
     "load": ours_load,
     "decode": ours_decode,
-    "decode_long": ours_decode_long,
+    "long": ours_long,
     "prompt": ours_prompt,
     "encode": ours_encode,
 }
@@ -190,25 +192,28 @@ class LlamaCpp:
         assert found, f"llama-mtmd-cli does not say how long it encoded:\n{(ran.out + ran.err)[-2000:]}"
         return ran, int(found[1]) / 1000
 
-    def tune(self, quick: bool) -> None:
-        """Finds the best flags for each figure; quick: takes the first ones."""
-        attention, loading, repack = (
-            {"-fa": ["off", "on"]},
-            {"-lm": ["mmap", "none"]},
-            {"--repack": ["1", "0"]},
-        )
-        batch = {"-ub": ["512", "128", "64"]}
-        for figure, shape, choices in (
-            (DECODE, f"-p 0 -n {NEW} -d {SHORT - NEW // 2}", attention | loading | repack),
-            (DECODE_LONG, f"-p 0 -n {NEW} -d {LONG - NEW // 2}", attention),  # the prompt takes a minute each
-            (READ, f"-p {PROMPT} -n 0", attention | repack | batch),
-        ):
+    def tune(self, only: Sequence[str], quick: bool) -> None:
+        """Finds the best flags for each figure that has none yet; quick: takes the first ones."""
+        attention, repack = {"-fa": ["off", "on"]}, {"--repack": ["1", "0"]}
+        grids: list[tuple[str, Figure, str, dict[str, list[str]]]] = [
+            ("decode", DECODE, f"-p 0 -n {NEW} -d {SHORT - NEW // 2}", attention | repack),
+            # The prompt takes a minute each time.
+            ("long", DECODE_LONG, f"-p 0 -n {NEW} -d {LONG - NEW // 2}", attention),
+            ("prompt", READ, f"-p {PROMPT} -n 0", attention | repack | {"-ub": ["512", "128", "64"]}),
+            ("load", LOAD, "-p 0 -n 1 --no-warmup", {"-lm": ["mmap", "none"]}),
+        ]
+        for what, figure, shape, choices in grids:
+            if what not in only or figure in self.commands:
+                continue
             rates = {}
             for values in product(*(tried[:1] if quick else tried for tried in choices.values())):
                 flags = shape.split() + [word for pair in zip(choices, values, strict=True) for word in pair]
-                rates[tuple(flags)] = rate = self.bench([*flags, "-r", "1"])
-                print(f"  {rate:6.1f} tokens/s  {shlex.join(flags)}", file=sys.stderr)
+                rate = -self.load(flags) if figure is LOAD else self.bench([*flags, "-r", "1"])
+                rates[tuple(flags)] = rate
+                print(f"  {abs(rate):6.1f} {figure.unit}  {shlex.join(flags)}", file=sys.stderr)
             self.commands[figure] = [*max(rates, key=rates.__getitem__)]
+        if not {"encode", "ask"} & set(only) or VQA in self.commands:
+            return
         encode, whole = {}, {}
         variants = ["", "-fa on", "-fa off", "--no-mmap", "--no-repack", "--no-warmup"]
         for mmproj, variant in product(self._mmprojs, variants[:1] if quick else variants):
@@ -219,12 +224,22 @@ class LlamaCpp:
             print(f"  {told}  {shlex.join(words)}", file=sys.stderr)
         self.commands[ENCODE] = [*min(encode, key=encode.__getitem__)]
         self.commands[VQA] = [*min(whole, key=whole.__getitem__)]
-        # The flags with which it decodes best: without repacking it would load faster, and be slower then.
-        self.commands[LOAD] = [*"-p 0 -n 1 --no-warmup".split(), *self.commands[DECODE][6:]]
 
-    def load(self) -> float:
-        """Seconds of a process that loads the language model and computes one token, less that token."""
-        ran = run([*self._bench, *self.commands[LOAD], "-r", "1"])
+    def remember(self, path: Path) -> None:
+        """Takes the flags that an earlier run left in a file."""
+        if path.exists():
+            found = json.loads(path.read_text())
+            self.commands = {f: found[f.name] for f in FIGURES if f.name in found}
+
+    def keep(self, path: Path) -> None:
+        path.write_text(json.dumps({f.name: flags for f, flags in self.commands.items()}, indent=1) + "\n")
+
+    def load(self, flags: Sequence[str]) -> float:
+        """Seconds of a process that loads the language model and computes one token, less that token.
+
+        Weights are repacked, as they are by default; without that it would load faster, and be slower then.
+        """
+        ran = run([*self._bench, *flags, "-r", "1"])
         return ran.seconds - json.loads(ran.out)[0]["avg_ns"] / 1e9
 
     def shown(self, figure: Figure) -> str:
@@ -241,18 +256,20 @@ def one_round(args: argparse.Namespace, llama: LlamaCpp) -> tuple[Result, Result
     """Everything once, ours and theirs in turn."""
     ours: Result = {}
     theirs: Result = {}
-    for figure, what in ((DECODE, "decode"), (DECODE_LONG, "decode_long")):
-        ours[figure] = ours_in_a_process(what, args)
-        theirs[figure] = llama.bench([*llama.commands[figure], "-r", "1"])
-    ours[READ] = ours_in_a_process("prompt", args)
-    theirs[READ] = llama.bench([*llama.commands[READ], "-r", "3"])
-    ours[ENCODE] = ours_in_a_process("encode", args)
-    _, theirs[ENCODE] = llama.cli(1, llama.commands[ENCODE])
-    asked = ask(args)
-    answered, _ = llama.cli(NEW, llama.commands[VQA])
-    ours[VQA], ours[MEMORY] = asked.seconds, asked.peak / 1e9
-    theirs[VQA], theirs[MEMORY] = answered.seconds, answered.peak / 1e9
-    ours[LOAD], theirs[LOAD] = ours_in_a_process("load", args), llama.load()
+    for what, figure, repeats in (("decode", DECODE, "1"), ("long", DECODE_LONG, "1"), ("prompt", READ, "3")):
+        if what in args.only:
+            ours[figure] = ours_in_a_process(what, args)
+            theirs[figure] = llama.bench([*llama.commands[figure], "-r", repeats])
+    if "encode" in args.only:
+        ours[ENCODE] = ours_in_a_process("encode", args)
+        _, theirs[ENCODE] = llama.cli(1, llama.commands[ENCODE])
+    if "ask" in args.only:
+        asked = ask(args)
+        answered, _ = llama.cli(NEW, llama.commands[VQA])
+        ours[VQA], ours[MEMORY] = asked.seconds, asked.peak / 1e9
+        theirs[VQA], theirs[MEMORY] = answered.seconds, answered.peak / 1e9
+    if "load" in args.only:
+        ours[LOAD], theirs[LOAD] = ours_in_a_process("load", args), llama.load(llama.commands[LOAD])
     return ours, theirs
 
 
@@ -284,6 +301,8 @@ def main() -> None:
     parser.add_argument("--image", default=str(ROOT / "examples" / "chelsea.jpg"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of llama.cpp")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=ALL, default=ALL, help="some of the figures alone")
+    parser.add_argument("--tuned", type=Path, help="file that keeps llama.cpp's best flags for the next run")
     parser.add_argument("--quick", action="store_true", help="take llama.cpp's flags as they are, untuned")
     parser.add_argument(
         "--json", action="store_true", help="print every figure of every round, and the commands"
@@ -301,7 +320,11 @@ def main() -> None:
 
     llama = LlamaCpp(args)
     print("llama.cpp's flags, one by one:", file=sys.stderr)
-    llama.tune(args.quick)
+    if args.tuned:
+        llama.remember(args.tuned)
+    llama.tune(args.only, args.quick)
+    if args.tuned:
+        llama.keep(args.tuned)
     ask(args)  # unmeasured: compiles, and fills the page cache
     rounds = []
     for i in range(args.rounds):
@@ -321,7 +344,8 @@ def report(
 ) -> None:
     ratios = {f: median(ours[f]) / median(theirs[f]) for f in ours}
     ratios = {f: ratio if f.more_is_better else 1 / ratio for f, ratio in ratios.items()}
-    keeps = median(ours[DECODE_LONG]) / median(ours[DECODE])
+    both = DECODE in ours and DECODE_LONG in ours
+    keeps = median(ours[DECODE_LONG]) / median(ours[DECODE]) if both else None
     if as_json:
         rows = [
             {"figure": f.name, "unit": f.unit, "ours": ours[f], "theirs": theirs[f], "ratio": ratios[f]}
@@ -344,12 +368,11 @@ def report(
     for f in ours:
         cells = [f"{median(v):.3g} ({min(v):.3g}–{max(v):.3g})" for v in (theirs[f], ours[f])]
         print(f"| {f.name} | {f.unit} | {cells[0]} | {cells[1]} | {ratios[f]:.2f} |")
-    print(
-        f"\nMedians of {len(ours[DECODE])} rounds, and the range. Behind {LONG} positions we keep {keeps:.0%}"
-    )
-    print(
-        f"of the rate behind {SHORT}; the bytes to be read leave {bytes_leave:.0%}. llama.cpp's commands:\n"
-    )
+    print("\nMedians of the rounds, and the range.", end="")
+    if keeps is not None:
+        print(f" Behind {LONG} positions we keep {keeps:.0%} of the rate behind {SHORT};", end="")
+        print(f" the bytes to be read leave {bytes_leave:.0%}.", end="")
+    print(" llama.cpp's commands:\n")
     for f in llama.commands:
         print(f"    {llama.shown(f)}")
 

@@ -22,7 +22,7 @@ flags = dict(zip(words[::2], words[1::2]))
 if flags["-n"] == "0":
     rate = 40 + 2 * (flags["-fa"] == "off") + (flags["-ub"] == "128")
 else:
-    rate = 10 + (flags["-fa"] == "on")
+    rate = 10 + (flags.get("-fa") == "on")
 print(json.dumps([{{"avg_ts": rate, "avg_ns": 1e6}}]))
 """
 # llama-mtmd-cli encodes in half the time with the other mmproj.
@@ -54,9 +54,13 @@ def run(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, TOOL, *map(str, args)], capture_output=True, text=True)
 
 
-def test_it_finds_their_best_flags_and_tells_how_much_faster_we_are(llama_cpp: Path, model: Path) -> None:
+def test_it_finds_their_best_flags_and_tells_how_much_faster_we_are(
+    llama_cpp: Path, model: Path, tmp_path: Path
+) -> None:
     files = ("--gguf", "m.gguf", "--mmproj", "f16.gguf", "q8.gguf")
-    done = run(model, *files, "--llama-cpp", llama_cpp, "--rounds", 1, "--json")
+    done = run(
+        model, *files, "--llama-cpp", llama_cpp, "--rounds", 1, "--json", "--tuned", tmp_path / "flags"
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     rows = {row["figure"]: row for row in result["figures"]}
@@ -73,6 +77,21 @@ def test_it_finds_their_best_flags_and_tells_how_much_faster_we_are(llama_cpp: P
     assert any(word.endswith("q8.gguf") for word in commands["image encode"])
     # One float32 position takes as much as a few weights here, so a long context leaves only a part.
     assert 0 < result["long_context"]["bytes_leave"] < 1
+
+    again = run(
+        model,
+        *files,
+        "--llama-cpp",
+        llama_cpp,
+        "--rounds",
+        1,
+        "--tuned",
+        tmp_path / "flags",
+        "--only",
+        "load",
+    )
+    assert again.stderr.splitlines() == ["llama.cpp's flags, one by one:", "round 1 of 1"]
+    assert "| load | s |" in again.stdout
 
 
 def test_without_llama_cpp_it_says_what_is_missing(model: Path, tmp_path: Path) -> None:
