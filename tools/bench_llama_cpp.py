@@ -215,7 +215,7 @@ class LlamaCpp:
         if not {"encode", "ask"} & set(only) or VQA in self.commands:
             return
         encode, whole = {}, {}
-        variants = ["", "-fa on", "-fa off", "--no-mmap", "--no-repack", "--no-warmup"]
+        variants = ["", "-fa on", "-fa off", "-lm none", "--no-repack", "--no-warmup"]
         for mmproj, variant in product(self._mmprojs, variants[:1] if quick else variants):
             words = ("--mmproj", mmproj, *variant.split())
             ran, encode[words] = self.cli(NEW, words)
