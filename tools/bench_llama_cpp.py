@@ -330,6 +330,11 @@ def main() -> None:
     for i in range(args.rounds):
         print(f"round {i + 1} of {args.rounds}", file=sys.stderr)
         rounds.append(one_round(args, llama))
+        for figure, ours_now in rounds[-1][0].items():
+            theirs_now = rounds[-1][1][figure]
+            print(
+                f"  {theirs_now:.4g} against our {ours_now:.4g} {figure.unit}, {figure.name}", file=sys.stderr
+            )
     figures = list(rounds[0][0])
     ours, theirs = ({f: [both[side][f] for both in rounds] for f in figures} for side in (0, 1))
     report(ours, theirs, kept(args), llama, args.json)
