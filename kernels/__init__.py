@@ -1,6 +1,7 @@
 """The fast twins of `mvlm_np.ops`, compiled by Numba. Installed and imported as `mvlm_np.kernels`."""
 
 from collections.abc import Callable
+from typing import Any
 
 
 def vocabulary() -> dict[str, Callable]:
@@ -27,4 +28,28 @@ def vocabulary() -> dict[str, Callable]:
         "adaptive_avg_pool": images.adaptive_avg_pool,
         "packed_matmul": quantized.packed_matmul,
         "prepare": quantized.prepare,
+    }
+
+
+def all_kernels() -> list[Any]:
+    """Every kernel, with its `name` and, as `compiled`, its machine code. ImportError: no Numba."""
+    vocabulary()
+    from mvlm_np.kernels.kernel import KERNELS
+
+    return KERNELS
+
+
+def about() -> dict[str, Any]:
+    """What the kernels are compiled for and where their machine code is kept. ImportError: no Numba."""
+    from mvlm_np.kernels import compile, dot
+
+    folder = compile.cache_folder()
+    sizes = [path.stat().st_size for path in folder.iterdir()] if folder else []
+    features = dot.features()
+    return {
+        "cpu": compile.cpu_target.target_context.codegen().magic_tuple()[1],
+        "features": sorted(features),
+        "path": dot.PATH,
+        "paths": {path: sorted(needed) for path, needed in dot.PATHS.items() if needed <= features},
+        "cache": {"folder": folder and str(folder), "kernels": len(sizes), "bytes": sum(sizes)},
     }

@@ -6,6 +6,7 @@ depends on; where nothing can be written, every process compiles for itself.
 """
 
 import hashlib
+import logging
 import os
 import pickle
 import sys
@@ -31,6 +32,8 @@ if numba.config.DISABLE_JIT:
 # change the order of a sum. Division by zero gives what IEEE 754 says, not an exception.
 OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy"}
 
+LOG = logging.getLogger(__name__)  # of what is compiled, just before it is
+
 # For functions that become part of the kernels which call them.
 inline = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
 
@@ -44,6 +47,8 @@ def compiled(body, signature):
     function = njit(nogil=True, **OPTIONS)(body)
     if folder := cache_folder():
         function._cache = DiskCache(folder / f"{body.__module__}.{body.__qualname__}")
+    if not (folder and function._cache.path.exists()):
+        LOG.info("%s.%s", body.__module__, body.__qualname__)
     function.compile(signature)
     function.disable_compile()  # from now on, arguments are converted to the signature: none is added
     return function

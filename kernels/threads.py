@@ -30,6 +30,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from mvlm_np import cores
 from mvlm_np.kernels.compile import compiled, inline
 
 # Places in a pool, one cache line each but for the description of the job, which changes as one.
@@ -273,7 +274,7 @@ class Team:
     """The threads of this process: the caller's, and workers that start with the first job worth sharing."""
 
     def __init__(self):
-        self.size = len(os.sched_getaffinity(0))
+        self.size = len(cores.usable()[0])
         self.alone = new_pool(1)
         self._begin()
         os.register_at_fork(after_in_child=self._begin)  # a forked child inherits no threads

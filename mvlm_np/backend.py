@@ -5,7 +5,8 @@ functions that `kernels` has in their place. Both are namespaces: `ops.rms_norm(
 whichever was chosen at loading.
 """
 
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 from mvlm_np import ops
 from mvlm_np.errors import UserError
@@ -36,6 +37,32 @@ def choose(name: str = "auto") -> SimpleNamespace:
         found = f"numba cannot be imported ({error})"
         raise UserError("backend", found, fix="install numba, or take numpy") from None
     return SimpleNamespace(**{**reference, **fast})
+
+
+def about_kernels() -> dict[str, Any]:
+    """`kernels.about`. ImportError: there is no Numba; UserError: MVLM_SIMD names what this CPU lacks."""
+    from mvlm_np import kernels
+
+    return kernels.about()
+
+
+def limits() -> ModuleType | None:
+    """`kernels.limits`, which measures what the machine can do; None where there is no Numba."""
+    try:
+        from mvlm_np.kernels import limits
+    except ImportError:
+        return None
+    return limits
+
+
+def all_kernels() -> list[Any]:
+    """`kernels.all_kernels`. UserError: there is no Numba."""
+    try:
+        from mvlm_np import kernels
+
+        return kernels.all_kernels()
+    except ImportError as error:
+        raise UserError("kernels", f"numba cannot be imported ({error})", fix="install numba") from None
 
 
 def limit_threads(threads: int) -> None:

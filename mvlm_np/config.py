@@ -5,6 +5,7 @@ Field names are those of the files (Hugging Face's and upstream's), so that a re
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 OPENAI_CLIP = "openai/clip-vit-large-patch14-336"
 
@@ -100,3 +101,18 @@ class Config:
         if self.mm_projector_type == "ldpnet":
             return (-(-self.vision.grid // 2)) ** 2
         return self.patch_tokens
+
+
+def _member(projector: str, sizes: tuple[int, int, int, int, int], **more: Any) -> Config:
+    return Config(DecoderConfig(*sizes, **more), VisionConfig(), mm_projector_type=projector)
+
+
+# The published models. Sizes: width, MLP width, layers, heads, key-value heads.
+_1_7B, _3B, _7B = (2048, 5632, 24, 16, 16), (2560, 6912, 32, 32, 32), (4096, 11008, 32, 32, 32)
+FAMILY = {
+    "MobileVLM-1.7B": _member("ldpnet", _1_7B),
+    "MobileVLM-3B": _member("ldpnet", _3B),
+    "MobileVLM_V2-1.7B": _member("ldpnetv2", _1_7B),
+    "MobileVLM_V2-3B": _member("ldpnetv2", _3B),
+    "MobileVLM_V2-7B": _member("ldpnetv2", _7B, rms_norm_eps=1e-5, max_position_embeddings=4096),
+}

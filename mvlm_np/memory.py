@@ -12,27 +12,38 @@ def available() -> int | None:
     return min(known) if known else None
 
 
+def total() -> int | None:
+    """Bytes of memory in the machine."""
+    return _kilobytes(PROC / "meminfo", "MemTotal:")
+
+
 def _meminfo() -> int | None:
     return _kilobytes(PROC / "meminfo", "MemAvailable:")
 
 
 def _cgroup() -> list[int]:
-    """What is left under each limit of the control groups (v2) that this process is in.
+    """What is left under each limit of the control groups that this process is in.
 
     Cached pages of files count as used there, but the system gives them up when memory runs short: without
     them, a model that has been read once, and so lies in that cache, would seem to leave no room for itself.
     """
     left = []
+    for group in control_groups():
+        limit, used = _lines(group / "memory.max"), _lines(group / "memory.current")
+        if limit and used and limit[0].strip() != "max":
+            fields = (entry.split() for entry in _lines(group / "memory.stat"))
+            cached = sum(int(f[1]) for f in fields if f[0] in ("active_file", "inactive_file"))
+            left.append(max(0, int(limit[0]) - max(0, int(used[0]) - cached)))
+    return left
+
+
+def control_groups() -> list[Path]:
+    """The folders of the control group (v2) that this process is in and of those above it."""
     for line in _lines(PROC / "self/cgroup"):
         if line.startswith("0::"):
             folder = CGROUPS / line[3:].strip().lstrip("/")
-            for group in [folder, *folder.parents]:
-                limit, used = _lines(group / "memory.max"), _lines(group / "memory.current")
-                if limit and used and limit[0].strip() != "max":
-                    fields = (entry.split() for entry in _lines(group / "memory.stat"))
-                    cached = sum(int(f[1]) for f in fields if f[0] in ("active_file", "inactive_file"))
-                    left.append(max(0, int(limit[0]) - max(0, int(used[0]) - cached)))
-    return left
+            return [folder, *(group for group in folder.parents if group.is_relative_to(CGROUPS))]
+    return []
 
 
 def _kilobytes(path: Path, field: str) -> int | None:

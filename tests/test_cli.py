@@ -130,12 +130,34 @@ def test_inspect_says_no_when_the_weights_do_not_fit_the_settings(
     assert "missing" in out
 
 
-def test_bench_measures_everything(run: Callable[..., tuple[int, str, str]], folder: str) -> None:
-    code, out, _ = run("bench", "--json", "--rounds", "1", "--prompt", "8", "--new", "2", *common(folder)[:4])
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_bench_measures_everything(
+    run: Callable[..., tuple[int, str, str]], folder: str, backend: str
+) -> None:
+    pytest.importorskip(backend)
+    small = ["--rounds", "1", "--prompt", "8", "--new", "3", "--model", folder, "--backend", backend]
+    code, out, _ = run("bench", "--json", *small)
     figures = json.loads(out)
     assert code == 0
+    limits_of = figures.pop("limits_of")
     assert all(value > 0 for value in figures.values())
-    assert {"load_seconds", "encode_seconds", "peak_memory_gb"} <= figures.keys()
+    assert {"load_seconds", "encode_seconds", "peak_memory_gb", "read_gb_per_second"} <= figures.keys()
+    assert limits_of == {"encode": "sgemm", "prefill": "sgemm", "decode": "read"}
+    for work in limits_of:
+        assert f"{work}_limit" in figures
+
+
+def test_bench_prints_each_figure_beside_its_limit(
+    run: Callable[..., tuple[int, str, str]], folder: str
+) -> None:
+    pytest.importorskip("numba")
+    small = ["--rounds", "1", "--prompt", "8", "--new", "3", "--model", folder, "--precision", "int4"]
+    code, out, _ = run("bench", *small, "--backend", "numba")
+    assert code == 0
+    lines = {line.split("  ")[0]: line for line in out.splitlines()}
+    assert set(lines) == {"import", "load", "image encode", "prompt of 8", "decode", "peak memory"}
+    assert "% of multiplying bytes in registers" in lines["prompt of 8"]
+    assert "% of reading memory" in lines["decode"]
 
 
 BAD = {

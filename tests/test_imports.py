@@ -27,7 +27,7 @@ LAYERS = [
     {"linear", "backend", "quantize"},
     {"kernels"},
     {"ops"},
-    {"config", "trace", "memory", "errors"},
+    {"config", "trace", "cores", "memory", "errors"},
 ]
 # These choose between `ops` and `kernels`, and import the latter only when it is used.
 CHOOSERS = {"linear", "backend"}

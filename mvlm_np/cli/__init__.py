@@ -21,6 +21,8 @@ VERBS = {
     "pull": "download a model from the hub",
     "convert": "write a model in another precision or format",
     "bench": "measure speed and memory",
+    "warmup": "compile all kernels ahead of time",
+    "doctor": "show what this machine computes with",
 }
 
 

@@ -1,7 +1,8 @@
 """Measures a model: load, encode, prefill, decode, memory; and in the same run what the machine can do.
 
-Each time is the median of several rounds. "limit" is the part of the machine's own rate that is
-reached: of a plain float32 matrix product for prefill, of plainly reading memory for decode.
+Each time is the median of several rounds, in which everything takes turns. "of the limit" is the part of
+the machine's own rate that is reached: of multiplying bytes in registers where weights are int8 or int4, of
+a plain float32 matrix product where they are not, and of plainly reading memory for decode.
 
 example:
   mvlm bench --model MobileVLM_V2-1.7B --json
@@ -10,6 +11,7 @@ example:
 import argparse
 import sys
 from collections.abc import Callable
+from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +21,13 @@ if TYPE_CHECKING:
     from mvlm_np.model import MobileVLM
 
 
+GROUPS = 20_000  # of products of bytes, which take a fraction of a second
+
+
 def describe(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     parser.add_argument("--prompt", metavar="T", type=int, default=200, help="tokens to prefill (200)")
-    parser.add_argument("--new", metavar="T", type=int, default=16, help="tokens to decode a round (16)")
+    parser.add_argument("--new", metavar="T", type=int, default=32, help="tokens to decode a round (32)")
     parser.add_argument("--rounds", metavar="N", type=int, default=5, help="rounds of each measurement (5)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
@@ -31,89 +36,184 @@ def run(args: argparse.Namespace) -> int:
     arguments = options.model_arguments(args)
     import json
 
+    from mvlm_np import backend
     from mvlm_np.cli.progress import load_with_bar
     from mvlm_np.errors import UserError
 
-    if min(args.prompt, args.new, args.rounds) < 1:
-        raise UserError("--prompt, --new, --rounds", "found a number below 1", "whole numbers from 1")
+    if args.new < 2 or min(args.prompt, args.rounds) < 1:
+        raise UserError("--prompt, --new, --rounds", "found too small a number", "at least 1, 2 and 1")
     start = perf_counter()
+    backend.choose(args.backend)  # what a first load would import
+    imported = perf_counter()
     model = load_with_bar(**arguments)
-    figures = {"load_seconds": perf_counter() - start, **measure(model, args.prompt, args.new, args.rounds)}
+    figures = {"import_seconds": imported - start, "load_seconds": perf_counter() - imported}
+    figures |= measure(model, args.prompt, args.new, args.rounds)
     if args.json:
         json.dump(figures, sys.stdout)
         print()
     else:
-        for name, value in figures.items():
-            print(f"{name:32} {value:12.3f}")
+        _print(figures, args.prompt)
     return 0
 
 
-def measure(model: "MobileVLM", prompt: int, new: int, rounds: int) -> dict[str, float]:
-    """The figures, all of them taken in turn in each round, so that a disturbance meets all alike."""
-    from statistics import median
+def measure(model: "MobileVLM", prompt: int, new: int, rounds: int) -> dict[str, Any]:
+    """The figures, all of them taken in turn in each round, so that a disturbance meets all alike.
 
+    Those that end in _limit are parts of the machine's rate that `limits_of` names: "read", "dot" or "sgemm".
+    """
     import numpy as np
 
-    from mvlm_np import memory
+    from mvlm_np import backend, memory
     from mvlm_np.generation import Settings
-    from mvlm_np.session import Session
-    from mvlm_np.trace import Watch
 
     config, rng = model.config.decoder, np.random.default_rng(0)
-    ids = rng.integers(3, config.vocab_size, prompt)
     model.within_context(prompt + new, Settings(0))
-    x, keys = model.embed(ids.tolist(), [])
+    ids = rng.integers(3, config.vocab_size, prompt).tolist()
     photo = rng.integers(0, 256, (480, 640, 3), np.uint8)
-    D, I = config.hidden_size, config.intermediate_size
-    a, w = rng.standard_normal((prompt, D), np.float32), rng.standard_normal((I, D), np.float32)
-    # BLAS reads this matrix once, with all its threads: 268 MB, more than any cache holds.
-    large, one = np.ones((1 << 13, 1 << 13), np.float32), np.ones(1 << 13, np.float32)
-    session = Session(model.decoder, config, model.ops)
-
-    def prefill() -> None:
-        session.cache.length = 0
-        session.read(x, keys, new, Watch())
-
-    def decode() -> None:
-        session.cache.length = prompt
-        for token in ids[:1].repeat(new):
-            session.logits(np.array([token]), session.cache)
-
+    question = question_of(model, prompt)
     works: dict[str, Callable[[], Any]] = {
-        "prefill": prefill,
-        "decode": decode,
-        "sgemm": lambda: a @ w.T,
-        "read": lambda: large @ one,
+        "prefill": lambda: model.generate(ids, max_new_tokens=1),
+        "decode": lambda: decode(model, question, new),
     }
     if model.vision is not None:
         works = {"encode": lambda: model.encode_image(photo)} | works
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for name in works:
-        works[name]()  # once unmeasured: compiles, and brings the weights into memory
-    for _ in range(rounds):
-        for name, work in works.items():
-            start = perf_counter()
-            work()
-            times[name].append(perf_counter() - start)
-    seconds = {name: median(values) for name, values in times.items()}
+    for work in works.values():
+        work()  # once unmeasured: compiles, and brings the weights into memory
+    peak = memory.peak()  # before the machine's rates are measured, which takes memory too
 
-    decoder = model.decoder
-    layers = [linear for layer in decoder.layers for linear in vars(layer).values() if callable(linear)]
-    gemm_rate = 2 * a.size * I / seconds["sgemm"]
-    read_rate = large.nbytes / seconds["read"]
-    # Multiply-adds of one position, attention's left out, and the bytes of weights that one token reads.
-    Kd = config.num_key_value_heads * config.head_dim
-    per_position = config.num_hidden_layers * (2 * D * D + 2 * D * Kd + 3 * D * I)
-    per_token = sum(linear.nbytes for linear in [*layers, decoder.lm_head])
-    figures = {
-        "prefill_tokens_per_second": prompt / seconds["prefill"],
-        "prefill_limit": 2 * prompt * per_position / seconds["prefill"] / gemm_rate,
-        "decode_tokens_per_second": new / seconds["decode"],
-        "decode_limit": per_token * new / seconds["decode"] / read_rate,
-        "sgemm_gflops": gemm_rate / 1e9,
-        "read_gb_per_second": read_rate / 1e9,
-        "peak_memory_gb": (memory.peak() or 0) / 1e9,
+    D, I = config.hidden_size, config.intermediate_size
+    a, w = rng.standard_normal((prompt, D), np.float32), rng.standard_normal((I, D), np.float32)
+    # 268 MB, more than any cache holds.
+    large, one = np.ones((1 << 13, 1 << 13), np.float32), np.ones(1 << 13, np.float32)
+    machine: dict[str, Callable[[], Any]] = {"sgemm": lambda: a @ w.T, "sgemv": lambda: large @ one}
+    limits = backend.limits()
+    if limits is not None:
+        machine |= {"read": lambda: limits.read(large.reshape(-1)), "dot": lambda: limits.multiply(GROUPS)}
+    for work in machine.values():
+        work()
+    seconds: dict[str, list[float]] = {name: [] for name in works | machine}
+    for _ in range(rounds):
+        for name, work in (works | machine).items():
+            start = perf_counter()
+            result = work()
+            seconds[name].append(result if name == "decode" else perf_counter() - start)
+    taken = {name: median(values) for name, values in seconds.items()}
+
+    rates = {"sgemm": 2 * a.size * I / taken["sgemm"], "read": large.nbytes / taken["sgemv"]}
+    if limits is not None:
+        rates["read"] = max(rates["read"], large.nbytes / taken["read"])
+        rates["dot"] = limits.operations(GROUPS) / taken["dot"]
+    limits_of = {"decode": "read", "prefill": _product(model.decoder.layers[0].out, rates)}
+    figures: dict[str, Any] = {
+        "prefill_tokens_per_second": prompt / taken["prefill"],
+        "prefill_limit": _decoder_operations(config, prompt) / taken["prefill"] / rates[limits_of["prefill"]],
+        "decode_tokens_per_second": 1 / taken["decode"],
+        "decode_limit": _bytes_of_a_token(model, prompt + new / 2) / taken["decode"] / rates["read"],
+        "peak_memory_gb": (peak or 0) / 1e9,
+        "read_gb_per_second": rates["read"] / 1e9,
+        "sgemm_gflops": rates["sgemm"] / 1e9,
     }
-    if "encode" in seconds:
-        figures = {"encode_seconds": seconds["encode"]} | figures
-    return figures
+    if limits is not None:
+        figures["dot_gops"] = rates["dot"] / 1e9
+    if model.vision is not None:
+        limits_of["encode"] = _product(model.vision.layers[0].out, rates)
+        reached = _encoder_operations(model.config) / taken["encode"] / rates[limits_of["encode"]]
+        figures = {"encode_seconds": taken["encode"], "encode_limit": reached} | figures
+    return figures | {"limits_of": limits_of}
+
+
+# ---------------------------------------------------------------- works
+
+
+def question_of(model: "MobileVLM", positions: int) -> str:
+    """A question whose prompt takes about that many positions, or as few as there can be."""
+    chat, question = model.chat(), "Describe in detail everything that you know about this photo"
+    list(chat.stream(question, max_new_tokens=0))
+    encode = model.tokenizer.encode
+    around = len(chat.prompt_ids) - len(encode(question))
+    while len(encode(question + " photo")) + around <= positions:
+        question += " photo"
+    return question
+
+
+def decode(model: "MobileVLM", question: str, new: int) -> float:
+    """Seconds that a token takes in `model.stream`: decoder, lm_head, sampling, tokenizer.
+
+    The clock starts with the first step of the decoder after the prompt, and runs to the end of the answer.
+    """
+    from mvlm_np.errors import GenerationError
+    from mvlm_np.trace import Watch
+
+    begun: list[float] = []  # when each step of the decoder began
+
+    class Clock(Watch):
+        def phase(self, name: str, steps: int | None = None) -> Any:
+            if name == "decode":
+                begun.append(perf_counter())
+            return super().phase(name, steps)
+
+    for _ in model.stream(None, question, max_new_tokens=new, watch=Clock()):
+        pass
+    end = perf_counter()
+    if not begun:
+        raise GenerationError("decode", "the answer ends at once", "tokens to time", "take another --prompt")
+    return (end - begun[0]) / len(begun)
+
+
+# ---------------------------------------------------------------- what they take
+
+
+def _product(linear: Any, rates: dict[str, float]) -> str:
+    """Which of the machine's rates limits products with weights like these."""
+    from mvlm_np.linear import Quantized
+
+    return "dot" if isinstance(linear, Quantized) and "dot" in rates else "sgemm"
+
+
+def _decoder_operations(config: Any, T: int) -> int:
+    """Of the matrix products of a prompt of T positions; attention, 1 % of them, is left out."""
+    D, Kd = config.hidden_size, config.num_key_value_heads * config.head_dim
+    layer = 2 * D * D + 2 * D * Kd + 3 * D * config.intermediate_size
+    return 2 * (T * config.num_hidden_layers * layer + config.vocab_size * D)
+
+
+def _encoder_operations(config: Any) -> int:
+    """Of the matrix products of one picture, in patches and blocks; the projector takes 2 % more."""
+    v = config.vision
+    V, T = v.hidden_size, v.grid**2 + 1
+    patches = 3 * v.patch_size**2 * V
+    layer = 4 * V * V + 2 * V * v.intermediate_size + 2 * T * V  # the last part is attention
+    return 2 * T * (patches + config.vision_layers * layer)
+
+
+def _bytes_of_a_token(model: "MobileVLM", positions: float) -> float:
+    """The weights and the cache, which decoding a token reads once."""
+    d = model.config.decoder
+    weights = sum(part.nbytes for layer in model.decoder.layers for part in vars(layer).values())
+    cache = 2 * d.num_hidden_layers * d.num_key_value_heads * d.head_dim * 4
+    return weights + model.decoder.lm_head.nbytes + cache * positions
+
+
+# ---------------------------------------------------------------- the table
+
+
+def _print(figures: dict[str, Any], prompt: int) -> None:
+    limits = {
+        "read": f"reading memory, {figures['read_gb_per_second']:.1f} GB/s",
+        "sgemm": f"a float32 product, {figures['sgemm_gflops']:.0f} GFLOPS",
+        "dot": f"multiplying bytes in registers, {figures.get('dot_gops', 0):.0f} GOPS",
+    }
+
+    def line(name: str, value: float, unit: str, work: str = "") -> None:
+        text = f"{name:24} {value:9.2f} {unit:9}"
+        if work:
+            text += f" {figures[f'{work}_limit']:5.0%} of {limits[figures['limits_of'][work]]}"
+        print(text.rstrip())
+
+    line("import", figures["import_seconds"], "s")
+    line("load", figures["load_seconds"], "s")
+    if "encode_seconds" in figures:
+        line("image encode", figures["encode_seconds"], "s", "encode")
+    line(f"prompt of {prompt}", figures["prefill_tokens_per_second"], "tokens/s", "prefill")
+    line("decode", figures["decode_tokens_per_second"], "tokens/s", "decode")
+    line("peak memory", figures["peak_memory_gb"], "GB")

@@ -1,5 +1,6 @@
 """Progress bars on stderr for whatever takes longer than two seconds."""
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,11 +35,32 @@ def load_with_bar(**arguments: Any) -> Any:
     """`mvlm_np.load` under a progress bar; what the user should know about the files goes to stderr."""
     import mvlm_np
 
+    say_what_is_compiled()
     with counting_bytes("load") as count:
         model = mvlm_np.load(**arguments, progress=count)
     for note in model.notes:
         print(f"mvlm: note: {note}", file=sys.stderr)
     return model
+
+
+def say_what_is_compiled() -> None:
+    """From now on, the first kernel that has to be compiled is announced, on stderr."""
+    log = logging.getLogger("mvlm_np.kernels.compile")
+    if not log.handlers:
+        log.addHandler(_Announcement())
+        log.setLevel(logging.INFO)
+
+
+class _Announcement(logging.Handler):
+    """Tells once why the first answer takes its time."""
+
+    said = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.said:
+            self.said = True
+            told = "compiling what this answer needs for this CPU; later starts load it"
+            tqdm.write(f"mvlm: {told} (`mvlm warmup` compiles everything ahead)", file=sys.stderr)
 
 
 class ProgressWatch(Watch):

@@ -1,0 +1,103 @@
+"""What the machine can do at best, for `mvlm bench`: how fast it reads memory and multiplies bytes."""
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from mvlm_np.kernels.dot import _BYTES, _INTS, PATH, SHAPE, Tile, _call, _constant, _group_sums, _load
+from mvlm_np.kernels.kernel import kernel, reads, writes
+from mvlm_np.kernels.simd import LANES, add, load, splat, total
+
+BLOCK = 1 << 14  # floats of one step of reading: 64 kB
+STEPS = 64  # of multiplying, for the threads to share
+
+
+def read(x: np.ndarray) -> np.ndarray:
+    """Reads a float32 array (n,) with all threads, n a multiple of 16,384. Returns its blocks' sums."""
+    sums = np.empty(len(x) // BLOCK, np.float32)
+    _read(len(sums), BLOCK / 4, x, sums)
+    return sums
+
+
+@kernel(reads(1), writes(1))
+def _read(first, last, x, sums):
+    for block in range(first, last):
+        a = b = c = d = splat(np.float32(0))
+        for i in range(block * BLOCK, (block + 1) * BLOCK, 4 * LANES):
+            a, b = add(a, load(x, (i,))), add(b, load(x, (i + LANES,)))
+            c, d = add(c, load(x, (i + 2 * LANES,))), add(d, load(x, (i + 3 * LANES,)))
+        sums[block] = total(add(add(a, b), add(c, d)))
+
+
+def multiply(groups: int) -> None:
+    """Multiplies bytes and adds them up in registers, with all threads: `operations(groups)` in all.
+
+    The products are those of a prompt's tokens with int4 weights, with nothing loaded or stored: what real
+    products reach is a part of this.
+    """
+    x = np.ones((SHAPE[0], 64), np.int8)
+    _multiply(STEPS, 100 * groups, x, groups, np.empty(STEPS, np.int32))
+
+
+def operations(groups: int) -> int:
+    """Multiplications and additions that `multiply` does."""
+    return 2 * 32 * LANES * SHAPE[0] * SHAPE[1] * groups * STEPS
+
+
+@kernel(reads(2, dtype=types.int8), types.int64, writes(1, dtype=types.int32))
+def _multiply(first, last, x, groups, sums):
+    for step in range(first, last):
+        state = _begin(x)
+        for _ in range(groups):
+            state = _more(state, x)
+        sums[step] = _fold(state)
+
+
+ONE_INSTRUCTION = PATH in ("avx512vnni", "avxvnni", "neon_dotprod")
+
+# A vector of sums for each token and 16 rows, and one of weights, which change with each use lest LLVM
+# multiply them once and for all.
+_STATE = Tile(_INTS, SHAPE[0] * SHAPE[1] + 1, 1)
+
+
+@intrinsic
+def _begin(typing, x):
+    """Zeros."""
+    return _STATE(x), lambda *_: ir.Constant(_STATE.llvm, None)
+
+
+@intrinsic
+def _more(typing, state, x):
+    """The products of one group: 8 times 4 columns of weights with each token's 4 bytes of x."""
+
+    def generate(context, builder, signature, arguments):
+        state, x = arguments
+        rows, columns = SHAPE
+        data = context.make_array(signature.args[1])(context, builder, x).data
+        # Where a sum takes two instructions, LLVM would multiply once for all tokens if they were the same.
+        loaded = [_load(builder, data, _BYTES, 1, 0 if ONE_INSTRUCTION else m) for m in range(rows)]
+        sums = [builder.extract_value(state, i) for i in range(rows * columns)]
+        weights = builder.bitcast(builder.extract_value(state, rows * columns), _BYTES)
+        chunks = [weights := builder.add(weights, loaded[0]) for _ in range(8)]
+        steps = [([chunk], loaded) for chunk in chunks]
+        for column in range(0, rows * columns, rows):
+            sums[column : column + rows] = _group_sums(builder, sums[column : column + rows], steps, 1, True)
+        for i, lanes in enumerate([*sums, builder.bitcast(weights, _INTS)]):
+            state = builder.insert_value(state, lanes, i)
+        return state
+
+    return _STATE(state, x), generate
+
+
+@intrinsic
+def _fold(typing, state):
+    """The sum of all lanes."""
+
+    def generate(context, builder, signature, arguments):
+        result = _constant(0)
+        for i in range(_STATE.rows):
+            result = builder.add(result, builder.extract_value(arguments[0], i))
+        return _call(builder, "llvm.vector.reduce.add.v16i32", ir.IntType(32), result)
+
+    return types.int32(state), generate

@@ -1,0 +1,157 @@
+"""Shows what this machine computes with: CPU, cores, machine code, memory, versions, and what fits.
+
+Exits with 1 if something stands in the way of full speed, and says what.
+
+example:
+  mvlm doctor
+"""
+
+import argparse
+import os
+import platform
+import sys
+from typing import Any
+
+
+def describe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+
+    report = examine()
+    if args.json:
+        json.dump(report, sys.stdout, indent=1)
+        print()
+    else:
+        _print(report)
+    return 1 if report["problems"] else 0
+
+
+def examine() -> dict[str, Any]:
+    """All that `mvlm doctor` prints."""
+    from threadpoolctl import threadpool_info
+
+    from mvlm_np import backend, cores, memory
+    from mvlm_np.errors import UserError
+
+    problems = []
+    kernels: dict[str, Any] | None = None
+    try:
+        kernels = backend.about_kernels()
+        if kernels["cache"]["folder"] is None:
+            problems.append(
+                "machine code can be kept neither under $XDG_CACHE_HOME nor under ~/.cache, so every start "
+                "compiles anew; name a folder that can be written"
+            )
+    except ImportError as error:
+        problems.append(f"there is no Numba ({error}): only the slow NumPy backend can be used")
+    except UserError as error:
+        problems.append(str(error))
+    available = memory.available()
+    fits = _fits(available)
+    if not any(fitting for sizes in fits.values() for _, fitting in sizes.values()):
+        problems.append("no model of the family fits into the memory that is available")
+    chosen, reason = cores.usable()
+    blas = [b for b in threadpool_info() if b["user_api"] == "blas"]
+    return {
+        "versions": _versions(),
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "processor": _processor(),
+        "kernels": kernels,
+        "cores": {"cpus": chosen, "of": os.cpu_count(), "why": reason},
+        "blas": [
+            {"name": b["internal_api"], "version": b["version"], "threads": b["num_threads"]} for b in blas
+        ],
+        "memory": {"available": available, "in all": memory.total()},
+        "models": {
+            name: {p: {"bytes": size, "fits": fitting} for p, (size, fitting) in sizes.items()}
+            for name, sizes in fits.items()
+        },
+        "problems": problems,
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    """Of this package, of Python, and of all that is imported; None for what is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import mvlm_np
+
+    found: dict[str, str | None] = {"mvlm-np": mvlm_np.__version__, "python": platform.python_version()}
+    for name in ("numpy", "numba", "llvmlite", "safetensors", "sentencepiece", "pillow", "tqdm",
+                 "threadpoolctl", "gguf", "huggingface_hub"):  # fmt: skip
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _processor() -> str:
+    """The CPU's name, as far as the system knows one; ARM's cores go by numbers."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    except OSError:
+        fields = {}
+    fields = {key.strip(): value.strip() for key, value in fields.items()}
+    board = fields.get("model name") or fields.get("Model")
+    return board or platform.processor() or "unknown"
+
+
+def _fits(available: int | None) -> dict[str, dict[str, tuple[int, bool]]]:
+    """Each published model in each precision: the bytes it works with, and whether they are there."""
+    from types import SimpleNamespace
+
+    from mvlm_np.config import FAMILY
+    from mvlm_np.loading import PRECISIONS, manifest, memory_needed
+
+    table = {}
+    for name, config in FAMILY.items():
+        shapes = manifest(config).shapes
+        published: Any = {
+            tensor: SimpleNamespace(dtype="bfloat16", decode=None, shape=shape)
+            for tensor, shape in shapes.items()
+        }
+        sizes = {p: memory_needed(config, published, p) for p in PRECISIONS}
+        table[name] = {p: (size, available is None or size <= available) for p, size in sizes.items()}
+    return table
+
+
+def _print(report: dict[str, Any]) -> None:
+    from mvlm_np.memory import text
+
+    def line(name: str, *values: str) -> None:
+        print(f"{name:14} {' '.join(values)}".rstrip())
+
+    versions = report["versions"]
+    line("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version))
+    if absent := [name for name, version in versions.items() if not version]:
+        line("", "not installed:", ", ".join(absent))
+    line("system", report["system"])
+    line("processor", report["processor"])
+    if kernels := report["kernels"]:
+        asked = set().union(*kernels["paths"].values())
+        line("", "compiled for", kernels["cpu"], "with", ", ".join(sorted(asked)) or "nothing special")
+        others = [path for path in kernels["paths"] if path != kernels["path"]]
+        line("products", kernels["path"], f"(MVLM_SIMD may name {', '.join(others)})" if others else "")
+        cache = kernels["cache"]
+        held = f"{cache['kernels']} compiled, {text(cache['bytes'])}"
+        line("kernels", f"{held} in {cache['folder']}" if cache["folder"] else "not kept")
+    cores = report["cores"]
+    line("cores", f"{len(cores['cpus'])} of {cores['of']}:", ", ".join(map(str, cores["cpus"])))
+    line("", cores["why"])
+    for blas in report["blas"]:
+        line("BLAS", f"{blas['name']} {blas['version']}, {blas['threads']} threads")
+    known = {name: text(size) for name, size in report["memory"].items() if size is not None}
+    line("memory", ", ".join(f"{size} {name}" for name, size in known.items()) or "unknown")
+    print("\nmemory that a model and a conversation of 512 positions take; ! is more than is available")
+    precisions = list(next(iter(report["models"].values())))
+    print(f"  {'':18}" + "".join(f"{p:>12}" for p in precisions))
+    for name, sizes in report["models"].items():
+        cells = [f"{text(size['bytes'])}{' ' if size['fits'] else '!'}" for size in sizes.values()]
+        print(f"  {name:18}" + "".join(f"{cell:>12}" for cell in cells))
+    for problem in report["problems"]:
+        print(f"\nproblem: {problem}")

@@ -1,0 +1,103 @@
+"""The comparison with llama.cpp, run against programs that only say how fast they would be."""
+
+import json
+import shlex
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tools.make_checkpoint import make_checkpoint
+
+TOOL = ROOT / "tools" / "bench_llama_cpp.py"
+
+# llama-bench is faster with flash attention for one token and without for many, and best in batches of 128.
+BENCH = f"""#!{sys.executable}
+import json, sys
+words = [word for word in sys.argv[1:] if word != "--no-warmup"]
+flags = dict(zip(words[::2], words[1::2]))
+if flags["-n"] == "0":
+    rate = 40 + 2 * (flags["-fa"] == "off") + (flags["-ub"] == "128")
+else:
+    rate = 10 + (flags.get("-fa") == "on")
+print(json.dumps([{{"avg_ts": rate, "avg_ns": 1e6}}]))
+"""
+# llama-mtmd-cli encodes in half the time with the other mmproj.
+CLI = f"""#!{sys.executable}
+import sys
+assert sys.argv[sys.argv.index("--image") + 1].endswith(".jpg")
+print("Hello.")
+print("mtmd batch encoding done in", 500 if "q8" in " ".join(sys.argv) else 1000, "ms", file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def llama_cpp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    for name, program in {"llama-bench": BENCH, "llama-mtmd-cli": CLI}.items():
+        (folder / name).write_text(program)
+        (folder / name).chmod(stat.S_IRWXU)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    make_checkpoint("tiny", path)
+    return path
+
+
+def run(*args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, TOOL, *map(str, args)], capture_output=True, text=True)
+
+
+def test_it_finds_their_best_flags_and_tells_how_much_faster_we_are(
+    llama_cpp: Path, model: Path, tmp_path: Path
+) -> None:
+    files = ("--gguf", "m.gguf", "--mmproj", "f16.gguf", "q8.gguf")
+    done = run(
+        model, *files, "--llama-cpp", llama_cpp, "--rounds", 1, "--json", "--tuned", tmp_path / "flags"
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    rows = {row["figure"]: row for row in result["figures"]}
+    decode = rows["decode behind 200 positions"]
+    assert decode["theirs"] == [11]
+    assert decode["ratio"] == pytest.approx(decode["ours"][0] / 11)
+    encode = rows["image encode"]
+    assert encode["theirs"] == [0.5]
+    assert encode["ratio"] == pytest.approx(0.5 / encode["ours"][0])
+    assert all(value > 0 for row in rows.values() for value in [*row["ours"], *row["theirs"]])
+    commands = {name: shlex.split(command) for name, command in result["commands"].items()}
+    assert "on" in commands["decode behind 200 positions"]
+    assert {"off", "128"} <= set(commands["prompt of 200"])
+    assert any(word.endswith("q8.gguf") for word in commands["image encode"])
+    # One float32 position takes as much as a few weights here, so a long context leaves only a part.
+    assert 0 < result["long_context"]["bytes_leave"] < 1
+
+    again = run(
+        model,
+        *files,
+        "--llama-cpp",
+        llama_cpp,
+        "--rounds",
+        1,
+        "--tuned",
+        tmp_path / "flags",
+        "--only",
+        "load",
+    )
+    told = again.stderr.splitlines()
+    assert told[:2] == ["llama.cpp's flags, one by one:", "round 1 of 1"]  # and not one flag tried
+    assert "| load | s |" in again.stdout
+
+
+def test_without_llama_cpp_it_says_what_is_missing(model: Path, tmp_path: Path) -> None:
+    done = run(model, "--gguf", "m", "--mmproj", "p", "--llama-cpp", tmp_path)
+    if "llama-bench is neither" not in done.stderr:
+        pytest.skip("llama.cpp is on the PATH")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,386 @@
+"""Runs mvlm-np and llama.cpp on the same work in alternation, and prints how many times faster we are.
+
+    python tools/make_checkpoint.py MobileVLM_V2-1.7B V2-1.7B --tokenizer tokenizer.model
+    mvlm convert V2-1.7B V2-int4 --precision int4
+    python tools/bench_llama_cpp.py V2-int4 --gguf model-q4_0.gguf --mmproj mmproj-f16.gguf mmproj-q8_0.gguf
+
+The GGUF files may come from llama.cpp's own converters or from `mvlm convert --to gguf`. Its programs
+llama-bench and llama-mtmd-cli are looked for in the folder --llama-cpp or $LLAMA_CPP names, and on the PATH.
+
+First every figure is taken with each mmproj and each of llama.cpp's flags that may matter, and the best
+are kept. Then come the rounds: each measures everything once, ours and theirs in turn, every time in a
+new process. The table has medians; ours go through `model.stream`, `model.encode_image` and `mvlm ask`, so
+the tokenizer, the embedding, lm_head and sampling are in them. llama-bench samples nothing.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryFile
+from time import perf_counter
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the checkout, when run as a script
+
+# Nothing heavy is imported here: the memory of a process starts from that of the one that starts it.
+PROMPT, NEW, SHORT, LONG = 200, 32, 200, 1900  # tokens to read, to generate; positions behind which they are
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+QUESTION = "What animal is this?"
+
+
+class Figure(NamedTuple):
+    """One line of the table."""
+
+    name: str
+    unit: str
+    more_is_better: bool
+
+
+DECODE, DECODE_LONG = (Figure(f"decode behind {n} positions", "tokens/s", True) for n in (SHORT, LONG))
+READ = Figure(f"prompt of {PROMPT}", "tokens/s", True)
+ENCODE = Figure("image encode", "s", False)
+VQA = Figure(f"one question about a picture, {NEW} tokens, whole process", "s", False)
+MEMORY = Figure("peak memory of that", "GB", False)
+LOAD = Figure("load", "s", False)
+FIGURES = (DECODE, DECODE_LONG, READ, ENCODE, VQA, MEMORY, LOAD)
+ALL = ("decode", "long", "prompt", "encode", "ask", "load")
+
+Result = dict[Figure, float]
+
+
+class Ran(NamedTuple):
+    seconds: float
+    peak: int  # bytes
+    out: str
+    err: str
+
+
+def run(command: Sequence[str]) -> Ran:
+    """Runs a program to its end. The peak of its memory is VmHWM, mapped pages included."""
+    with TemporaryFile() as out, TemporaryFile() as err:
+        start = perf_counter()
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=ROOT)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+    if process.returncode:
+        sys.exit(f"{shlex.join(command)}\nfailed with {process.returncode}:\n{texts[1][-2000:]}")
+    return Ran(seconds, usage.ru_maxrss * 1024, *texts)
+
+
+# ---------------------------------------------------------------- ours
+
+
+def ours_in_a_process(what: str, args: argparse.Namespace) -> Any:
+    """The result of one of the functions below, in a Python of its own."""
+    command = [sys.executable, __file__, args.folder, "--ours", what, "--image", args.image]
+    return json.loads(run(command).out)
+
+
+def ours_load(folder: str, image: str) -> float:
+    import mvlm_np
+
+    mvlm_np.load(folder)  # imports the engine
+    start = perf_counter()
+    mvlm_np.load(folder)
+    return perf_counter() - start
+
+
+def ours_decode(folder: str, image: str, positions: int = SHORT) -> float:
+    import mvlm_np
+    from mvlm_np.cli.bench import decode, question_of
+
+    model = mvlm_np.load(folder)
+    question = question_of(model, positions - NEW // 2)  # compiles, and brings the weights into memory
+    return 1 / decode(model, question, NEW)
+
+
+def ours_long(folder: str, image: str) -> float:
+    return ours_decode(folder, image, LONG)
+
+
+def ours_prompt(folder: str, image: str) -> float:
+    import mvlm_np
+
+    model = mvlm_np.load(folder)
+    ids = [1, *range(100, 100 + PROMPT - 1)]
+    model.generate(ids, max_new_tokens=1)  # compiles
+    seconds = []
+    for _ in range(3):
+        start = perf_counter()
+        model.generate(ids, max_new_tokens=1)
+        seconds.append(perf_counter() - start)
+    return PROMPT / median(seconds)
+
+
+def ours_encode(folder: str, image: str) -> float:
+    import mvlm_np
+
+    model = mvlm_np.load(folder)
+    model.encode_image(image)
+    seconds = []
+    for _ in range(3):
+        start = perf_counter()
+        model.encode_image(image)
+        seconds.append(perf_counter() - start)
+    return median(seconds)
+
+
+OURS: dict[str, Callable[[str, str], Any]] = {
+    "load": ours_load,
+    "decode": ours_decode,
+    "long": ours_long,
+    "prompt": ours_prompt,
+    "encode": ours_encode,
+}
+
+
+def ask(args: argparse.Namespace) -> Ran:
+    command = [sys.executable, "-m", "mvlm_np", "ask", args.image, QUESTION, "--json"]
+    ran = run([*command, "--model", args.folder, "--max-new-tokens", str(NEW)])
+    if (new := json.loads(ran.out)["new_tokens"]) != NEW:
+        print(f"note: our answer ended after {new} tokens", file=sys.stderr)
+    return ran
+
+
+# ---------------------------------------------------------------- theirs
+
+
+class LlamaCpp:
+    """llama.cpp's programs, their model files, and the best flags for each figure."""
+
+    def __init__(self, args: argparse.Namespace):
+        folders = os.pathsep.join(filter(None, (args.llama_cpp, os.environ.get("PATH"))))
+        found = {name: shutil.which(name, path=folders) for name in ("llama-bench", "llama-mtmd-cli")}
+        for name, path in found.items():
+            if path is None:
+                sys.exit(f"{name} is neither on the PATH nor where --llama-cpp or $LLAMA_CPP points")
+        threads = ["-t", str(args.threads)]
+        self._bench = [str(found["llama-bench"]), "-m", args.gguf, *threads, "-o", "json"]
+        picture = ["--image", args.image, "-p", QUESTION, "-sys", SYSTEM]
+        sampling = ["--temp", "0", "-c", "2048", "--chat-template", "vicuna"]
+        self._cli = [str(found["llama-mtmd-cli"]), "-m", args.gguf, *threads, *picture, *sampling]
+        self._mmprojs = args.mmproj
+        self.commands: dict[Figure, list[str]] = {}
+
+    def bench(self, flags: Sequence[str]) -> float:
+        """Tokens per second, the mean of llama-bench's repetitions."""
+        (test,) = json.loads(run([*self._bench, *flags]).out)
+        return test["avg_ts"]
+
+    def cli(self, new: int, flags: Sequence[str]) -> tuple[Ran, float]:
+        """A whole run, and the seconds that its encoder took."""
+        ran = run([*self._cli, "-n", str(new), *flags])
+        found = re.search(r"(?:slice encoded|encoding done) in (\d+) ms", ran.out + ran.err)
+        assert found, f"llama-mtmd-cli does not say how long it encoded:\n{(ran.out + ran.err)[-2000:]}"
+        return ran, int(found[1]) / 1000
+
+    def tune(self, only: Sequence[str], quick: bool) -> None:
+        """Finds the best flags for each figure that has none yet; quick: takes the first ones."""
+        attention, repack = {"-fa": ["off", "on"]}, {"--repack": ["1", "0"]}
+        grids: list[tuple[str, Figure, str, dict[str, list[str]]]] = [
+            ("decode", DECODE, f"-p 0 -n {NEW} -d {SHORT - NEW // 2}", attention | repack),
+            # The prompt takes a minute each time.
+            ("long", DECODE_LONG, f"-p 0 -n {NEW} -d {LONG - NEW // 2}", attention),
+            ("prompt", READ, f"-p {PROMPT} -n 0", attention | repack | {"-ub": ["512", "128", "64"]}),
+            ("load", LOAD, "-p 0 -n 1 --no-warmup", {"-lm": ["mmap", "none"]}),
+        ]
+        for what, figure, shape, choices in grids:
+            if what not in only or figure in self.commands:
+                continue
+            rates = {}
+            for values in product(*(tried[:1] if quick else tried for tried in choices.values())):
+                flags = shape.split() + [word for pair in zip(choices, values, strict=True) for word in pair]
+                rate = -self.load(flags) if figure is LOAD else self.bench([*flags, "-r", "1"])
+                rates[tuple(flags)] = rate
+                print(f"  {abs(rate):6.1f} {figure.unit}  {shlex.join(flags)}", file=sys.stderr)
+            self.commands[figure] = [*max(rates, key=rates.__getitem__)]
+        if not {"encode", "ask"} & set(only) or VQA in self.commands:
+            return
+        encode, whole = {}, {}
+        variants = ["", "-fa on", "-fa off", "-lm none", "--no-repack", "--no-warmup"]
+        for mmproj, variant in product(self._mmprojs, variants[:1] if quick else variants):
+            words = ("--mmproj", mmproj, *variant.split())
+            ran, encode[words] = self.cli(NEW, words)
+            whole[words] = ran.seconds
+            told = f"{ran.seconds:6.2f} s, {encode[words]:.2f} s of it encode"
+            print(f"  {told}  {shlex.join(words)}", file=sys.stderr)
+        self.commands[ENCODE] = [*min(encode, key=encode.__getitem__)]
+        self.commands[VQA] = [*min(whole, key=whole.__getitem__)]
+
+    def remember(self, path: Path) -> None:
+        """Takes the flags that an earlier run left in a file."""
+        if path.exists():
+            found = json.loads(path.read_text())
+            self.commands = {f: found[f.name] for f in FIGURES if f.name in found}
+
+    def keep(self, path: Path) -> None:
+        path.write_text(json.dumps({f.name: flags for f, flags in self.commands.items()}, indent=1) + "\n")
+
+    def load(self, flags: Sequence[str]) -> float:
+        """Seconds of a process that loads the language model and computes one token, less that token.
+
+        Weights are repacked, as they are by default; without that it would load faster, and be slower then.
+        """
+        ran = run([*self._bench, *flags, "-r", "1"])
+        return ran.seconds - json.loads(ran.out)[0]["avg_ns"] / 1e9
+
+    def shown(self, figure: Figure) -> str:
+        """The whole command of a figure."""
+        program = self._cli if figure in (ENCODE, VQA) else self._bench
+        more = ["-n", str(1 if figure is ENCODE else NEW)] if figure in (ENCODE, VQA) else ["-r", "1"]
+        return shlex.join([*program, *self.commands[figure], *more])
+
+
+# ---------------------------------------------------------------- the rounds
+
+
+def one_round(args: argparse.Namespace, llama: LlamaCpp) -> tuple[Result, Result]:
+    """Everything once, ours and theirs in turn."""
+    ours: Result = {}
+    theirs: Result = {}
+    for what, figure, repeats in (("decode", DECODE, "1"), ("long", DECODE_LONG, "1"), ("prompt", READ, "3")):
+        if what in args.only:
+            ours[figure] = ours_in_a_process(what, args)
+            theirs[figure] = llama.bench([*llama.commands[figure], "-r", repeats])
+    if "encode" in args.only:
+        ours[ENCODE] = ours_in_a_process("encode", args)
+        _, theirs[ENCODE] = llama.cli(1, llama.commands[ENCODE])
+    if "ask" in args.only:
+        asked = ask(args)
+        answered, _ = llama.cli(NEW, llama.commands[VQA])
+        ours[VQA], ours[MEMORY] = asked.seconds, asked.peak / 1e9
+        theirs[VQA], theirs[MEMORY] = answered.seconds, answered.peak / 1e9
+    if "load" in args.only:
+        ours[LOAD], theirs[LOAD] = ours_in_a_process("load", args), llama.load(llama.commands[LOAD])
+    return ours, theirs
+
+
+def kept(args: argparse.Namespace) -> float:
+    """The part of the decoding rate that the bytes leave: (weights + cache) at SHORT positions / at LONG."""
+    out = run([sys.executable, "-m", "mvlm_np", "inspect", args.folder, "--json"]).out
+    report = json.loads(out)
+    weights = sum(
+        t["bytes"]
+        for t in report["tensors"]
+        if re.search(r"layers\.|lm_head", t["name"]) and "vision" not in t["name"]
+    )
+    d = report["config"]["decoder"]
+    position = 2 * d["num_hidden_layers"] * d["num_key_value_heads"]
+    position *= d["hidden_size"] // d["num_attention_heads"] * 4
+    return (weights + SHORT * position) / (weights + LONG * position)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", help="an int4 model that `mvlm convert` wrote")
+    parser.add_argument("--gguf", help="the language model in Q4_0")
+    parser.add_argument(
+        "--mmproj", nargs="+", help="its vision tower and projector; of several, the best counts"
+    )
+    parser.add_argument("--llama-cpp", default=os.environ.get("LLAMA_CPP"), help="folder of its programs")
+    parser.add_argument("--image", default=str(ROOT / "examples" / "chelsea.jpg"))
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of llama.cpp")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=ALL, default=ALL, help="some of the figures alone")
+    parser.add_argument("--tuned", type=Path, help="file that keeps llama.cpp's best flags for the next run")
+    parser.add_argument("--quick", action="store_true", help="take llama.cpp's flags as they are, untuned")
+    parser.add_argument(
+        "--json", action="store_true", help="print every figure of every round, and the commands"
+    )
+    parser.add_argument("--ours", choices=OURS, help=argparse.SUPPRESS)  # what a process of ours measures
+    args = parser.parse_args()
+    args.folder = str(Path(args.folder).resolve())
+    args.image = str(Path(args.image).resolve())
+    if args.ours:
+        print(json.dumps(OURS[args.ours](args.folder, args.image)))
+        return
+    if not (args.gguf and args.mmproj):
+        parser.error("--gguf and --mmproj are needed")
+    args.gguf, args.mmproj = str(Path(args.gguf).resolve()), [str(Path(p).resolve()) for p in args.mmproj]
+
+    llama = LlamaCpp(args)
+    print("llama.cpp's flags, one by one:", file=sys.stderr)
+    if args.tuned:
+        llama.remember(args.tuned)
+    llama.tune(args.only, args.quick)
+    if args.tuned:
+        llama.keep(args.tuned)
+    ask(args)  # unmeasured: compiles, and fills the page cache
+    rounds = []
+    for i in range(args.rounds):
+        print(f"round {i + 1} of {args.rounds}", file=sys.stderr)
+        rounds.append(one_round(args, llama))
+        for figure, ours_now in rounds[-1][0].items():
+            theirs_now = rounds[-1][1][figure]
+            print(
+                f"  {theirs_now:.4g} against our {ours_now:.4g} {figure.unit}, {figure.name}", file=sys.stderr
+            )
+    figures = list(rounds[0][0])
+    ours, theirs = ({f: [both[side][f] for both in rounds] for f in figures} for side in (0, 1))
+    report(ours, theirs, kept(args), llama, args.json)
+
+
+def report(
+    ours: dict[Figure, list[float]],
+    theirs: dict[Figure, list[float]],
+    bytes_leave: float,
+    llama: LlamaCpp,
+    as_json: bool,
+) -> None:
+    ratios = {f: median(ours[f]) / median(theirs[f]) for f in ours}
+    ratios = {f: ratio if f.more_is_better else 1 / ratio for f, ratio in ratios.items()}
+    both = DECODE in ours and DECODE_LONG in ours
+    keeps = median(ours[DECODE_LONG]) / median(ours[DECODE]) if both else None
+    if as_json:
+        rows = [
+            {"figure": f.name, "unit": f.unit, "ours": ours[f], "theirs": theirs[f], "ratio": ratios[f]}
+            for f in ours
+        ]
+        commands = {f.name: llama.shown(f) for f in llama.commands}
+        json.dump(
+            {
+                "figures": rows,
+                "long_context": {"kept": keeps, "bytes_leave": bytes_leave},
+                "commands": commands,
+            },
+            sys.stdout,
+            indent=1,
+        )
+        print()
+        return
+    print("| | unit | llama.cpp | mvlm-np | times better |")
+    print("| --- | --- | --- | --- | --- |")
+    for f in ours:
+        cells = [f"{median(v):.3g} ({min(v):.3g}–{max(v):.3g})" for v in (theirs[f], ours[f])]
+        print(f"| {f.name} | {f.unit} | {cells[0]} | {cells[1]} | {ratios[f]:.2f} |")
+    print("\nMedians of the rounds, and the range.", end="")
+    if keeps is not None:
+        print(f" Behind {LONG} positions we keep {keeps:.0%} of the rate behind {SHORT};", end="")
+        print(f" the bytes to be read leave {bytes_leave:.0%}.", end="")
+    print(" llama.cpp's commands:\n")
+    for f in llama.commands:
+        print(f"    {llama.shown(f)}")
+
+
+if __name__ == "__main__":
+    main()
