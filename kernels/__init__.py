@@ -41,15 +41,15 @@ def all_kernels() -> list[Any]:
 
 def about() -> dict[str, Any]:
     """What the kernels are compiled for and where their machine code is kept. ImportError: no Numba."""
-    from mvlm_np.kernels import compile, dot
+    from mvlm_np.kernels import compile, cpu
 
     folder = compile.cache_folder()
     sizes = [path.stat().st_size for path in folder.iterdir()] if folder else []
-    features = dot.features()
+    features = cpu.features()
     return {
         "cpu": compile.cpu_target.target_context.codegen().magic_tuple()[1],
         "features": sorted(features),
-        "path": dot.PATH,
-        "paths": {path: sorted(needed) for path, needed in dot.PATHS.items() if needed <= features},
+        "path": cpu.PATH,
+        "paths": {path: sorted(needed) for path, needed in cpu.PATHS.items() if needed <= features},
         "cache": {"folder": folder and str(folder), "kernels": len(sizes), "bytes": sum(sizes)},
     }

@@ -5,7 +5,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from mvlm_np.kernels.dot import _BYTES, _INTS, PATH, SHAPE, Tile, _call, _constant, _group_sums, _load
+from mvlm_np.kernels.cpu import PATH
+from mvlm_np.kernels.dot import _BYTES, _INTS, SHAPE, Tile, _call, _constant, _group_sums, _load
 from mvlm_np.kernels.kernel import kernel, reads, writes
 from mvlm_np.kernels.simd import LANES, add, load, splat, total
 

@@ -34,6 +34,7 @@ class KVCache:
     def __init__(self, config: DecoderConfig, capacity: int, dtype: DTypeLike = np.float32):
         shape = (config.num_hidden_layers, config.num_key_value_heads, capacity, config.head_dim)
         self.keys, self.values = empty(shape, dtype), empty(shape, dtype)
+        self.bytes_per_position = bytes_per_position(config, dtype)
         self.length = 0
 
     def reserve(self, capacity: int) -> None:

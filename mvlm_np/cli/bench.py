@@ -188,10 +188,8 @@ def _encoder_operations(config: Any) -> int:
 
 def _bytes_of_a_token(model: "MobileVLM", positions: float) -> float:
     """The weights and the cache, which decoding a token reads once."""
-    d = model.config.decoder
     weights = sum(part.nbytes for layer in model.decoder.layers for part in vars(layer).values())
-    cache = 2 * d.num_hidden_layers * d.num_key_value_heads * d.head_dim * 4
-    return weights + model.decoder.lm_head.nbytes + cache * positions
+    return weights + model.decoder.lm_head.nbytes + model.session().cache.bytes_per_position * positions
 
 
 # ---------------------------------------------------------------- the table

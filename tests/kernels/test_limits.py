@@ -20,11 +20,11 @@ def test_reading_reads_everything() -> None:
 
 
 COUNT = """
-from mvlm_np.kernels import dot, limits
+from mvlm_np.kernels import cpu, dot, limits
 (code,) = limits._multiply.compiled.inspect_asm().values()
 names = {"avx512vnni": "vpdpbusd", "avxvnni": "vpdpbusd", "avx2": "vpmaddubsw", "neon_dotprod": "sdot"}
-found = sum(line.split()[:1] == [names[dot.PATH]] for line in code.splitlines())
-print(found, 8 * dot.SHAPE[0] * dot.SHAPE[1] * dot._REGISTERS[dot.PATH])
+found = sum(line.split()[:1] == [names[cpu.PATH]] for line in code.splitlines())
+print(found, 8 * dot.SHAPE[0] * dot.SHAPE[1] * dot._REGISTERS[cpu.PATH])
 """
 
 
