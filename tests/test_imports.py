@@ -24,7 +24,7 @@ LAYERS = [
     {"answer", "session"},
     {"vision", "projector", "decoder", "generation", "inputs"},
     {"checkpoints"},
-    {"linear", "backend", "quantize"},
+    {"linear", "backend", "quantize", "cache"},
     {"kernels"},
     {"ops"},
     {"config", "trace", "cores", "memory", "errors"},
