@@ -22,7 +22,7 @@ class Linear(Protocol):
         """x W^T + b; with `add_to` (T, N), a residual, the sum of both."""
 
     def after(self, op: Callable, *args: Any, add_to: np.ndarray | None = None) -> np.ndarray:
-        """self(op(*args), add_to). op is a function of the vocabulary, which may be fused with the rounding."""
+        """self(op(*args), add_to). A function of the vocabulary may be computed with the rounding."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Dense:
 
 
 def prepare(matrices: Sequence[Packed]) -> Any:
-    """Packed matrices with the same input, in the form that `packed_matmul` takes: for a backend to prepare."""
+    """Packed matrices with the same input, as `packed_matmul` takes them: a backend may prepare them."""
     return matrices
 
 

@@ -1,7 +1,7 @@
 """How far int8, int4 and a smaller cache move the logits: signal-to-noise ratios in dB, as tables for docs.
 
-Each argument is a folder of goldens (cases.json, golden-*.safetensors, and the checkpoint they were made with; a
-folder gguf/ beside it with llama.cpp's files of the same model is measured too).
+Each argument is a folder of goldens: cases.json, golden-*.safetensors, and the checkpoint they were made with.
+Files of the same model by llama.cpp, in its folder gguf, are measured too.
 
 example:
   python tools/quantisation_table.py tests/data/golden/ldpv2 tests/data/golden/mlp
