@@ -129,11 +129,8 @@ def question_of(model: "MobileVLM", positions: int) -> str:
     """A question whose prompt takes about that many positions, or as few as there can be."""
     chat, question = model.chat(), "Describe in detail everything that you know about this photo"
     list(chat.stream(question, max_new_tokens=0))
-    encode = model.tokenizer.encode
-    around = len(chat.prompt_ids) - len(encode(question))
-    while len(encode(question + " photo")) + around <= positions:
-        question += " photo"
-    return question
+    count = [len(model.tokenizer.encode(question + more)) for more in ("", " photo")]
+    return question + " photo" * max(0, (positions - len(chat.prompt_ids)) // (count[1] - count[0]))
 
 
 def decode(model: "MobileVLM", question: str, new: int) -> float:
