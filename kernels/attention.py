@@ -10,7 +10,7 @@ from numba import types
 
 from mvlm_np import ops
 from mvlm_np.kernels.activations import exp
-from mvlm_np.kernels.arrays import contiguous, float32, rows_contiguous
+from mvlm_np.kernels.arrays import FLOAT32, contiguous, float32, rows_contiguous
 from mvlm_np.kernels.compile import inline
 from mvlm_np.kernels.cpu import PATH
 from mvlm_np.kernels.dot import add_outer, store_tile, zeros
@@ -80,7 +80,7 @@ def _fit(q, k, v, causal):
 
 def _known(q, stored):
     """Whether the types and the head size are those that the kernels are made for."""
-    return q.dtype == np.float32 and q.shape[2] % LANES == 0 and stored.numbers.dtype in _KINDS
+    return q.dtype == FLOAT32 and q.shape[2] % LANES == 0 and stored.numbers.dtype in _KINDS
 
 
 def _attention(q, keys, values, causal):

@@ -16,7 +16,7 @@ from numba import types
 
 from mvlm_np.errors import GenerationError
 from mvlm_np.kernels import activations, norms
-from mvlm_np.kernels.arrays import rows_contiguous
+from mvlm_np.kernels.arrays import FLOAT32, rows_contiguous
 from mvlm_np.kernels.compile import inline
 from mvlm_np.kernels.dot import (
     FEW,
@@ -76,7 +76,7 @@ def packed_matmul(
     change, arrange = before
     x, other, gain, shift, eps = arrange(*args)
     M, K = x.shape
-    if x.dtype != np.float32 or M == 0:
+    if x.dtype != FLOAT32 or M == 0:
         raise GenerationError("activations", f"found {x.dtype} {x.shape}", "float32 with at least one row")
     bits, _, places, tiles, columns, _ = matrices
     rounding = change, x, other, gain, shift, eps, OFFSET[bits]

@@ -33,7 +33,7 @@ def load(
     threads: int | None = None,
     vision_tower: str | Path | None = None,
     mmproj: str | Path | None = None,
-    cache: str = "float32",
+    cache: str | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> MobileVLM:
     """Loads a model.
@@ -44,7 +44,8 @@ def load(
     threads       of BLAS for the whole process, of Numba for this Python thread; None leaves them alone
     vision_tower  the folder of the CLIP model, where it is not where the config says
     mmproj        the GGUF file with vision tower and projector, where it is not beside the model
-    cache         type of the key-value cache: "float32", "float16" or "int8"
+    cache         type of the key-value cache: "float32", "float16" or "int8"; None: float16 beside a decoder in
+                  int8 or int4, whose own rounding is far coarser, else float32
     progress      called with the bytes read so far and the bytes in all
 
     Raises a UserError if the files are unreadable, incomplete or do not fit each other, and MemoryNeeded
@@ -54,11 +55,15 @@ def load(
         raise UserError(
             "precision", f"found {precision!r}", f"{', '.join(PRECISIONS)}, or None for as stored"
         )
-    if cache not in CACHES:
-        raise UserError("cache", f"found {cache!r}", " or ".join(CACHES))
+    if cache not in (None, *CACHES):
+        raise UserError(
+            "cache", f"found {cache!r}", f"{', '.join(CACHES)}, or None for what suits the weights"
+        )
     backends.check(backend)
     checkpoint = open_checkpoint(path_or_name, vision_tower, mmproj)
     tensors = bound_tensors(checkpoint)
+    if cache is None:
+        cache = "float16" if quantized(tensors, precision) else "float32"
     require_memory(checkpoint, tensors, precision, cache)
     if backend == "auto" and sum(tensor.nbytes for tensor in tensors.values()) < SMALL:
         backend = "numpy"
@@ -114,6 +119,12 @@ def bound_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
         return unused(name) or (config.decoder.tie_word_embeddings and name == "lm_head.weight")
 
     return check(checkpoint.path, manifest(config).shapes, checkpoint.tensors, spelling, ignored)
+
+
+def quantized(tensors: Mapping[str, Tensor], precision: str | None) -> bool:
+    """Whether the decoder's layers are kept in int8 or int4."""
+    name = "decoder.layers.0.mlp.down.weight"
+    return bits(name, tensors[name], precision) is not None
 
 
 def memory_needed(

@@ -150,7 +150,7 @@ def test_memory_needed_is_that_of_weights_and_a_cache_of_512_positions(folder: P
         ({"precision": "int2"}, r"^precision: found 'int2', wanted float32, int8, int4, or None"),
         ({"precision": 8}, r"^precision: found 8, wanted"),
         ({"backend": "torch"}, r"^backend: found 'torch', wanted auto or numba or numpy"),
-        ({"cache": "int4"}, r"^cache: found 'int4', wanted float32 or float16 or int8"),
+        ({"cache": "int4"}, r"^cache: found 'int4', wanted float32, float16, int8, or None"),
         ({"threads": 0}, r"^threads: found 0, wanted a whole number from 1"),
         ({"threads": "4"}, r"^threads: found '4', wanted a whole number from 1"),
         ({"vision_tower": "absent"}, r"^absent: has no config\.json, wanted the folder of a CLIP model"),

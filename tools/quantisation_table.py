@@ -1,7 +1,6 @@
 """How far int8, int4 and a smaller cache move the logits: signal-to-noise ratios in dB, as tables for docs.
 
-Each argument is a folder of goldens: cases.json, golden-*.safetensors, and the checkpoint they were made with.
-Files of the same model by llama.cpp, in its folder gguf, are measured too.
+Each argument is a folder of goldens: cases.json, golden-*.safetensors, and the checkpoint that made them. of the same model by llama.cpp, in its folder gguf, are measured too.
 
 example:
   python tools/quantisation_table.py tests/data/golden/ldpv2 tests/data/golden/mlp

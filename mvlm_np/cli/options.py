@@ -22,7 +22,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--threads", metavar="N", type=int, help="threads to compute with (default: all cores)"
     )
     group.add_argument(
-        "--cache", metavar="T", default="float32", help="key-value cache: float32, float16 or int8 (float32)"
+        "--cache",
+        metavar="T",
+        help="key-value cache: float32, float16, int8 (default: float16 for int8 and int4 models)",
     )
     group.add_argument("--vision-tower", metavar="PATH", help="folder of the CLIP model, if it is elsewhere")
     group.add_argument("--mmproj", metavar="PATH", help="GGUF file of the vision tower, if it is elsewhere")
