@@ -41,11 +41,11 @@ def load(
     path_or_name  a model folder or a GGUF file
     precision     of the linear layers: "float32", "int8", "int4", or None: as stored; see `binding.bits`
     backend       "numba", "numpy" (the reference), or "auto": numba if it is there and the model is not small
-    threads       of BLAS for the whole process, of Numba for this Python thread; None leaves them alone
+    threads       of BLAS and of the kernels, for the whole process; None leaves them alone
     vision_tower  the folder of the CLIP model, where it is not where the config says
     mmproj        the GGUF file with vision tower and projector, where it is not beside the model
-    cache         type of the key-value cache: "float32", "float16" or "int8"; None: float16 beside a decoder in
-                  int8 or int4, whose own rounding is far coarser, else float32
+    cache         type of the key-value cache: "float32", "float16" or "int8"; None: float16 beside a decoder
+                  in int8 or int4, whose own rounding is far coarser, else float32
     progress      called with the bytes read so far and the bytes in all
 
     Raises a UserError if the files are unreadable, incomplete or do not fit each other, and MemoryNeeded
