@@ -1,7 +1,7 @@
 """Runs the project on ARM processors that this machine does not have, emulated by QEMU.
 
     python tools/arm.py build                   Python and its packages for ARM, in .cache/arm
-    python tools/arm.py test                    all tests of the kernels on each CPU, and one question
+    python tools/arm.py test                    the tests of all kernels on each CPU, and one question
     python tools/arm.py run cortex-a76 -m mvlm_np doctor
 
 `build` needs Debian's or Ubuntu's apt-get, dpkg-deb and qemu-user, and a network; no root. apt is told to
@@ -43,6 +43,8 @@ WHEELS = [
     "manylinux_2_17_aarch64",
     "manylinux2014_aarch64",
 ]
+# Not how machine code is cached, which is the same everywhere and would compile everything many times.
+TESTS = ["tests/kernels", *(f"--ignore=tests/kernels/test_{name}.py" for name in ("arm", "compile"))]
 
 
 class CPU(NamedTuple):
@@ -209,7 +211,7 @@ def test(cpus: Sequence[str]) -> int:
 
 def _test_one(cpu: str, model: Path) -> bool:
     started = perf_counter()
-    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=emulated", "tests/kernels"]
+    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=emulated", *TESTS]
     ask = ["-m", "mvlm_np", "ask", "examples/chelsea.jpg", "What animal is this?", "--model", str(model)]
     ask += ["--precision", "int4", "--max-new-tokens", "8"]
     runs = [python(cpu, *tests), *(python(cpu, *ask, "--backend", name) for name in ("numba", "numpy"))]
