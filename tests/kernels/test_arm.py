@@ -1,4 +1,4 @@
-"""Three kernels on an emulated Cortex-A76, where tools/arm.py has built one; `make test-arm` runs them all."""
+"""Three kernels on an emulated Cortex-A76, if tools/arm.py has built one; `make test-arm` runs them all."""
 
 import pytest
 
