@@ -59,7 +59,7 @@ class CPU(NamedTuple):
 CPUS = {
     "cortex-a76": CPU("cortex-a76", "cortex-a76", "+neon,+fp-armv8,+dotprod,+fullfp16", "neon_dotprod"),
     "cortex-a72": CPU("cortex-a72", "cortex-a72", "+neon,+fp-armv8", "neon"),
-    "max": CPU("max", "generic", "+neon,+fp-armv8,+dotprod,+fullfp16,+i8mm", "neon_dotprod"),
+    "max": CPU("max", "generic", "+neon,+fp-armv8,+dotprod,+fullfp16,+i8mm", "neon_i8mm"),
 }
 
 

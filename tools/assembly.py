@@ -144,12 +144,12 @@ def _reaching(block: int, head: int, before: Edges) -> Iterator[int]:
 
 
 def of_kernel(kernel: Any) -> str:
-    """What a `kernels.compile.Kernel` is compiled to without threads, for the CPU that Numba compiles for."""
+    """What a `kernels.kernel.Kernel` is compiled to, for the CPU that Numba compiles for."""
     from numba import njit
 
     from mvlm_np.kernels.compile import OPTIONS
 
-    fresh = njit(**OPTIONS)(kernel.body)  # Numba shows no assembly of what it had from the disk
+    fresh = njit(nogil=True, **OPTIONS)(kernel._run)  # Numba shows no assembly of what it had from the disk
     fresh.compile(kernel.signature)
     (text,) = fresh.inspect_asm().values()
     return str(text)

@@ -40,12 +40,13 @@ PROGRAM = """
 import sys
 from mvlm_np.kernels import quantized
 from tools.assembly import of_kernel
-print(*(of_kernel(getattr(quantized, name)) for name in sys.argv[1:]), sep="\\f")
+named = {kernel.name: kernel for kernel in quantized.PRODUCTS.values()}
+print(*(of_kernel(named[name]) for name in sys.argv[1:]), sep="\\f")
 """
 
-
-# The products in `kernels.quantized`, and the tokens of a block.
-KERNELS = {"_int4_one": 1, "_int8_one": 1, "_int4_four": 4, "_int8_four": 4}
+# The products' names, and the tokens of a tile.
+DECODE, PROMPT, ENCODE = "quantized.int4_1x1", "quantized.int4_4x1", "quantized.int8_4x1"
+KERNELS = {DECODE: 1, "quantized.int8_1x1": 1, PROMPT: 4, ENCODE: 4}
 
 
 def rates(mca: str) -> dict[str, float]:
@@ -98,10 +99,10 @@ def predictions(rates: dict[str, float]) -> Iterator[tuple[str, str]]:
     yield "decode, int4, tokens/s: as fast as weights are read", f"{READ / nbytes:.0f} to {PEAK / nbytes:.0f}"
     yield (
         "decode, int4, tokens/s: as fast as they are multiplied",
-        f"{machine * rates['_int4_one'] / all_weights:.0f}",
+        f"{machine * rates[DECODE] / all_weights:.0f}",
     )
-    yield "prompt, int4, tokens/s", f"{machine * rates['_int4_four'] / layers:.0f}"
-    yield "image encode, int8, s", f"{encode / (machine * rates['_int8_four']):.1f}"
+    yield "prompt, int4, tokens/s", f"{machine * rates[PROMPT] / layers:.0f}"
+    yield "image encode, int8, s", f"{encode / (machine * rates[ENCODE]):.1f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

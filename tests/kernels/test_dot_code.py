@@ -16,6 +16,8 @@ EXPECTED = {
     ("avxvnni", False): ("x86_64", "alderlake", "", ["vpdpbusd"]),
     ("avx2", True): ("x86_64", "haswell", "", ["vpmaddubsw", "vpmaddwd"]),
     ("avx2", False): ("x86_64", "haswell", "", ["vpabsb", "vpsignb", "vpmaddubsw", "vpmaddwd"]),
+    ("neon_i8mm", True): ("aarch64", "cortex-a710", "", ["smmla"]),
+    ("neon_i8mm", False): ("aarch64", "cortex-a710", "", ["smmla"]),
     ("neon_dotprod", True): ("aarch64", "cortex-a76", "+dotprod", ["sdot"]),
     ("neon_dotprod", False): ("aarch64", "cortex-a76", "+dotprod", ["sdot"]),
     ("neon", True): ("aarch64", "cortex-a72", "", ["smull", "addp", r"sadalp|saddlp"]),
@@ -30,7 +32,9 @@ def assembly(machine: str, cpu: str, features: str, small: bool) -> str:
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     module = ir.Module()
-    arguments = [t.as_pointer() for t in (dot._INTS, dot._BYTES, dot._I8)]
+    lanes = dot.LANES // dot._REGISTERS[dot.PATH]
+    register = ir.VectorType(dot._I8, 4 * lanes)
+    arguments = [t.as_pointer() for t in (ir.VectorType(dot._I32, lanes), register, dot._I8)]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), "add_group")
     builder = ir.IRBuilder(function.append_basic_block())
     sums, w, x = function.args
