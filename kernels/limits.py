@@ -95,19 +95,16 @@ def _more(typing, state, x):
         chunks = [weights := builder.add(weights, loaded[0]) for _ in range(8)]
         words = loaded[:1] if PATH == "neon_i8mm" else loaded  # one register for all four tokens
         done = []
-        for part in range(parts := _REGISTERS[PATH]):
-            steps = [
-                (
-                    [_pieces(builder, chunk, parts)[part]],
-                    [_pieces(builder, word, parts)[part] for word in words],
-                )
-                for chunk in chunks
-            ]
-            own = [_pieces(builder, lanes, parts)[part] for lanes in sums]
+        for part in range(_REGISTERS[PATH]):
+
+            def piece(v, part=part):
+                return _pieces(builder, v, _REGISTERS[PATH])[part]
+
+            steps = [([piece(chunk)], [piece(word) for word in words]) for chunk in chunks]
+            own = [piece(lanes) for lanes in sums]
             for column in range(0, rows * columns, rows):
-                own[column : column + rows] = _group_sums(
-                    builder, own[column : column + rows], steps, 1, True
-                )
+                tokens = slice(column, column + rows)
+                own[tokens] = _group_sums(builder, own[tokens], steps, 1, True)
             done.append(own)
         sums = [_joined(builder, pieces) for pieces in zip(*done, strict=True)]
         for i, lanes in enumerate([*sums, builder.bitcast(weights, _INTS)]):

@@ -21,7 +21,12 @@ class Instruction(NamedTuple):
     @property
     def on_stack(self) -> bool:
         """Whether it reads or writes the stack: a register that had to be stored away, for one."""
-        return bool(re.search(r"\[sp\b|\(%rsp\b", self.operands))
+        return bool(re.search(r"\[sp\b|\[x29, #-|\(%rsp\b|-\d+\(%rbp\)", self.operands))
+
+    @property
+    def spills(self) -> bool:
+        """Whether it stores a vector register on the stack or takes it from there."""
+        return self.on_stack and bool(re.search(r"%[xyz]mm\d|\b[qv]\d", self.operands))
 
     def __str__(self) -> str:
         return f"\t{self.op}\t{self.operands}"

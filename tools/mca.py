@@ -40,7 +40,8 @@ PROGRAM = """
 import sys
 from mvlm_np.kernels import quantized
 from tools.assembly import of_kernel
-named = {kernel.name: kernel for kernel in quantized.PRODUCTS.values()}
+kernels = *quantized.ONE_TOKEN.values(), *quantized.TOKENS.values()
+named = {kernel.name: kernel for kernel in kernels}
 print(*(of_kernel(named[name]) for name in sys.argv[1:]), sep="\\f")
 """
 

@@ -1,12 +1,19 @@
-"""Every path of the integer dot product compiles, on any machine, to the instructions it is named for."""
+"""Every path of the integer dot product compiles, on any machine, to the instructions it is named for.
+
+And the products themselves, on this machine's path, keep all their vectors in registers.
+"""
 
 import re
+from typing import Any
 
 import pytest
+
+from tools.assembly import of_kernel, with_instruction
 
 ir = pytest.importorskip("llvmlite.ir")
 llvm = pytest.importorskip("llvmlite.binding")
 dot = pytest.importorskip("mvlm_np.kernels.dot")
+quantized = pytest.importorskip("mvlm_np.kernels.quantized")
 
 # Path, small weights or not -> the CPU to compile for, its features, and instructions that must be there.
 EXPECTED = {
@@ -62,3 +69,25 @@ def test_a_path_compiles_to_its_instructions(path: str, small: bool, monkeypatch
 
 def test_every_path_is_listed() -> None:
     assert {path for path, _ in EXPECTED} == pytest.importorskip("mvlm_np.kernels.cpu").PATHS.keys()
+
+
+# What stands in the innermost loop of a product.
+PRODUCT = {
+    "avx512vnni": "vpdpbusd",
+    "avxvnni": "vpdpbusd",
+    "avx2": "vpmaddubsw",
+    "neon_i8mm": "smmla|sdot",
+    "neon_dotprod": "sdot",
+    "neon": "smull2?",
+}
+PRODUCTS = [*quantized.ONE_TOKEN.values(), *quantized.TOKENS.values()]
+
+
+@pytest.mark.skipif(dot.PATH == "generic", reason="the generic path has no instruction of its own")
+@pytest.mark.parametrize("kernel", PRODUCTS, ids=lambda kernel: kernel.name)
+def test_the_loop_of_a_product_has_its_instruction_and_spills_nothing(kernel: Any) -> None:
+    hot = with_instruction(of_kernel(kernel), PRODUCT[dot.PATH])
+    assert hot
+    for loop in hot:
+        if not loop.inner:
+            assert [str(i) for i in loop.own if i.spills] == []
