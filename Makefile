@@ -13,12 +13,13 @@ INSTALL_TEST := $(PIP) install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 RANDOM_MODEL := .cache/tiny-random
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint types fuzz clean
+.PHONY: help demo test check test-arm lint types fuzz clean
 
 help:
 	@echo 'make demo    ask about a photo'
 	@echo 'make test    lint, types and all tests; what CI runs (also: make check)'
 	@echo 'make lint, make types    one of these alone'
+	@echo 'make test-arm    the kernels on emulated ARM processors; needs Debian or Ubuntu with qemu-user'
 	@echo 'make fuzz    fuzz the readers of weight files for ten minutes'
 	@echo 'make clean   remove the virtual environment and all caches'
 
@@ -36,6 +37,9 @@ test: lint types
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 check: test
+
+test-arm: $(VENV)/.installed-test
+	$(BIN)/python tools/arm.py test
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

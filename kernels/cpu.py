@@ -1,8 +1,9 @@
 """Which instructions to use: a path, which follows from the features that Numba compiles for.
 
-    avx512vnni   vpdpbusd on 64 bytes           neon_dotprod   sdot (Cortex-A76 and later)
-    avxvnni      vpdpbusd on 32 bytes           neon           smull, smlal, sadalp (Cortex-A72)
-    avx2         vpmaddubsw, vpmaddwd           generic        whatever LLVM makes of plain products
+    avx512vnni   vpdpbusd on 64 bytes           neon_i8mm      smmla, sdot for one token (Cortex-A710)
+    avxvnni      vpdpbusd on 32 bytes           neon_dotprod   sdot (Cortex-A76)
+    avx2         vpmaddubsw, vpmaddwd           neon           smull, smlal, sadalp (Cortex-A72)
+                                                generic        whatever LLVM makes of plain products
 
 MVLM_SIMD names a path to take instead, of those that the CPU has.
 """
@@ -18,6 +19,7 @@ PATHS = {
     "avx512vnni": {"avx512vnni", "avx512bw", "avx512vl", "f16c"},
     "avxvnni": {"avxvnni", "avx2", "f16c"},
     "avx2": {"avx2", "f16c"},
+    "neon_i8mm": {"neon", "dotprod", "i8mm"},
     "neon_dotprod": {"neon", "dotprod"},
     "neon": {"neon"},
     "generic": set[str](),

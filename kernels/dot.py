@@ -1,6 +1,6 @@
 """Dot products of bytes: the one place where CPUs differ.
 
-`group_sums` multiplies a group of 32 columns of int8 or int4 weights, 16 rows of them or twice 16, with the
+`add_group` multiplies a group of 32 columns of int8 or int4 weights, 16 rows of them or twice 16, with the
 same columns of several tokens. How depends on the path, which follows from the features that Numba compiles
 for (`cpu`); every path gives identical integers. As in `simd`, indices are not checked.
 
@@ -84,92 +84,96 @@ def zeros(typing, rows, columns):
 
 
 @intrinsic(prefer_literal=True)
-def group_sums(typing, rows, bits, values, acts, starts, block, group):
-    """The integer products of one group of 32 columns: a tile of int32.
+def add_group(typing, totals, bits, values, scales, acts, starts, act_scales, block, group):
+    """totals + the products of one group of 32 columns, each times its weights' and its activations' scale.
 
-    rows, bits  tokens, and 4 or 8; constants
-    values      for each column of the tile, the address of 16 rows of weights as `pack` defines them
-    acts        (blocks, groups, 8, rows, 4) int8
-    starts      (blocks, groups, rows) int32: what each token's sums start from
+    totals      a tile of float32: tokens x 16 rows of weights for each column of the tile
+    bits        4 or 8, a constant
+    values      for each column, the address of 16 rows of weights as `pack` defines them
+    scales      for each column, the address of their float16 scales
+    acts        (blocks, groups, 8, tokens, 4) int8
+    starts      (blocks, groups, tokens) int32: what each token's integer sums start from
+    act_scales  (blocks, groups, tokens) float32
     """
-    R, C, small = rows.literal_value, len(values), bits.literal_value == 4
-    sums_type = Tile(_INTS, R, C)
+    R, C, small = totals.rows, totals.columns, bits.literal_value == 4
 
     def generate(context, builder, signature, arguments):
-        values, acts, starts, block, group = arguments[2:]
-        acts_type, starts_type = signature.args[3:5]
-        start = _at(context, builder, starts_type, starts, block, group, 0)
-        first = [_splat(builder, _load(builder, start, _I32, 4, m)) for m in range(R)]
-        columns = [
-            _chunks(builder, _offset(builder, address, group, 256 if small else 512), small)
-            for address in cgutils.unpack_tuple(builder, values, C)
-        ]
-        words = (
-            _words(builder, _at(context, builder, acts_type, acts, block, group, k, 0, 0), R, C > 1)
-            for k in range(8)
-        )
-        # Generators, so that what is loaded stands beside its use: LLVM keeps that order.
-        steps = zip(zip(*columns, strict=True), words, strict=True)
-        tile = ir.Constant(sums_type.llvm, ir.Undefined)
-        for i, lanes in enumerate(_group_sums(builder, first, steps, C, small)):
-            tile = builder.insert_value(tile, lanes, i)
+        totals, _, values, scales, acts, starts, act_scales, block, group = arguments
+        values, scales = (cgutils.unpack_tuple(builder, addresses, C) for addresses in (values, scales))
+        values = [_offset(builder, address, group, 256 if small else 512) for address in values]
+        scales = [_offset(builder, address, group, 2 * LANES) for address in scales]
+        acts = [_at(context, builder, signature.args[4], acts, block, group, k, 0, 0) for k in range(8)]
+        start = _at(context, builder, signature.args[5], starts, block, group, 0)
+        act_scale = _at(context, builder, signature.args[6], act_scales, block, group, 0)
+        totals = [builder.extract_value(totals, i) for i in range(R * C)]
+        # The rows of one register at a time: sums and totals of all 16 rows are too many registers.
+        parts = _REGISTERS[PATH]
+        done = []
+        for part, before in enumerate(
+            zip(*(_pieces(builder, total, parts) for total in totals), strict=True)
+        ):
+            columns = [_chunks(builder, pointer, small, part) for pointer in values]
+            words = (_words(builder, pointer, R, C > 1) for pointer in acts)
+            # Generators, so that what is loaded stands beside its use: LLVM keeps that order.
+            steps = zip(zip(*columns, strict=True), words, strict=True)
+            first = [_splat(builder, _load(builder, start, _I32, 4, m), LANES // parts) for m in range(R)]
+            sums = _group_sums(builder, first, steps, C, small)
+            after = _add_scaled(builder, before, sums, scales, act_scale, part)
+            done.append(_in_step(builder, after) if parts > 1 and R > 1 else after)
+        tile = ir.Constant(signature.return_type.llvm, ir.Undefined)
+        for i, pieces in enumerate(zip(*done, strict=True)):
+            tile = builder.insert_value(tile, _joined(builder, pieces), i)
         return tile
 
-    return sums_type(rows, bits, values, acts, starts, block, group), generate
+    return totals(totals, bits, values, scales, acts, starts, act_scales, block, group), generate
 
 
-def _chunks(builder, pointer, small):
-    """A group's weights: 8 vectors of 16 rows x 4 columns."""
+def _chunks(builder, pointer, small, part):
+    """A group's weights: 8 vectors of 4 columns of a register's rows."""
+    parts = _REGISTERS[PATH]
+    register = ir.VectorType(_I8, 64 // parts)
     for c in range(4 if small else 8):
-        loaded = _load(builder, pointer, _BYTES, 1, c)
+        loaded = _load(builder, pointer, register, 1, c * parts + part)
         if small:
-            yield builder.and_(loaded, _constant(15, _BYTES))
-            yield builder.lshr(loaded, _constant(4, _BYTES))
+            yield builder.and_(loaded, _constant(15, register))
+            yield builder.lshr(loaded, _constant(4, register))
         else:
-            yield builder.xor(loaded, _constant(-128, _BYTES)) if OFFSET[8] else loaded
+            yield builder.xor(loaded, _constant(-128, register)) if OFFSET[8] else loaded
 
 
 def _words(builder, pointer, rows, shared):
-    """For each token, its 4 bytes of activations, in all 16 lanes."""
+    """For each token, its 4 bytes of activations, in all lanes of a register."""
+    lanes = LANES // _REGISTERS[PATH]
+    register = ir.VectorType(_I8, 4 * lanes)
+    if PATH == "neon_i8mm" and rows == 4:  # as `_sums_in_squares` wants it: one register for all
+        return [_load(builder, pointer, register, 4)]
     if PATH == "neon_dotprod" and rows == 4:  # one register for all four: sdot takes its operand from a lane
         vector = _load(builder, pointer, ir.VectorType(_I32, 4), 4)
         undefined = ir.Constant(vector.type, ir.Undefined)
-        words = [builder.shuffle_vector(vector, undefined, _constant(m)) for m in range(rows)]
+        words = [builder.shuffle_vector(vector, undefined, _constant(m, vector.type)) for m in range(rows)]
     else:
-        words = [_splat(builder, _load(builder, pointer, _I32, 4, m)) for m in range(rows)]
+        words = [_splat(builder, _load(builder, pointer, _I32, 4, m), lanes) for m in range(rows)]
     if shared:  # or LLVM loads a word again for each of the products that share it
-        keep = ir.FunctionType(_INTS, [_INTS])
+        keep = ir.FunctionType(words[0].type, [words[0].type])
         words = [builder.asm(keep, "", "=v,0", [word], False) for word in words]
-    return [builder.bitcast(word, _BYTES) for word in words]
+    return [builder.bitcast(word, register) for word in words]
 
 
-@intrinsic
-def add_scaled(typing, totals, sums, scales, act_scales, block, group):
-    """totals + sums, each times its weights' scale (of 16 rows) and its activations' (of a token).
-
-    scales      for each column of the tile, the address of the float16 scales of 16 rows
-    act_scales  (blocks, groups, rows) float32
-    """
-
-    def generate(context, builder, signature, arguments):
-        totals, sums, scales, act_scales, block, group = arguments
-        R, C = signature.args[0].rows, signature.args[0].columns
-        halves = [
-            load_halves(builder, _offset(builder, address, group, 2 * LANES))
-            for address in cgutils.unpack_tuple(builder, scales, C)
-        ]
-        pointer = _at(context, builder, signature.args[3], act_scales, block, group, 0)
-        for m in range(R):
-            act_scale = _splat(builder, _load(builder, pointer, ir.FloatType(), 4, m))
-            for c in range(C):
-                i = c * R + m
-                exact = builder.sitofp(builder.extract_value(sums, i), _FLOATS)
-                term = builder.fmul(exact, builder.fmul(halves[c], act_scale), flags=("contract",))
-                total = builder.fadd(term, builder.extract_value(totals, i), flags=("contract",))
-                totals = builder.insert_value(totals, total, i)
-        return totals
-
-    return totals(totals, sums, scales, act_scales, block, group), generate
+def _add_scaled(builder, totals, sums, scales, act_scale, part):
+    """totals + sums, each times the scale of its row of weights and of its token's activations."""
+    lanes = LANES // _REGISTERS[PATH]
+    floats = ir.VectorType(ir.FloatType(), lanes)
+    tokens = len(sums) // len(scales)
+    first = ir.Constant(_I64, 2 * lanes * part)
+    halves = [load_halves(builder, builder.gep(pointer, [first]), lanes) for pointer in scales]
+    done = []
+    for i, (total, exact) in enumerate(zip(totals, sums, strict=True)):
+        column, token = divmod(i, tokens)
+        scale = _splat(builder, _load(builder, act_scale, ir.FloatType(), 4, token), lanes)
+        scale = builder.fmul(halves[column], scale)
+        term = builder.fmul(builder.sitofp(exact, floats), scale, flags=("contract",))
+        done.append(builder.fadd(term, total, flags=("contract",)))
+    return done
 
 
 @intrinsic
@@ -284,10 +288,10 @@ def _constant(value, llvm_type=_INTS):
     return ir.Constant(llvm_type, [value] * llvm_type.count)
 
 
-def _splat(builder, scalar):
-    undefined = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
+def _splat(builder, scalar, lanes=LANES):
+    undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(first, undefined, _constant(0))
+    return builder.shuffle_vector(first, undefined, _constant(0, ir.VectorType(_I32, lanes)))
 
 
 def _call(builder, name, result, *arguments):
@@ -317,17 +321,19 @@ def _joined(builder, parts):
 def _group_sums(builder, starts, steps, columns, small):
     """starts[m] + the products of 8 chunks of weights with token m's 8 words, for each column and token m.
 
-    steps  8 times (a chunk for each column, a word for each token), 64 bytes each
+    steps  8 times (a chunk for each column, a word for each token), a register each
     small  the weights are below 16 and unsigned; otherwise neither they nor the activations are -128, and
            they have OFFSET[8] added
     """
     sums = starts * columns  # columns first
+    if PATH == "neon_i8mm" and len(starts) == 4:
+        return _sums_in_squares(builder, starts, steps, columns)
     if PATH in ("avx2", "neon") and small:
         return _in_16_bits(builder, sums, list(steps))
     dot4 = _dot4_avx2_signed if PATH == "avx2" else _DOT4[PATH]
     for chunks, words in steps:
         pairs = ((w, x) for w in chunks for x in words)
-        sums = [_by_parts(builder, dot4, total, w, x) for total, (w, x) in zip(sums, pairs, strict=True)]
+        sums = [dot4(builder, total, w, x) for total, (w, x) in zip(sums, pairs, strict=True)]
         if PATH == "avx512vnni" and len(sums) > 1:
             sums = _in_step(builder, sums)
     return sums
@@ -336,23 +342,28 @@ def _group_sums(builder, starts, steps, columns, small):
 def _in_step(builder, vectors):
     """The same vectors, computed before anything that follows.
 
-    Left to itself, LLVM finishes one sum after the other, which saves registers, but each product would wait
-    for the one before. This is an instruction of no length that seems to change them all.
+    Left to itself, LLVM finishes one sum after the other, so that each product waits for the one before; or
+    it begins the next rows early and runs out of registers. This is an instruction of no length that seems
+    to change all these vectors.
     """
     count, both = len(vectors), ir.LiteralStructType([v.type for v in vectors])
-    constraints = ",".join(["=v"] * count + [str(i) for i in range(count)])
-    changed = builder.asm(ir.FunctionType(both, both.elements), "", constraints, vectors, False)
+    side_effect = _REGISTERS[PATH] > 1  # or LLVM, where it begins the next rows early, moves it too
+    register = "=w" if PATH.startswith("neon") else "=v"
+    constraints = ",".join([register] * count + [str(i) for i in range(count)])
+    changed = builder.asm(ir.FunctionType(both, both.elements), "", constraints, vectors, side_effect)
     return [builder.extract_value(changed, i) for i in range(count)]
 
 
 # Registers that a vector of 64 bytes takes on each path.
-_REGISTERS = {"avx512vnni": 1, "avxvnni": 2, "avx2": 2, "neon_dotprod": 4, "neon": 4, "generic": 1}
-
-
-def _by_parts(builder, operation, *vectors):
-    """A vector operation, register by register."""
-    parts = zip(*(_pieces(builder, v, _REGISTERS[PATH]) for v in vectors), strict=True)
-    return _joined(builder, [operation(builder, *part) for part in parts])
+_REGISTERS = {
+    "avx512vnni": 1,
+    "avxvnni": 2,
+    "avx2": 2,
+    "neon_i8mm": 4,
+    "neon_dotprod": 4,
+    "neon": 4,
+    "generic": 1,
+}
 
 
 def _dot4_avx512vnni(builder, total, w, x):
@@ -415,6 +426,7 @@ def _dot4_generic(builder, total, w, x):
 _DOT4 = {
     "avx512vnni": _dot4_avx512vnni,
     "avxvnni": _dot4_avxvnni,
+    "neon_i8mm": _dot4_sdot,
     "neon_dotprod": _dot4_sdot,
     "neon": _dot4_neon,
     "generic": _dot4_generic,
@@ -441,4 +453,35 @@ def _in_16_bits(builder, sums, steps):
 
     columns, tokens = (list(zip(*side, strict=True)) for side in zip(*steps, strict=True))
     pairs = ((column, token) for column in columns for token in tokens)
-    return [_by_parts(builder, dot32, total, *w, *x) for total, (w, x) in zip(sums, pairs, strict=True)]
+    return [dot32(builder, total, *w, *x) for total, (w, x) in zip(sums, pairs, strict=True)]
+
+
+def _sums_in_squares(builder, starts, steps, columns):
+    """`_group_sums` of 4 rows and 4 tokens with smmla, which takes 8 columns of 2 rows and of 2 tokens.
+
+    It adds to 4 lanes: row 0 and token 0, row 0 and token 1, row 1 and token 0, row 1 and token 1.
+    """
+    pairs = [_lanes(builder, *starts[t : t + 2], [0, 4, 0, 4]) for t in (0, 2)]
+    sums = [[[pair, pair] for pair in pairs] for _ in range(columns)]  # column, pair of tokens, pair of rows
+    steps = iter(steps)
+    for (chunks, words), (next_chunks, next_words) in zip(steps, steps, strict=True):
+        tokens = _alternating(builder, *words, *next_words)
+        for column, low, high in zip(sums, chunks, next_chunks, strict=True):
+            rows = _alternating(builder, low, high)
+            for totals, token in zip(column, tokens, strict=True):
+                totals[:] = [
+                    _call(builder, "llvm.aarch64.neon.smmla.v4i32.v16i8", total.type, total, row, token)
+                    for total, row in zip(totals, rows, strict=True)
+                ]
+    every_second = [0, 2, 4, 6], [1, 3, 5, 7]
+    return [_lanes(builder, *totals, i) for column in sums for totals in column for i in every_second]
+
+
+def _alternating(builder, v, w):
+    """Lanes of 4 bytes of two registers, taken in turn: two registers."""
+    lanes = [builder.bitcast(x, ir.VectorType(_I32, 4)) for x in (v, w)]
+    return [builder.bitcast(_lanes(builder, *lanes, index), v.type) for index in ([0, 4, 1, 5], [2, 6, 3, 7])]
+
+
+def _lanes(builder, v, w, index):
+    return builder.shuffle_vector(v, w, ir.Constant(ir.VectorType(_I32, len(index)), index))

@@ -6,7 +6,19 @@ from numba import types
 from numba.extending import intrinsic
 
 from mvlm_np.kernels.cpu import PATH
-from mvlm_np.kernels.dot import _BYTES, _INTS, SHAPE, Tile, _call, _constant, _group_sums, _load
+from mvlm_np.kernels.dot import (
+    _BYTES,
+    _INTS,
+    _REGISTERS,
+    SHAPE,
+    Tile,
+    _call,
+    _constant,
+    _group_sums,
+    _joined,
+    _load,
+    _pieces,
+)
 from mvlm_np.kernels.kernel import kernel, reads, writes
 from mvlm_np.kernels.simd import LANES, add, load, splat, total
 
@@ -55,7 +67,7 @@ def _multiply(first, last, x, groups, sums):
         sums[step] = _fold(state)
 
 
-ONE_INSTRUCTION = PATH in ("avx512vnni", "avxvnni", "neon_dotprod")
+ONE_INSTRUCTION = PATH in ("avx512vnni", "avxvnni", "neon_i8mm", "neon_dotprod")
 
 # A vector of sums for each token and 16 rows, and one of weights, which change with each use lest LLVM
 # multiply them once and for all.
@@ -81,9 +93,20 @@ def _more(typing, state, x):
         sums = [builder.extract_value(state, i) for i in range(rows * columns)]
         weights = builder.bitcast(builder.extract_value(state, rows * columns), _BYTES)
         chunks = [weights := builder.add(weights, loaded[0]) for _ in range(8)]
-        steps = [([chunk], loaded) for chunk in chunks]
-        for column in range(0, rows * columns, rows):
-            sums[column : column + rows] = _group_sums(builder, sums[column : column + rows], steps, 1, True)
+        words = loaded[:1] if PATH == "neon_i8mm" else loaded  # one register for all four tokens
+        done = []
+        for part in range(_REGISTERS[PATH]):
+
+            def piece(v, part=part):
+                return _pieces(builder, v, _REGISTERS[PATH])[part]
+
+            steps = [([piece(chunk)], [piece(word) for word in words]) for chunk in chunks]
+            own = [piece(lanes) for lanes in sums]
+            for column in range(0, rows * columns, rows):
+                tokens = slice(column, column + rows)
+                own[tokens] = _group_sums(builder, own[tokens], steps, 1, True)
+            done.append(own)
+        sums = [_joined(builder, pieces) for pieces in zip(*done, strict=True)]
         for i, lanes in enumerate([*sums, builder.bitcast(weights, _INTS)]):
             state = builder.insert_value(state, lanes, i)
         return state

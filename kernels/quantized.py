@@ -22,9 +22,8 @@ from mvlm_np.kernels.dot import (
     FEW,
     OFFSET,
     SHAPE,
+    add_group,
     add_rows,
-    add_scaled,
-    group_sums,
     largest_magnitude,
     store_rounded,
     store_tile,
@@ -220,8 +219,7 @@ def _stripes(bits, rows, columns):
             for block in range(start, min(start + span, blocks)):
                 totals = zeros(rows, columns)
                 for g in range(groups):
-                    sums = group_sums(rows, bits, values, acts, starts, block, g)
-                    totals = add_scaled(totals, sums, scales, act_scales, block, g)
+                    totals = add_group(totals, bits, values, scales, acts, starts, act_scales, block, g)
                 if len(bias) > 0:
                     totals = add_rows(totals, bias, 0, column)
                 token = block * rows

@@ -60,11 +60,12 @@ def load(typing, a, index):
     return vector(a, index), generate
 
 
-def load_halves(builder, pointer):
-    """16 float16 at a pointer, as float32 lanes."""
+def load_halves(builder, pointer, lanes=LANES):
+    """16 float16 at a pointer, or on any path but "generic" fewer, as float32 lanes."""
     if PATH != "generic":
-        halves = ir.VectorType(ir.HalfType(), LANES).as_pointer()
-        return builder.fpext(builder.load(builder.bitcast(pointer, halves), align=2), _VECTOR)
+        halves = ir.VectorType(ir.HalfType(), lanes).as_pointer()
+        loaded = builder.load(builder.bitcast(pointer, halves), align=2)
+        return builder.fpext(loaded, ir.VectorType(_F32, lanes))
     # By integer operations: LLVM's own way crashes on x86 without F16C.
     halves = builder.load(
         builder.bitcast(pointer, ir.VectorType(ir.IntType(16), LANES).as_pointer()), align=2

@@ -24,6 +24,7 @@ settings.register_profile(
     derandomize="CI" in os.environ,
     suppress_health_check=[HealthCheck.too_slow],
 )
+settings.register_profile("emulated", settings.get_profile("mvlm"), max_examples=10)  # for tools/arm.py
 settings.load_profile("mvlm")
 
 

@@ -10,17 +10,11 @@ import torch
 from mvlm_np.checkpoints.binding import Binder, Loader, Manifest, check
 from mvlm_np.checkpoints.names import VISION, hugging_face, unused
 from mvlm_np.checkpoints.tensors import Tensor
+from tests.arrays import U, frozen
 
 torch.set_num_threads(1)  # the models are so small that threads would mostly wait for each other
 
 T = TypeVar("T")
-U = 2.0**-24  # unit roundoff of float32: the largest relative error of one correctly rounded operation
-
-
-def frozen(array: np.ndarray) -> np.ndarray:
-    """The array as the model meets its weights: read-only, like the file they are mapped from."""
-    array.setflags(write=False)
-    return array
 
 
 def normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> np.ndarray:

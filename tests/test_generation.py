@@ -14,7 +14,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from mvlm_np import generation
 from mvlm_np.errors import GenerationError
 from mvlm_np.generation import Settings, beam_search, draw, generate, log_softmax, probabilities, warp
-from tests.models import U
+from tests.arrays import U
 
 seeds = st.integers(0, 2**32 - 1)
 Answer = tuple[int, ...]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mvlm_np import ops
 from mvlm_np.errors import GenerationError
-from tests.models import U
+from tests.arrays import U
 
 
 @st.composite

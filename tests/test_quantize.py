@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 
 from mvlm_np.errors import CheckpointError
 from mvlm_np.quantize import dequantize, quantize
-from tests.models import U
+from tests.arrays import U
 
 LIMITS = {8: (-127, 127), 4: (-8, 7)}
 DENOMINATOR = {8: 127, 4: 8}  # of the plain scale: the largest magnitude over this

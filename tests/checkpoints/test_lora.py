@@ -17,10 +17,10 @@ from mvlm_np.checkpoints.safetensors import read_safetensors
 from mvlm_np.converting import convert
 from mvlm_np.errors import CheckpointError, UserError
 from mvlm_np.loading import bound_tensors
+from tests.arrays import U
 from tests.checkpoints.adapters import BASE, HOSTILE, PROJECTOR, merge, sound
 from tests.checkpoints.confine import read_confined
 from tests.conftest import DATA
-from tests.models import U
 
 pytestmark = pytest.mark.filterwarnings("ignore:::peft", "ignore:::transformers")
 ATTENTION = ["q_proj", "v_proj"]

@@ -1,12 +1,19 @@
-"""Every path of the integer dot product compiles, on any machine, to the instructions it is named for."""
+"""Every path of the integer dot product compiles, on any machine, to the instructions it is named for.
+
+And the products themselves, on this machine's path, keep all their vectors in registers.
+"""
 
 import re
+from typing import Any
 
 import pytest
+
+from tools.assembly import of_kernel, with_instruction
 
 ir = pytest.importorskip("llvmlite.ir")
 llvm = pytest.importorskip("llvmlite.binding")
 dot = pytest.importorskip("mvlm_np.kernels.dot")
+quantized = pytest.importorskip("mvlm_np.kernels.quantized")
 
 # Path, small weights or not -> the CPU to compile for, its features, and instructions that must be there.
 EXPECTED = {
@@ -16,6 +23,8 @@ EXPECTED = {
     ("avxvnni", False): ("x86_64", "alderlake", "", ["vpdpbusd"]),
     ("avx2", True): ("x86_64", "haswell", "", ["vpmaddubsw", "vpmaddwd"]),
     ("avx2", False): ("x86_64", "haswell", "", ["vpabsb", "vpsignb", "vpmaddubsw", "vpmaddwd"]),
+    ("neon_i8mm", True): ("aarch64", "cortex-a710", "", ["smmla"]),
+    ("neon_i8mm", False): ("aarch64", "cortex-a710", "", ["smmla"]),
     ("neon_dotprod", True): ("aarch64", "cortex-a76", "+dotprod", ["sdot"]),
     ("neon_dotprod", False): ("aarch64", "cortex-a76", "+dotprod", ["sdot"]),
     ("neon", True): ("aarch64", "cortex-a72", "", ["smull", "addp", r"sadalp|saddlp"]),
@@ -30,7 +39,9 @@ def assembly(machine: str, cpu: str, features: str, small: bool) -> str:
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     module = ir.Module()
-    arguments = [t.as_pointer() for t in (dot._INTS, dot._BYTES, dot._I8)]
+    lanes = dot.LANES // dot._REGISTERS[dot.PATH]
+    register = ir.VectorType(dot._I8, 4 * lanes)
+    arguments = [t.as_pointer() for t in (ir.VectorType(dot._I32, lanes), register, dot._I8)]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), "add_group")
     builder = ir.IRBuilder(function.append_basic_block())
     sums, w, x = function.args
@@ -58,3 +69,25 @@ def test_a_path_compiles_to_its_instructions(path: str, small: bool, monkeypatch
 
 def test_every_path_is_listed() -> None:
     assert {path for path, _ in EXPECTED} == pytest.importorskip("mvlm_np.kernels.cpu").PATHS.keys()
+
+
+# What stands in the innermost loop of a product.
+PRODUCT = {
+    "avx512vnni": "vpdpbusd",
+    "avxvnni": "vpdpbusd",
+    "avx2": "vpmaddubsw",
+    "neon_i8mm": "smmla|sdot",
+    "neon_dotprod": "sdot",
+    "neon": "smull2?",
+}
+PRODUCTS = [*quantized.ONE_TOKEN.values(), *quantized.TOKENS.values()]
+
+
+@pytest.mark.skipif(dot.PATH == "generic", reason="the generic path has no instruction of its own")
+@pytest.mark.parametrize("kernel", PRODUCTS, ids=lambda kernel: kernel.name)
+def test_the_loop_of_a_product_has_its_instruction_and_spills_nothing(kernel: Any) -> None:
+    hot = with_instruction(of_kernel(kernel), PRODUCT[dot.PATH])
+    assert hot
+    for loop in hot:
+        if not loop.inner:
+            assert [str(i) for i in loop.own if i.spills] == []

@@ -20,9 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvlm_np import backend, kernels, ops
+from tests.arrays import TINY, U, any_floats, examples, floats32, frozen, seeds, sizes
 from tests.kernels.teams import threads
-from tests.models import U, frozen
-from tests.test_ops import TINY, any_floats, examples, floats32, seeds, sizes
 
 numba = pytest.importorskip("numba")
 activations = pytest.importorskip("mvlm_np.kernels.activations")

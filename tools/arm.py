@@ -1,0 +1,253 @@
+"""Runs the project on ARM processors that this machine does not have, emulated by QEMU.
+
+    python tools/arm.py build                   Python and its packages for ARM, in .cache/arm
+    python tools/arm.py test                    the tests of all kernels on each CPU, and one question
+    python tools/arm.py run cortex-a76 -m mvlm_np doctor
+
+`build` needs Debian's or Ubuntu's apt-get, dpkg-deb and qemu-user, and a network; no root. apt is told to
+work in a folder of its own, so the machine's own packages and architectures stay as they are. Debian's
+packages are those of this machine's release, as its archive has signed them; Python's have the versions of
+this interpreter's own. What is there and fits is kept: a second `build` does nothing, and one that was
+stopped goes on. Machine code is cached there too, so a second `test` compiles only what has changed.
+
+Emulation shows that code is right, not how fast it is.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
+
+from mvlm_np.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / ".cache" / "arm"
+ROOT_FILES, SITE, PYTHON = FOLDER / "root", FOLDER / "site", FOLDER / "python"
+DEBIAN = ["python3", "libstdc++6", "libgomp1"]  # apt adds what these need
+PACKAGES = (
+    "numpy numba llvmlite safetensors sentencepiece pillow tqdm threadpoolctl "
+    "pytest pluggy iniconfig packaging pygments hypothesis sortedcontainers"
+).split()
+WHEELS = [
+    "manylinux_2_28_aarch64",
+    "manylinux_2_27_aarch64",
+    "manylinux_2_17_aarch64",
+    "manylinux2014_aarch64",
+]
+# Not how machine code is cached, which is the same everywhere and would compile everything many times.
+TESTS = ["tests/kernels", *(f"--ignore=tests/kernels/test_{name}.py" for name in ("arm", "compile"))]
+
+
+class CPU(NamedTuple):
+    """What QEMU is to be, what Numba is to compile for, and the path of `kernels.dot` that follows."""
+
+    emulated: str
+    compiled_for: str
+    features: str
+    path: str
+
+
+CPUS = {
+    "cortex-a76": CPU("cortex-a76", "cortex-a76", "+neon,+fp-armv8,+dotprod,+fullfp16", "neon_dotprod"),
+    "cortex-a72": CPU("cortex-a72", "cortex-a72", "+neon,+fp-armv8", "neon"),
+    "max": CPU("max", "generic", "+neon,+fp-armv8,+dotprod,+fullfp16,+i8mm", "neon_i8mm"),
+}
+
+
+# ---------------------------------------------------------------- running
+
+
+def missing() -> str | None:
+    """Why the emulated environment cannot be used, or None if it can."""
+    if not shutil.which("qemu-aarch64"):
+        return "qemu-aarch64 is not installed (on Debian and Ubuntu: apt-get install qemu-user)"
+    return None if _site_fits() and PYTHON.exists() else f"{FOLDER} is not built (make test-arm builds it)"
+
+
+def environment(cpu: str) -> Mapping[str, str]:
+    """The environment variables with which `PYTHON` is Python on that CPU, and its children too."""
+    emulated, compiled_for, features, _ = CPUS[cpu]
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "MVLM_"))}
+    return ours | {
+        "QEMU_CPU": emulated,
+        "QEMU_LD_PREFIX": str(ROOT_FILES),
+        "PYTHONHOME": str(ROOT_FILES / "usr"),
+        "PYTHONPATH": f"{SITE}:{ROOT}",
+        "PYTHONNOUSERSITE": "1",
+        "XDG_CACHE_HOME": str(FOLDER / "machine-code"),
+        "NUMBA_CPU_NAME": compiled_for,
+        "NUMBA_CPU_FEATURES": features,
+    }
+
+
+def python(cpu: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python with these arguments on that CPU, in the checkout."""
+    command = [str(PYTHON), *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(cpu), capture_output=True, text=True, check=False
+    )
+
+
+# ---------------------------------------------------------------- building
+
+
+def build() -> None:
+    """Makes the environment, or what it lacks. UserError: what it needs is not to be had."""
+    for program in ("qemu-aarch64", "apt-get", "dpkg-deb"):
+        if not shutil.which(program):
+            package = {"qemu-aarch64": "qemu-user"}.get(program, program)
+            raise UserError(
+                program, "is not installed", None, f"on Debian and Ubuntu: apt-get install {package}"
+            )
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    if not ROOT_FILES.exists():
+        _unpack_debian()
+    if PYTHON.exists() and _site_fits():
+        return
+    PYTHON.unlink(missing_ok=True)  # it comes last, and says that all is there
+    if not _site_fits():
+        _install_packages()
+    # sys.executable is this script, so a test that starts another Python starts it on the same CPU.
+    PYTHON.write_text(f'#!/bin/sh\nexec qemu-aarch64 -0 "$0" {ROOT_FILES}/usr/bin/python3 "$@"\n')
+    PYTHON.chmod(0o755)
+    done = python("cortex-a76", "-c", "import numba, platform; print(platform.machine(), numba.__version__)")
+    if done.stdout.split() != ["aarch64", version("numba")]:
+        PYTHON.unlink()
+        raise UserError(FOLDER, _last_line(done), "a Python that runs", "remove the folder and try again")
+
+
+def _unpack_debian() -> None:
+    apt, partial = FOLDER / "apt", FOLDER / "root.partial"
+    for folder in (apt / "lists" / "partial", apt / "archives" / "partial"):
+        folder.mkdir(parents=True, exist_ok=True)
+    (apt / "status").touch()  # nothing is installed
+    settings = {
+        "APT::Architecture": "arm64",
+        "APT::Architectures": "arm64",
+        "APT::Install-Recommends": "false",
+        "APT::Sandbox::User": "",  # another user may have no access to this folder
+        "Dir::State": apt,
+        "Dir::State::status": apt / "status",
+        "Dir::Cache": apt,
+        "Dir::Log": apt,
+    }
+    options = [f"-o{name}={value}" for name, value in settings.items()]
+    fix = "this machine's package sources must have arm64 too"
+    _must("apt-get", [*options, "update"], fix)
+    _must("apt-get", [*options, "install", "--yes", "--download-only", *DEBIAN], fix)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for name in ("bin", "lib", "sbin"):
+        (partial / "usr" / name).mkdir(parents=True)
+        (partial / name).symlink_to(f"usr/{name}")
+    for package in sorted((apt / "archives").glob("*.deb")):
+        # Not dpkg -x, which replaces a link by the folder that an older package has in its place.
+        tar = subprocess.run(
+            ["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE, check=True
+        ).stdout
+        subprocess.run(["tar", "-x", "--keep-directory-symlink", "-C", partial], input=tar, check=True)
+    partial.rename(ROOT_FILES)
+
+
+def _pins() -> str:
+    return "".join(f"{name}=={version(name)}\n" for name in PACKAGES)
+
+
+def _site_fits() -> bool:
+    stamp = SITE / "pins.txt"
+    return stamp.exists() and stamp.read_text("utf-8") == _pins()
+
+
+def _install_packages() -> None:
+    found = (ROOT_FILES / "usr/bin/python3").readlink().name.removeprefix("python")
+    if found not in ("3.11", "3.12", "3.13"):
+        raise UserError("python3 for arm64", f"is {found} in this release", "3.11, 3.12 or 3.13")
+    partial = FOLDER / "site.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    options = ["--no-deps", "--no-compile", "--only-binary=:all:", f"--python-version={found}"]
+    options += [f"--platform={wheels}" for wheels in WHEELS]
+    pip = ["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--target", str(partial)]
+    _must(sys.executable, [*pip, *options, *_pins().split()], "see what pip says above")
+    (partial / "pins.txt").write_text(_pins(), "utf-8")
+    shutil.rmtree(SITE, ignore_errors=True)
+    partial.rename(SITE)
+
+
+def _must(program: str, arguments: Sequence[str], fix: str) -> None:
+    done = subprocess.run([program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        print(done.stdout, file=sys.stderr)
+        raise UserError(Path(program).name, f"ended with {done.returncode}", "0", fix)
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
+    return (done.stderr.strip() or done.stdout.strip() or f"ended with {done.returncode}").splitlines()[-1]
+
+
+# ---------------------------------------------------------------- testing
+
+
+def test(cpus: Sequence[str]) -> int:
+    """Runs the kernels' tests and one question on each CPU, as many at a time as there are cores."""
+    model = FOLDER / "tiny"
+    if not model.exists():
+        maker = [sys.executable, str(ROOT / "tools/make_checkpoint.py"), "tiny", str(model)]
+        subprocess.run(maker, check=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(lambda cpu: _test_one(cpu, model), cpus)
+        failed = [cpu for cpu, good in zip(cpus, results, strict=True) if not good]
+    print(f"{len(cpus) - len(failed)} passed, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+def _test_one(cpu: str, model: Path) -> bool:
+    started = perf_counter()
+    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=emulated", *TESTS]
+    ask = ["-m", "mvlm_np", "ask", "examples/chelsea.jpg", "What animal is this?", "--model", str(model)]
+    ask += ["--precision", "int4", "--max-new-tokens", "8"]
+    runs = [python(cpu, *tests), *(python(cpu, *ask, "--backend", name) for name in ("numba", "numpy"))]
+    tested, fast, plain = runs
+    same = fast.stdout == plain.stdout and len(fast.stdout) > 1
+    good = same and not any(run.returncode for run in runs)
+    print(f"---- {cpu}: {'good' if good else 'FAILED'}, {perf_counter() - started:.0f} s")
+    print(tested.stdout.strip(), tested.stderr.strip(), sep="\n")
+    for run in (fast, plain):
+        print(f"mvlm ask: exit code {run.returncode}, {run.stdout.strip()!r}", run.stderr.strip(), flush=True)
+    return good
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("build", help="make the environment")
+    testing = verbs.add_parser("test", help="build, then test")
+    testing.add_argument("--cpu", action="append", choices=CPUS, help="this one only; may be repeated")
+    running = verbs.add_parser("run", help="run Python on a CPU")
+    running.add_argument("cpu", choices=CPUS)
+    running.add_argument("arguments", nargs=argparse.REMAINDER, help="for Python")
+    args = parser.parse_args(arguments)
+    try:
+        if args.verb == "run":
+            if reason := missing():
+                raise UserError("the emulated environment", reason)
+            os.execve(PYTHON, [str(PYTHON), *args.arguments], environment(args.cpu))
+        build()
+        return test(args.cpu or list(CPUS)) if args.verb == "test" else 0
+    except UserError as error:
+        print(f"arm: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
