@@ -1,7 +1,7 @@
 """How far int8, int4 and a smaller cache move the logits: signal-to-noise ratios in dB, as tables for docs.
 
-Each argument is a folder of goldens: cases.json, golden-*.safetensors, and the checkpoint that made them. What
-llama.cpp made of the same model, in its folder gguf, is measured too.
+Each argument is a folder of goldens: cases.json, golden-*.safetensors, and the checkpoint that made them.
+What llama.cpp made of the same model, in its folder gguf, is measured too.
 
 example:
   python tools/quantisation_table.py tests/data/golden/ldpv2 tests/data/golden/mlp
