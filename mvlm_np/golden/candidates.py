@@ -25,7 +25,8 @@ import numpy as np
 
 from mvlm_np.checkpoints.safetensors import read_with_metadata
 from mvlm_np.checkpoints.sniff import show
-from mvlm_np.golden.format import GoldenError, Stages, numbers
+from mvlm_np.errors import GoldenError
+from mvlm_np.golden.format import Stages, numbers
 
 RAW = (".bin", ".raw", ".f32")
 KINDS = "a safetensors file, an npz file, a folder of npy or raw float32 files, or llama.cpp's dump"

@@ -9,18 +9,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mvlm_np.checkpoints.safetensors import read_with_metadata
+from mvlm_np.checkpoints.json_files import parse_json, short
+from mvlm_np.checkpoints.safetensors import Entry, read_with_metadata, write_safetensors
 from mvlm_np.checkpoints.tensors import Tensor, bfloat16_to_float32
-from mvlm_np.errors import UserError
+from mvlm_np.errors import GoldenError
+from mvlm_np.golden.compact import Sketch, sketch
 
-VERSION = "1"
-
-
-class GoldenError(UserError):
-    """A golden or a candidate cannot be read, or the two have nothing to compare."""
+FORMAT = "mvlm-golden 1"
+SKETCH = ("rows", "columns", "sample")
+CHOICES = ("choices/ids", "choices/logits")
 
 
 class Stages(Mapping[str, np.ndarray]):
@@ -53,24 +54,97 @@ class Golden:
 
     stages    the arrays without batch axis, in the order in which they are computed
     metadata  texts by key: image, question, prompt, text, and whatever else the recorder noted
-    floors    {class: {stage: (rms, worst)}}, the measured distance of a run in that precision from the
-              float32 run; see `tolerance`. Empty in goldens that were not recorded with --float64
+    floors    {class: {stage: (rms, relative)}}, the measured distance of a run in that precision from the
+              golden; see `tolerance`. Empty in goldens that were not recorded with --float64
+    sketches  of a compact golden, in which `stages` holds the whole numbers only
+    choices   the likeliest tokens at each step of the answer, ids and logits (steps, n); None: unknown
     """
 
     stages: Mapping[str, np.ndarray]
     metadata: Mapping[str, str] = field(default_factory=dict)
     floors: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    sketches: Mapping[str, Sketch] = field(default_factory=dict)
+    choices: tuple[np.ndarray, np.ndarray] | None = None
     path: Path | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Every stage, in the order in which they are computed."""
+        return sorted({*self.stages, *self.sketches}, key=order)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.sketches[name].shape if name in self.sketches else self.stages[name].shape
 
 
 def read_golden(path: Path) -> Golden:
     """Opens a golden file. GoldenError or CheckpointError: it is not one, or is damaged."""
     tensors, metadata = read_with_metadata(path)
-    stages = stages_of(tensors)
-    if not stages:
+    where = f"{path}: __metadata__"
+    floors = _json(metadata, "floors", where)
+    sketches = {
+        name: Sketch(
+            tuple(shape), norm, peak, digest, *(numbers(tensors[f"{part}/{name}"]) for part in SKETCH)
+        )
+        for name, (shape, norm, peak, digest) in _json(metadata, "sketches", where).items()
+    }
+    choices = tuple(numbers(tensors[name]) for name in CHOICES) if CHOICES[0] in tensors else None
+    stages = stages_of({name: tensor for name, tensor in tensors.items() if "/" not in name})
+    if not stages and not sketches:
         raise GoldenError(path, "holds no stages", "a golden file", "record one: mvlm golden record --help")
-    floors = json.loads(metadata.get("floors", "{}"))
-    return Golden(stages, metadata, floors, path)
+    return Golden(stages, metadata, floors, sketches, choices, path)  # type: ignore[arg-type]
+
+
+def write_golden(
+    path: Path,
+    stages: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    floors: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    compact: bool = False,
+) -> None:
+    """Writes a golden file, or none at all.
+
+    stages   without batch axis; float32, or int64 for token ids
+    compact  keep sketches in place of the stages
+    """
+    metadata = {"format": FORMAT, **metadata}
+    if floors:
+        metadata["floors"] = json.dumps(
+            {k: {n: [float(f"{x:.3g}") for x in pair] for n, pair in v.items()} for k, v in floors.items()}
+        )
+    arrays = {name: stages[name][None] for name in sorted(stages, key=order)}
+    if compact:
+        whole = {name: array for name, array in stages.items() if array.dtype.kind == "i"}
+        sketches = {name: sketch(name, array) for name, array in stages.items() if name not in whole}
+        metadata["sketches"] = json.dumps(
+            {n: [list(s.shape), s.norm, s.peak, s.sha256] for n, s in sketches.items()}
+        )
+        arrays = {name: array[None] for name, array in whole.items()}
+        arrays |= {f"{part}/{n}": getattr(s, part) for n, s in sketches.items() for part in SKETCH}
+        arrays |= dict(zip(CHOICES, choices_of(stages), strict=True)) if "logits" in stages else {}
+    entries = [
+        Entry(name, a.dtype.name, a.shape, lambda a=a: [a])  # type: ignore[misc]
+        for name, a in arrays.items()
+    ]
+    try:
+        write_safetensors(path, entries, metadata)
+    except OSError as error:
+        raise GoldenError(path, f"cannot be written ({error.strerror})", "a place with room") from None
+
+
+def choices_of(stages: Mapping[str, np.ndarray], most: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """The likeliest tokens at each step of the answer, best first: ids and logits (steps, most)."""
+    logits = np.concatenate([stages["logits"][-1:], stages["decode.logits"][:-1]])
+    ids = np.argsort(-logits, axis=1, kind="stable")[:, :most]
+    return ids, np.take_along_axis(logits, ids, 1)
+
+
+def _json(metadata: Mapping[str, str], key: str, where: str) -> dict[str, Any]:
+    value = parse_json(metadata.get(key, "{}").encode(), f"{where}: {key}", GoldenError)
+    if not isinstance(value, dict):
+        raise GoldenError(
+            f"{where}: {key}", f"found {short(value)}", "a JSON object", "record the golden again"
+        )
+    return value
 
 
 def stages_of(tensors: Mapping[str, Tensor]) -> Stages:

@@ -55,10 +55,14 @@ def widened(model: MobileVLM) -> MobileVLM:
 def rounded(model: MobileVLM, to: Round) -> MobileVLM:
     """The model with every weight and the result of every operation rounded by `to`; sums are in float32."""
 
+    def smaller(w: np.ndarray) -> np.ndarray:
+        # float16 is widened again as it is multiplied: half the memory for the second copy of all weights.
+        return w.astype(np.float16) if to is to_float16 else w
+
     def weight(value: Any) -> Any:
         match value:
             case Dense(w, b):
-                return _Rounded(Dense(to(w), None if b is None else to(b)), to)
+                return _Rounded(Dense(smaller(to(w)), None if b is None else to(b)), to)
             case Quantized():
                 return _Rounded(value, to)
             case np.ndarray():
@@ -76,7 +80,7 @@ def rounded(model: MobileVLM, to: Round) -> MobileVLM:
     return _mapped(model, weight, SimpleNamespace(**ops))
 
 
-def rounding_recorder(to: Round) -> Callable[[], Recorder]:
+def rounding_recorder(to: Round) -> type[Recorder]:
     """A recorder that rounds every stage in place, so that the next one sees it rounded."""
 
     class Rounding(Recorder):
