@@ -165,7 +165,7 @@ def compare(args: argparse.Namespace) -> int:
     else:
         print(as_text(result, args.all))
     if args.html:
-        write_page(args.html, result, golden, candidate)
+        write_page(args.html, result, golden)
         print(f"wrote {args.html}", file=sys.stderr)
     return 0 if result.right else 1
 

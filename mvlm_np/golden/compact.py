@@ -13,11 +13,11 @@ difference between two sketches is about that of the difference between the two 
 
 import hashlib
 from dataclasses import dataclass
-from math import sqrt
+from math import prod, sqrt
 
 import numpy as np
 
-from mvlm_np.golden.layout import matrix
+from mvlm_np.golden.layout import matrix, rows
 
 MOST = 2048  # sums along an axis; neighbours share one where the axis is longer
 SAMPLE = (4, 128)  # positions, channels
@@ -25,7 +25,7 @@ SAMPLE = (4, 128)  # positions, channels
 
 @dataclass(frozen=True)
 class Sketch:
-    """Shape and SHA-256 of the stage (its float32 bytes), norm and largest magnitude, and what is kept."""
+    """Shape, norm, largest magnitude and SHA-256 (of the float32 bytes) of a stage, and what is kept of it."""
 
     shape: tuple[int, ...]
     norm: float
@@ -35,27 +35,37 @@ class Sketch:
     columns: np.ndarray
     sample: np.ndarray
 
+    def check(self, name: str) -> None:
+        """ValueError: the parts are not of the sizes that the shape asks for."""
+        T = rows(name, self.shape)
+        wanted = [(min(T, MOST),), (min(prod(self.shape) // T, MOST),)]
+        if [self.rows.shape, self.columns.shape] != wanted or self.sample.ndim != 2:
+            raise ValueError(f"the sketch of {name} does not fit its shape")
+
 
 def sketch(name: str, array: np.ndarray) -> Sketch:
     """What a compact golden keeps of a stage, which has no batch axis."""
     m = matrix(name, array)
-    rows, columns = sums(m)
     squares = sum(float(np.square(row, dtype=np.float64).sum()) for row in m)
-    digest = hashlib.sha256(np.ascontiguousarray(array, np.float32).data).hexdigest()
-    return Sketch(array.shape, sqrt(squares), float(np.abs(m).max()), digest, rows, columns, sample(m))
+    return Sketch(array.shape, sqrt(squares), float(np.abs(m).max()), sha256(array), *sums(m), sample(m))
+
+
+def sha256(array: np.ndarray) -> str:
+    """Of the numbers as float32, in C order."""
+    return hashlib.sha256(np.ascontiguousarray(array, np.float32).data).hexdigest()
 
 
 def sums(m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The signed sums of a matrix by row and by column, float32, in at most `MOST` bins each."""
     T, C = m.shape
     row_signs, column_signs = signs(T), signs(C)
-    rows, columns = np.empty(T), np.zeros(C)
+    by_row, by_column = np.empty(T), np.zeros(C)
     step = max(1, (1 << 20) // C)
     for start in range(0, T, step):
         part = m[start : start + step].astype(np.float64)
-        rows[start : start + step] = part @ column_signs
-        columns += row_signs[start : start + step] @ part
-    return binned(rows * row_signs), binned(columns * column_signs)
+        by_row[start : start + step] = part @ column_signs
+        by_column += row_signs[start : start + step] @ part
+    return binned(by_row * row_signs), binned(by_column * column_signs)
 
 
 def binned(values: np.ndarray) -> np.ndarray:

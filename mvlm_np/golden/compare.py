@@ -6,6 +6,7 @@ from math import sqrt
 
 import numpy as np
 
+from mvlm_np.errors import GoldenError
 from mvlm_np.golden.candidates import Candidate
 from mvlm_np.golden.diagnosis import notes
 from mvlm_np.golden.format import Golden, choices_of, order
@@ -18,7 +19,7 @@ from mvlm_np.golden.stage import (
     compare_sketch,
     compare_stage,
 )
-from mvlm_np.golden.tolerance import MARGIN, Bound, bounds
+from mvlm_np.golden.tolerance import CLASSES, MARGIN, Bound, bounds
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN
 
 ONSET = 3  # times its own level so far: there a candidate that is wrong later on begins to depart
@@ -64,6 +65,8 @@ class Comparison:
 
 def compare(golden: Golden, candidate: Candidate, kind: str = "float32") -> Comparison:
     """Every stage of the golden against the candidate's, in a precision class of `tolerance.CLASSES`."""
+    if kind not in CLASSES:
+        raise GoldenError("class", f"found {kind!r}", f"{', '.join(CLASSES[:-1])} or {CLASSES[-1]}")
     allowed = bounds(golden, kind)
     ids = golden.stages.get("input_ids")
     image = picture_positions(golden, ids) if ids is not None else None
@@ -81,12 +84,13 @@ def compare(golden: Golden, candidate: Candidate, kind: str = "float32") -> Comp
         else:
             bound = allowed[name].after(rms, relative, steps)
             found = candidate.stages[name]
-            if name.startswith("decode.") and comparable is not None:
+            where = None if name.startswith("decode.") else image
+            if name.startswith("decode.") and (comparable is not None or _fewer_rows(golden, name, found)):
                 result = _first_rows(name, golden, found, bound, comparable)
             elif name in golden.sketches:
-                result = compare_sketch(name, golden.sketches[name], found, bound, image)
+                result = compare_sketch(name, golden.sketches[name], found, bound, where)
             else:
-                result = compare_stage(name, golden.stages[name], found, bound, image)
+                result = compare_stage(name, golden.stages[name], found, bound, where)
             if result.distance and result.verdict == RIGHT:
                 rms, relative = max(rms, result.distance.rms), max(relative, result.distance.relative)
         steps = 1 if result.distance else steps + 1
@@ -189,13 +193,15 @@ def _generated(
         result = _whole_numbers(name, ids, found)
         if result.verdict == WRONG and name == "generated_ids":
             k = comparable = _first_difference(ids, found)
-            if k == len(found):
-                result = replace(result, verdict=RIGHT, note=f"the first {k} of {len(ids)} are given")
+            if k == min(len(found), len(ids)):
+                result = replace(
+                    result, verdict=RIGHT, where="", note=f"{len(found)} of {len(ids)}, all the same"
+                )
             elif (gap := _gap(golden, k, int(found[k]))) is not None:
                 slack = 2 * allowed["decode.logits" if k else "logits"].relative * gap[1]
                 if gap[0] <= slack:
                     note = f"number {k} is {found[k]} instead of {ids[k]}: within rounding both are as likely"
-                    result = replace(result, verdict=RIGHT, note=note)
+                    result = replace(result, verdict=RIGHT, where="", note=note)
         elif result.verdict == WRONG and kind != "float32":
             result = replace(result, verdict=UNJUDGED)
         results[name] = result
@@ -213,15 +219,23 @@ def _gap(golden: Golden, step: int, token: int) -> tuple[float, float] | None:
     return float(logits[0] - logits[at[0] if len(at) else -1]), float(np.abs(logits).max())
 
 
-def _first_rows(name: str, golden: Golden, found: np.ndarray, bound: Bound, rows: int) -> StageResult:
-    """A stage of generated tokens, as far as the candidate fed the golden's tokens."""
-    if rows == 0:
-        return StageResult(name, UNJUDGED, note="other tokens were fed: nothing to compare")
-    note = f"the first {rows} rows: then other tokens were fed"
-    if name in golden.sketches:
-        return StageResult(name, UNJUDGED, note=f"{note}, and a compact golden has only all of them together")
+def _fewer_rows(golden: Golden, name: str, found: np.ndarray) -> bool:
+    return found.ndim >= 2 and found.shape[-2] < golden.shape(name)[0]
+
+
+def _first_rows(name: str, golden: Golden, found: np.ndarray, bound: Bound, rows: int | None) -> StageResult:
+    """A stage of generated tokens, as far as the candidate fed the golden's tokens (rows: so many)."""
     while found.ndim > 2 and len(found) == 1:
         found = found[0]
+    total = golden.shape(name)[0]
+    rows = min(total, len(found), total if rows is None else rows)
+    if rows == 0:
+        return StageResult(name, UNJUDGED, note="other tokens were fed: nothing to compare")
+    note = f"the first {rows} of {total} rows" if rows < total else ""
+    if name in golden.sketches and rows < total:
+        return StageResult(name, UNJUDGED, note=f"{note}: a compact golden has only all of them together")
+    if name in golden.sketches:
+        return compare_sketch(name, golden.sketches[name], found[:rows], bound)
     # Rounding may have put most of the error that all rows are allowed into these.
     bound = replace(bound, rms=bound.rms * sqrt(len(golden.stages[name]) / rows))
     result = compare_stage(name, golden.stages[name][:rows], found[:rows], bound)

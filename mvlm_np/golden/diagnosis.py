@@ -26,6 +26,7 @@ from mvlm_np.inputs.tokenizer import IMAGE_TOKEN
 UNRELATED = 0.5  # cosine below which two stages have nothing to do with each other
 LEVEL = 64  # a run whose errors are all above this part of a class's bounds computes in that class
 LARGEST_FLOAT16 = 65504
+A_LEVEL = 2e-3  # of the largest pixel value: half a level of an 8-bit pixel, at least
 CLASS_OF = {"float16": "float16", "bfloat16": "bf16"}  # by the type in which a stage is stored
 SOURCES = (  # metadata, what it tells apart, the metadata that names it, what to do
     ("image_sha256", "picture", "image", "run it on the golden's"),
@@ -43,7 +44,7 @@ def notes(
     if first is not None:
         at = [s.name for s in stages].index(first.name)
         before, after = stages[:at], [s for s in stages[at + 1 :] if s.distance or s.failed]
-        lines += _first_stage(golden, candidate, stages, first)
+        lines += _first_stage(golden, candidate, stages, first, after)
         lines += _neighbours(before, first, after)
         lines += _twin(golden, candidate, first)
         lines += _precision(golden, candidate, kind, stages, first)
@@ -62,21 +63,25 @@ def _sources(golden: Golden, candidate: Candidate) -> Iterator[str]:
 
 
 def _first_stage(
-    golden: Golden, candidate: Candidate, stages: list[StageResult], first: StageResult
+    golden: Golden,
+    candidate: Candidate,
+    stages: list[StageResult],
+    first: StageResult,
+    after: list[StageResult],
 ) -> Iterator[str]:
     """What it most often is when this stage is the first to be wrong."""
     name, verdict = first.name, {s.name: s.verdict for s in stages}
     unrelated = first.verdict == WRONG and first.distance is not None and first.distance.cosine < UNRELATED
     if first.verdict == NOT_FINITE:
         yield _not_finite(golden, candidate, name)
-    elif first.verdict == REORDERED:
+    elif first.verdict == REORDERED and not _only_the_dump(first, after):
         yield (
             "All its numbers are there, in another order. If the stages after it are right, only the dump "
             "has that order; if not, the port computes with it."
         )
     elif name == "pixel_values" and unrelated:
         yield f"These are not the pixels of the golden's picture{_of(golden, 'image')}."
-    elif name == "pixel_values":
+    elif name == "pixel_values" and first.distance and first.distance.relative > A_LEVEL:
         yield (
             "The picture is prepared in another way: look at the padding and its colour, at bicubic resizing "
             "of 8-bit pixels, and at the colours' mean and deviation."
@@ -134,7 +139,7 @@ def _neighbours(before: list[StageResult], first: StageResult, after: list[Stage
             f"{first.name} is within its bound, but from there on all lies farther off than before, until "
             f"{failed.name} fails: look at what computes {first.name}."
         )
-    if first.failed and after and all(s.verdict == RIGHT for s in after):
+    if _only_the_dump(first, after):
         yield (
             "All stages given after it are right: the port is, and only this dump is not. It was taken at "
             "another place, or overwritten before it was written out."
@@ -144,6 +149,11 @@ def _neighbours(before: list[StageResult], first: StageResult, after: list[Stage
     if gap:
         since = f"After {before[start].name}, which is right," if start >= 0 else "Before it,"
         yield f"{since} {_some(gap)} were not given: dump them, and the fault has fewer places to be."
+
+
+def _only_the_dump(first: StageResult, after: list[StageResult]) -> bool:
+    whole_numbers = first.verdict == WRONG and first.distance is None
+    return first.failed and not whole_numbers and bool(after) and all(s.verdict == RIGHT for s in after)
 
 
 def _twin(golden: Golden, candidate: Candidate, first: StageResult) -> Iterator[str]:
@@ -188,7 +198,7 @@ def _precision(
 
 
 def _whole(golden: Golden, candidate: Candidate, kind: str, stages: list[StageResult]) -> Iterator[str]:
-    unjudged = [s.name for s in stages if s.verdict == UNJUDGED]
+    unjudged = [s.name for s in stages if s.verdict == UNJUDGED and s.distance]
     if unjudged:
         yield f"Not judged: {_some(unjudged)}. In {kind}, rounding alone may leave nothing of them."
     if not golden.floors and (kind != "float32" or any(s.verdict in FAILED for s in stages)):
@@ -200,6 +210,8 @@ def _whole(golden: Golden, candidate: Candidate, kind: str, stages: list[StageRe
         close = {name: get_close_matches(name, golden.names, 1, 0.75) for name in candidate.unknown}
         listed = [name + (f" (is it {m[0]}?)" if m else "") for name, m in close.items()]
         yield f"No stage of the golden has these names: {_some(listed)}. Say which is which with --names."
+    if candidate.absent:
+        yield f"The name map has these names, and the candidate has not: {_some(list(candidate.absent))}."
 
 
 def _of(golden: Golden, key: str) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from mvlm_np.checkpoints.json_files import parse_json, short
 from mvlm_np.checkpoints.safetensors import Entry, read_with_metadata, write_safetensors
 from mvlm_np.checkpoints.tensors import Tensor, bfloat16_to_float32
 from mvlm_np.errors import GoldenError
@@ -79,19 +78,33 @@ class Golden:
 def read_golden(path: Path) -> Golden:
     """Opens a golden file. GoldenError or CheckpointError: it is not one, or is damaged."""
     tensors, metadata = read_with_metadata(path)
-    where = f"{path}: __metadata__"
-    floors = _json(metadata, "floors", where)
-    sketches = {
-        name: Sketch(
-            tuple(shape), norm, peak, digest, *(numbers(tensors[f"{part}/{name}"]) for part in SKETCH)
-        )
-        for name, (shape, norm, peak, digest) in _json(metadata, "sketches", where).items()
-    }
-    choices = tuple(numbers(tensors[name]) for name in CHOICES) if CHOICES[0] in tensors else None
+    again = "record one: mvlm golden record --help"
+    try:
+        floors = {
+            kind: {name: (float(rms), float(relative)) for name, (rms, relative) in stages.items()}
+            for kind, stages in _json(metadata, "floors").items()
+        }
+        sketches = {
+            name: Sketch(
+                tuple(map(int, shape)),
+                float(norm),
+                float(peak),
+                str(digest),
+                *(numbers(tensors[f"{part}/{name}"]) for part in SKETCH),
+            )
+            for name, (shape, norm, peak, digest) in _json(metadata, "sketches").items()
+        }
+        for name, kept in sketches.items():
+            kept.check(name)
+        known = CHOICES[0] in tensors
+        choices = (numbers(tensors[CHOICES[0]]), numbers(tensors[CHOICES[1]])) if known else None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        found = f"is damaged ({type(error).__name__}: {error})"
+        raise GoldenError(f"{path}: __metadata__", found, "a golden file", again) from None
     stages = stages_of({name: tensor for name, tensor in tensors.items() if "/" not in name})
     if not stages and not sketches:
-        raise GoldenError(path, "holds no stages", "a golden file", "record one: mvlm golden record --help")
-    return Golden(stages, metadata, floors, sketches, choices, path)  # type: ignore[arg-type]
+        raise GoldenError(path, "holds no stages", "a golden file", again)
+    return Golden(stages, metadata, floors, sketches, choices, path)
 
 
 def write_golden(
@@ -138,13 +151,8 @@ def choices_of(stages: Mapping[str, np.ndarray], most: int = 16) -> tuple[np.nda
     return ids, np.take_along_axis(logits, ids, 1)
 
 
-def _json(metadata: Mapping[str, str], key: str, where: str) -> dict[str, Any]:
-    value = parse_json(metadata.get(key, "{}").encode(), f"{where}: {key}", GoldenError)
-    if not isinstance(value, dict):
-        raise GoldenError(
-            f"{where}: {key}", f"found {short(value)}", "a JSON object", "record the golden again"
-        )
-    return value
+def _json(metadata: Mapping[str, str], key: str) -> Any:
+    return json.loads(metadata.get(key, "{}"))
 
 
 def stages_of(tensors: Mapping[str, Tensor]) -> Stages:

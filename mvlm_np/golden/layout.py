@@ -24,11 +24,14 @@ def matrix(name: str, array: np.ndarray) -> np.ndarray:
     (T, D) as it is; keys and values (K, T, d) -> (T, K*d); pictures (D, h, w) -> (h*w, D); pixel values
     (3, h, w) -> (h, 3*w), since the channels of a pixel are too few to see anything.
     """
-    turned = array.transpose(axes(name, array.ndim))
-    rows = {0: 1, 1: 1, 2: len(turned) if turned.ndim else 1}.get(array.ndim)
-    if rows is None:
-        rows = turned.shape[0] if axes(name, 3) == (1, 0, 2) else prod(turned.shape[:2])
-    return turned.reshape(rows, -1)
+    return array.transpose(axes(name, array.ndim)).reshape(rows(name, array.shape), -1)
+
+
+def rows(name: str, shape: tuple[int, ...]) -> int:
+    """How many positions a stage of this shape has."""
+    if len(shape) < 3:
+        return shape[0] if len(shape) == 2 else 1
+    return shape[1] if axes(name, 3) == (1, 0, 2) else prod(shape[1:])
 
 
 # ---------------------------------------------------------------- words for places

@@ -11,7 +11,9 @@ sound float32 implementation differs from the golden by more than the floor for 
 the golden's are independent and add up: sqrt(2). And it may sum in another order: the rms error of a plain
 loop over K products grows like sqrt(K), that of a BLAS which sums in blocks does not; measured, the loop is 2
 times as far off at K = 1024, 4 times at 5632 and 5.4 times at 11008, the longest sum of the family.
-sqrt(1 + 5.4^2) = 5.5; `MARGIN` is 8.
+sqrt(1 + 5.4^2) = 5.5; `MARGIN` is 8. Some positions are far more sensitive than others, so a stage of few
+positions (a decode step has one) is less steady: of T positions, the margin is 1 + `SPREAD` / sqrt(T) times
+as wide.
 
 **Precision classes.** The golden holds the distance of such runs as well: every weight and every result
 rounded to float16 or bf16, with sums in float32; matrices in int8 or int4 with activations in int8, as
@@ -37,14 +39,15 @@ A bound of 1 or more in rms says that rounding alone may leave nothing of the st
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
+from math import inf, sqrt
 
 from mvlm_np.golden.format import Golden
+from mvlm_np.golden.layout import rows
 
 CLASSES = ("float32", "float16", "bf16", "int8", "int4")  # each admits what those before it do
 FACTORS = {"float32": 1, "float16": 2**11, "bf16": 2**14, "int8": 2**15, "int4": 2**18}
 
-MARGIN, CLASS_MARGIN = 8, 4
+MARGIN, CLASS_MARGIN, SPREAD = 8, 4, 4
 U = 2.0**-24  # unit roundoff of float32
 LAST = (
     4 * U,
@@ -83,11 +86,11 @@ class Bound:
 
 def bounds(golden: Golden, kind: str = "float32") -> Mapping[str, Bound]:
     """The bound of every stage for candidates of a class (one of `CLASSES`)."""
-    return {name: bound(golden.floors, name, kind) for name in golden.names}
+    return {name: bound(golden.floors, name, kind, rows(name, golden.shape(name))) for name in golden.names}
 
 
-def bound(floors: Mapping[str, Mapping[str, tuple[float, float]]], name: str, kind: str) -> Bound:
-    """One stage's. floors: {class: {stage: (rms, relative)}} as in the golden file."""
+def bound(floors: Mapping[str, Mapping[str, tuple[float, float]]], name: str, kind: str, T: int) -> Bound:
+    """One stage's, which has T positions. floors: {class: {stage: (rms, relative)}} as in the golden file."""
     factor = FACTORS[kind]
     base = floors.get("float32", {}).get(name)
     if base is None:
@@ -95,10 +98,11 @@ def bound(floors: Mapping[str, Mapping[str, tuple[float, float]]], name: str, ki
     rms, relative = 0.0, 0.0
     for finer in CLASSES[: CLASSES.index(kind) + 1]:
         recorded, scale = floors.get(finer, {}).get(name), FACTORS[finer]
-        margin = MARGIN if finer == "float32" else CLASS_MARGIN
+        margin = float(MARGIN if finer == "float32" else CLASS_MARGIN)
         last = scale if finer in ("float32", "float16", "bf16") else 0
         if recorded is None:
-            recorded, margin = (scale * base[0], scale * base[1]), MARGIN
+            recorded, margin = (scale * base[0], scale * base[1]), float(MARGIN)
+        margin *= 1 + SPREAD / sqrt(T)
         rms = max(rms, margin * recorded[0] + last * LAST[0])
         relative = max(relative, margin * recorded[1] + last * LAST[1])
     return Bound(rms, relative)
