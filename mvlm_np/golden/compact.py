@@ -25,7 +25,7 @@ SAMPLE = (4, 128)  # positions, channels
 
 @dataclass(frozen=True)
 class Sketch:
-    """Shape, norm, largest magnitude and SHA-256 (of the float32 bytes) of a stage, and what is kept of it."""
+    """Shape, norm, largest magnitude and SHA-256 (of its float32 bytes) of a stage; what is kept."""
 
     shape: tuple[int, ...]
     norm: float
