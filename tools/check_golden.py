@@ -75,7 +75,11 @@ def scaled(folder: Path, rng: np.random.Generator) -> None:
 
 
 def in_torch(
-    folder: Path, image: Path, dtype: torch.dtype = torch.float32, bits: int | None = None
+    folder: Path,
+    image: Path,
+    dtype: torch.dtype = torch.float32,
+    bits: int | None = None,
+    question: str = QUESTION,
 ) -> Stages:
     """Every stage as torch computes it in a type, or in float32 with matrices that were rounded to `bits`."""
 
@@ -90,7 +94,7 @@ def in_torch(
         torch_reference.build_projector = lambda *a: cast(plain[1](*a), dtype)
         torch_reference.to_numpy = lambda tensors: plain[2]({n: t.float() for n, t in tensors.items()})
     try:
-        arrays, _ = Changed(folder).run(image, QUESTION, 8, 1)
+        arrays, _ = Changed(folder).run(image, question, 8, 1)
     finally:
         torch_reference.pretrained, torch_reference.build_projector, torch_reference.to_numpy = plain
     return {name: array[0] for name, array in arrays.items()}

@@ -166,12 +166,16 @@ def _llama_cpp(path: Path, head: bytes) -> _Found | None:
 
 
 def _npz(path: Path) -> _Found:
+    def read(name: str) -> np.ndarray:
+        with np.load(path, allow_pickle=False) as archive:
+            return archive[name]
+
     try:
-        archive = np.load(path, allow_pickle=False)
-        names = archive.files
-    except (ValueError, OSError, zipfile.BadZipFile, AttributeError) as error:
+        with np.load(path, allow_pickle=False) as archive:
+            names = archive.files
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise GoldenError(path, f"cannot be read as npz ({error})", KINDS) from None
-    return _Found(Stages({name: partial(_read, path, name, partial(archive.get, name)) for name in names}))
+    return _Found(Stages({name: partial(_read, path, name, partial(read, name)) for name in names}))
 
 
 def _files(files: Mapping[str, Path]) -> _Found:

@@ -43,7 +43,8 @@ class Comparison:
 
     @property
     def right(self) -> bool:
-        return self.first_wrong is None
+        """Whether at least one stage was judged, and none is wrong."""
+        return self.first_wrong is None and any(s.verdict == RIGHT for s in self.stages)
 
     @property
     def last_right(self) -> StageResult | None:

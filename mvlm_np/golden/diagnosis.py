@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from math import log10
 
 import numpy as np
 
@@ -24,7 +25,8 @@ from mvlm_np.golden.tolerance import CLASSES, bounds
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN
 
 UNRELATED = 0.5  # cosine below which two stages have nothing to do with each other
-LEVEL = 64  # a run whose errors are all above this part of a class's bounds computes in that class
+EXPECTED = 6  # a class's bounds over the errors that it makes, about
+LEVEL = 16  # a run with no error so many times smaller than what a class makes computes in that class
 LARGEST_FLOAT16 = 65504
 A_LEVEL = 2e-3  # of the largest pixel value: half a level of an 8-bit pixel, at least
 CLASS_OF = {"float16": "float16", "bfloat16": "bf16"}  # by the type in which a stage is stored
@@ -173,17 +175,20 @@ def _precision(
 ) -> Iterator[str]:
     """Is it the error that a coarser class has everywhere, rather than a fault somewhere?"""
     errors = {s.name: s.distance for s in stages if s.distance and s.name != "pixel_values"}
-    for coarser in CLASSES[CLASSES.index(kind) + 1 :]:
-        allowed = bounds(golden, coarser)
-        if errors and all(
-            allowed[name].rms / LEVEL <= d.rms <= allowed[name].rms and d.relative <= allowed[name].relative
-            for name, d in errors.items()
-        ):
-            yield (
-                f"All stages are about as far off as {coarser} puts them. If the port computes in that, "
-                f"compare with --class {coarser}; if {kind} is meant, look for a conversion to less."
-            )
-            break
+    levels = {}  # how far the errors lie from those that a class makes, as a logarithm, all stages together
+    for coarser in CLASSES[CLASSES.index(kind) + 1 :] if errors else ():
+        pairs = [(b, errors[name]) for name, b in bounds(golden, coarser).items() if name in errors]
+        expected = [min(b.rms, b.own_rms) / EXPECTED for b, _ in pairs]
+        inside = all(d.rms <= b.rms and d.relative <= b.relative for b, d in pairs)
+        if inside and all(e / LEVEL <= d.rms for e, (_, d) in zip(expected, pairs, strict=True)):
+            logs = [log10(d.rms / e) for e, (_, d) in zip(expected, pairs, strict=True)]
+            levels[coarser] = abs(sum(logs) / len(logs))
+    if levels:
+        coarser = min(levels, key=lambda kind: levels[kind])
+        yield (
+            f"All stages are about as far off as {coarser} puts them. If the port computes in that, "
+            f"compare with --class {coarser}; if {kind} is meant, look for a conversion to less."
+        )
     stored = candidate.dtypes.get(first.name)
     if kind != "float32" or not first.distance:
         return

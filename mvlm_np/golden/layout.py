@@ -166,26 +166,28 @@ def permutation(golden: np.ndarray, found: np.ndarray, axis: int, allowed: float
 
 
 def describe_permutation(order: np.ndarray) -> str:
-    """Words for the order of slices along an axis."""
+    """Words for the order of slices along an axis. Slices that are alike may seem to be in their place."""
     n = len(order)
     moved = np.flatnonzero(order != np.arange(n))
+
+    def is_like(other: np.ndarray) -> bool:
+        return bool((order[moved] == other[moved]).all())
+
     if len(moved) == 2:
         return f"{moved[0]} and {moved[1]} are swapped"
-    if (order == np.arange(n)[::-1]).all():
+    if is_like(np.arange(n)[::-1]):
         return "they stand in reverse"
     for first in (0, 1):  # a class token before the grid stays where it is
         side = isqrt(n - first)
-        if side * side == n - first:
-            grid = np.arange(first, n).reshape(side, side).T.ravel()
-            if (order[first:] == grid).all() and (order[:first] == np.arange(first)).all():
-                return "they stand column by column instead of row by row"
-    shift = int(order[0])
-    if (order == np.roll(np.arange(n), -shift)).all():
+        grid = np.arange(first, first + side**2).reshape(side, side).T.ravel()
+        if first + side**2 == n and is_like(np.r_[np.arange(first), grid]):
+            return "they stand column by column instead of row by row"
+    shift = int(order[moved[0]] - moved[0]) % n
+    if is_like(np.roll(np.arange(n), -shift)):
         return f"they are shifted: number {shift} stands first"
-    if n % 2 == 0:
-        halves = np.arange(n).reshape(2, -1)
-        if (order == halves.T.ravel()).all():
-            return "their two halves are interleaved"
-        if (halves.T.ravel()[order] == np.arange(n)).all():
-            return "every second one stands first, then the others"
+    halves = np.arange(n - n % 2).reshape(2, -1)
+    if n % 2 == 0 and is_like(halves.T.ravel()):
+        return "their two halves are interleaved"
+    if n % 2 == 0 and is_like(np.argsort(halves.T.ravel())):
+        return "every second one stands first, then the others"
     return f"{len(moved)} of {n} stand in another's place"

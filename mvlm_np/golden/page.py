@@ -60,11 +60,14 @@ def page(result: Comparison, golden: Golden) -> str:
         if key in about
     ]
     first = result.first_wrong
+    headline = "Right" if result.right else "Undecided: this golden can judge none of the stages"
+    if first is not None:
+        headline = f"Wrong from <b>{_name(first.name)}</b> on"
     template = Template(Path(__file__).with_suffix(".html").read_text("utf-8"))
     return template.substitute(
         title=escape(summary(result)),
         state="good" if result.right else "bad",
-        headline="Right" if first is None else f"Wrong from <b>{_name(first.name)}</b> on",
+        headline=headline,
         counted=escape(_counted(result)),
         facts="".join(f"<dt>{label}</dt><dd>{escape(text)}</dd>" for label, text in facts),
         notes="".join(f"<li>{escape(note)}</li>" for note in result.notes),

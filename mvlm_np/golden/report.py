@@ -37,6 +37,8 @@ def row(s: StageResult) -> tuple[str, ...]:
 def summary(result: Comparison) -> str:
     given = [s for s in result.stages if s.verdict != MISSING]
     counted = f"{len(given)} of {len(result.stages)} stages compared, class {result.kind}"
+    if result.first_wrong is None and not result.right:
+        return f"UNDECIDED: {counted}; this golden can judge none of them."
     if result.first_wrong is None:
         return f"RIGHT: {counted}; none is wrong."
     return f"WRONG from {result.first_wrong.name} on ({counted})."

@@ -75,7 +75,7 @@ def compare_stage(
         found = array_found
     if m is None:
         m = measure(matrix(name, golden), matrix(name, found))
-    if m.distance.rms <= bound.rms and m.distance.relative <= bound.relative:
+    if bound.admits(m.distance.rms, m.distance.relative):
         return _measured(name, RIGHT, m, bound, note=note)
     if not bound.judges:
         return _measured(name, UNJUDGED, m, bound, note=note)
@@ -108,7 +108,7 @@ def compare_sketch(
             axes_order, m = o, replace(m, distance=none, map=np.zeros_like(m.map), rows=np.zeros_like(m.rows))
     straight = axes_order == tuple(range(len(golden.shape)))
     note = "" if straight else f"read as {_shape(found)} with {_order(axes_order, golden.shape)}"
-    if m.distance.rms <= bound.rms and m.distance.relative <= bound.relative:
+    if bound.admits(m.distance.rms, m.distance.relative):
         return _measured(name, RIGHT, m, bound, note=note)
     verdict = WRONG if bound.judges else UNJUDGED
     where = place(m, bound, Places(name, golden.shape, image))
@@ -180,28 +180,28 @@ def _other_size(name: str, golden: np.ndarray, found: np.ndarray, bound: Bound) 
         fits = min(3 * bound.rms, 0.3)
         for end, g, f in (("first", golden[-few:], found[-few:]), ("last", golden[:few], found[:few])):
             if distance(name, g, f).rms <= fits:
-                rows = f"{abs(extra)} {end} row{'s' * (abs(extra) > 1)}"
-                note += f": it is the golden {'with' if extra > 0 else 'without'} its {rows}"
+                rows = f"{abs(extra)} row{'s' * (abs(extra) > 1)}"
+                what = f"with {rows} before it" if end == "first" else f"with {rows} behind it"
+                note += f": it is the golden {what if extra > 0 else f'without its {end} {rows}'}"
                 break
     return StageResult(name, SHAPE, note=note)
 
 
 def place(m: Measured, bound: Bound, places: Places) -> str:
     """Words for where an error is: alone in a few channels, in some positions only, or worst at one place."""
-    total = m.rows.sum()
-    if total == 0:
+    if not m.rows.any():
         return ""
     by_column, by_row = np.sort(m.columns)[::-1], np.sort(m.rows)[::-1]
     few = max(1, min(4, len(by_column) // 8))
     channels = ""
-    if len(by_column) > 1 and by_column[:few].sum() > ALONE * total:
-        alone = m.columns >= by_column[:few][(by_column[:few].cumsum() > ALONE * total).argmax()]
+    if len(by_column) > 1 and by_column[:few].sum() > ALONE * by_column.sum():
+        alone = m.columns >= by_column[:few][(by_column[:few].cumsum() > ALONE * by_column.sum()).argmax()]
         channels = places.columns(alone)
     # A row is wrong where its own error is beyond what its own size, or the stage's, allows.
     T = len(m.rows)
     size = np.maximum(m.golden_rows, m.golden_rows.sum() / T * 1e-2)
     wrong = m.rows > bound.rms**2 * size
-    if few_rows := by_row[:1].sum() > ALONE * total and T > 1:
+    if few_rows := by_row[:1].sum() > ALONE * by_row.sum() and T > 1:
         wrong = m.rows == by_row[0]
     if channels and (few_rows or wrong.any()):
         return channels if wrong.all() else f"{channels}; {places.rows(wrong)}"
