@@ -73,6 +73,7 @@ def compare(golden: Golden, candidate: Candidate, kind: str = "float32") -> Comp
     image = picture_positions(golden, ids) if ids is not None else None
     tokens, comparable = _generated(golden, candidate, allowed, kind)
     results: list[StageResult] = []
+    measured: list[StageResult] = []
     rms = relative = 0.0
     steps = 1
     for name in golden.names:
@@ -91,9 +92,12 @@ def compare(golden: Golden, candidate: Candidate, kind: str = "float32") -> Comp
             elif name in golden.sketches:
                 result = compare_sketch(name, golden.sketches[name], found, bound, where)
             else:
-                result = compare_stage(name, golden.stages[name], found, bound, where)
+                # Behind a wrong stage all are, and none of them holds the golden's numbers.
+                search = not measured or measured[-1].verdict != WRONG
+                result = compare_stage(name, golden.stages[name], found, bound, where, search)
             if result.distance and result.verdict == RIGHT:
                 rms, relative = max(rms, result.distance.rms), max(relative, result.distance.relative)
+        measured += [result] * (result.distance is not None)
         steps = 1 if result.distance else steps + 1
         results.append(result)
         for stages in (golden.stages, candidate.stages):

@@ -9,7 +9,7 @@ from mvlm_np.golden.compact import Sketch, sample, sums
 from mvlm_np.golden.layout import matrix
 
 TINY = 2.0**-126  # the smallest normal float32: a stage of zeros has no relative error
-CHUNK = 1 << 20  # numbers measured at a time, which bounds the memory of their float64 copies
+CHUNK = 1 << 18  # numbers measured at a time: their float64 copies stay in the processor's cache
 MAP = (72, 96)  # cells of an error map, at most
 
 
@@ -55,10 +55,8 @@ def measure(golden: np.ndarray, found: np.ndarray) -> Measured:
     worst, peak, at = -1.0, 0.0, (0, 0)
     rows, golden_rows = np.empty(T), np.empty(T)
     columns, golden_columns = np.zeros(C), np.zeros(C)
-    cells = min(T, MAP[0]), min(C, MAP[1])
-    picture = np.zeros(cells)
-    of_row, of_column = np.arange(T) * cells[0] // T, np.arange(C) * cells[1] // C
-    first_columns = np.searchsorted(of_column, np.arange(cells[1]))
+    first_rows, first_columns = (np.arange(k) * n // k for n, k in ((T, min(T, MAP[0])), (C, min(C, MAP[1]))))
+    by_row = np.empty((T, len(first_columns)))
     step = max(1, CHUNK // C)
     for start in range(0, T, step):
         g = golden[start : start + step].astype(np.float64)
@@ -74,7 +72,7 @@ def measure(golden: np.ndarray, found: np.ndarray) -> Measured:
         here = int(e.argmax())
         if e.flat[here] > worst:
             worst, at = float(e.flat[here]), (start + here // C, here % C)
-        np.maximum.at(picture, of_row[start : start + step], np.maximum.reduceat(e, first_columns, axis=1))
+        by_row[start : start + step] = np.maximum.reduceat(e, first_columns, axis=1)
         np.square(e, out=e)
         rows[start : start + step], columns = e.sum(1), columns + e.sum(0)
     norm, length = sqrt(gg), sqrt(ff)
@@ -82,7 +80,7 @@ def measure(golden: np.ndarray, found: np.ndarray) -> Measured:
     distance = Distance(
         worst, worst / max(peak, TINY), sqrt(rows.sum()) / max(norm, TINY), min(1.0, cosine), at
     )
-    picture = (picture / max(peak, TINY)).astype(np.float32)
+    picture = (np.maximum.reduceat(by_row, first_rows, axis=0) / max(peak, TINY)).astype(np.float32)
     return Measured(distance, rows, golden_rows, columns, golden_columns, picture)
 
 

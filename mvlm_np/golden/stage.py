@@ -49,13 +49,19 @@ class StageResult:
 
 
 def compare_stage(
-    name: str, golden: np.ndarray, found: np.ndarray, bound: Bound, image: range | None = None
+    name: str,
+    golden: np.ndarray,
+    found: np.ndarray,
+    bound: Bound,
+    image: range | None = None,
+    search: bool = True,
 ) -> StageResult:
     """One stage of floating-point numbers. golden: without batch axis.
 
     found  with any number of leading axes of 1, its axes in any order: where the shape tells that they
            stand in another order than the golden's, they are put in order, and the note says so
     image  the positions of the picture in the decoder, if they are known
+    search whether to look for the golden's numbers in another order, if the stage is wrong
     """
     while found.ndim > golden.ndim and len(found) == 1:
         found = found[0]
@@ -79,7 +85,7 @@ def compare_stage(
         return _measured(name, RIGHT, m, bound, note=note)
     if not bound.judges:
         return _measured(name, UNJUDGED, m, bound, note=note)
-    if reordered := _reordering(name, golden, found, bound, places):
+    if search and (reordered := _reordering(name, golden, found, bound, places)):
         note = "; ".join(part for part in (note, reordered) if part)
         return _measured(name, REORDERED, m, bound, note=note)
     return _measured(name, WRONG, m, bound, place(m, bound, places), note)

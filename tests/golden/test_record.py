@@ -46,14 +46,15 @@ def test_the_float64_run_is_float64_throughout(name: str) -> None:
 
 @pytest.mark.parametrize("name", OWN)
 def test_the_float64_run_is_torch_s(name: str) -> None:
-    """Up to the float32 that torch's numbers are kept in, which is finer than any stage's floor."""
+    """Up to the float32 in which transformers' attention takes its softmax, and its results are kept."""
     r = recorded(name)
     assert r.question.image
     ours = record(widened(r.model), r.question, r.stages["generated_ids"])
     theirs = in_torch(r.folder, r.question.image, torch.float64, question=r.question.text)
     for stage in r.golden.names:
         if stage.startswith(("vision.", "projector.")):
-            assert distance(stage, ours[stage], theirs[stage]).rms < 6e-8, stage
+            floor, _ = r.golden.floors["float32"][stage]
+            assert distance(stage, ours[stage], theirs[stage]).rms <= 0.8 * floor, stage
 
 
 def test_ids_to_follow_are_fed_in_place_of_the_model_s_own() -> None:
