@@ -6,6 +6,7 @@ A precision is the type of a weight, here as everywhere: the forward pass is the
 from collections.abc import Callable
 from copy import copy
 from dataclasses import fields, is_dataclass, replace
+from inspect import isfunction
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from mvlm_np import backend
 from mvlm_np.checkpoints.tensors import bfloat16_to_float32, float32_to_bfloat16
-from mvlm_np.linear import Dense, Norm, Quantized
+from mvlm_np.linear import Dense, Joined, Norm, Quantized
 from mvlm_np.model import MobileVLM
 from mvlm_np.trace import Recorder
 
@@ -76,7 +77,7 @@ def rounded(model: MobileVLM, to: Round) -> MobileVLM:
 
         return call
 
-    ops = {k: op(v) if callable(v) else v for k, v in vars(model.ops).items()}
+    ops = {k: op(v) if isfunction(v) else v for k, v in vars(model.ops).items()}
     return _mapped(model, weight, SimpleNamespace(**ops))
 
 
@@ -93,13 +94,17 @@ def rounding_recorder(to: Round) -> type[Recorder]:
 
 
 class _Rounded:
-    """A linear layer whose result is rounded."""
+    """A linear layer whose result is rounded, and the sum with a residual too."""
 
     def __init__(self, inner: Any, to: Round):
         self.inner, self.to, self.nbytes = inner, to, inner.nbytes
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.to(self.inner(x))
+    def __call__(self, x: np.ndarray, add_to: np.ndarray | None = None) -> np.ndarray:
+        y = self.to(self.inner(x))
+        return y if add_to is None else self.to(y + add_to)
+
+    def after(self, op: Callable, *args: Any, add_to: np.ndarray | None = None) -> np.ndarray:
+        return self(op(*args), add_to)
 
 
 def _mapped(model: MobileVLM, weight: Callable[[Any], Any], ops: Any) -> MobileVLM:
@@ -116,6 +121,8 @@ def _map(value: Any, weight: Callable[[Any], Any]) -> Any:
     match value:
         case None | int():
             return value
+        case Joined():
+            return Joined(*(_map(layer, weight) for layer in value.layers))
         case Norm():
             return Norm(weight(value.weight), weight(value.bias))
         case list() | tuple():
