@@ -100,12 +100,17 @@ def record(args: argparse.Namespace) -> int:
         **places,
     )
     with bar("record", None, bar_format="{desc} {elapsed}") as progress:
-        progress.set_description(args.precision)
+
+        def step(name: str) -> None:
+            progress.set_description(f"record, {name}", refresh=False)
+            progress.update()
+
+        step(args.precision)
         stages = trace(model, question)
         about = describe(args.model, model, question, stages, args.precision, **places)
         floors = {}
         if args.float64:
-            floors = measure_floors(args.model, model, question, stages, progress.set_description, **places)
+            floors = measure_floors(args.model, model, question, stages, step, **places)
     write_golden(args.output, stages, about, floors, args.compact)
     size = args.output.stat().st_size
     print(f"wrote {args.output}: {len(stages)} stages, {size / 1e6:.1f} MB; answer: {about['text']!r}")
