@@ -74,7 +74,7 @@ def compare(golden: Golden, candidate: Candidate, kind: str = "float32") -> Comp
     tokens, comparable = _generated(golden, candidate, allowed, kind)
     results: list[StageResult] = []
     measured: list[StageResult] = []
-    rms = relative = 0.0
+    rms = 0.0
     steps = 1
     for name in golden.names:
         if name not in candidate.stages:
@@ -84,7 +84,7 @@ def compare(golden: Golden, candidate: Candidate, kind: str = "float32") -> Comp
         elif name in golden.stages and golden.stages[name].dtype.kind == "i":
             result = _whole_numbers(name, golden.stages[name], candidate.stages[name])
         else:
-            bound = allowed[name].after(rms, relative, steps)
+            bound = allowed[name].after(rms, steps)
             found = candidate.stages[name]
             where = None if name.startswith("decode.") else image
             if name.startswith("decode.") and (comparable is not None or _fewer_rows(golden, name, found)):
@@ -96,7 +96,7 @@ def compare(golden: Golden, candidate: Candidate, kind: str = "float32") -> Comp
                 search = not measured or measured[-1].verdict != WRONG
                 result = compare_stage(name, golden.stages[name], found, bound, where, search)
             if result.distance and result.verdict == RIGHT:
-                rms, relative = max(rms, result.distance.rms), max(relative, result.distance.relative)
+                rms = max(rms, result.distance.rms)
         measured += [result] * (result.distance is not None)
         steps = 1 if result.distance else steps + 1
         results.append(result)
