@@ -47,3 +47,7 @@ class GenerationError(UserError):
 
 class MemoryNeeded(UserError):
     """The model does not fit in the memory that is available."""
+
+
+class GoldenError(UserError):
+    """A golden or a candidate cannot be read, or the two have nothing to compare."""

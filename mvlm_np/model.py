@@ -198,15 +198,18 @@ class MobileVLM:
         num_beams: int | None = None,
         conv_mode: str = "v1",
         exif: bool = False,
+        follow: Sequence[int] | None = None,
+        recorder: Callable[[], Recorder] = Recorder,
     ) -> dict[str, np.ndarray]:
         """Every stage of one question, under the goldens' names and with their leading batch axis of 1.
 
         `generated_ids` is greedy; with num_beams=n there is `generated_ids_beam{n}` too. `decode.*` has a
-        row for each generated id, fed back through the cache one at a time. Of several pictures, the
-        last one's stages are kept. A photo is not turned by its EXIF note unless `exif` says so: the
-        published code does not turn it.
+        row for each generated id, fed back through the cache one at a time; `follow` names the ids to
+        feed in place of this model's own. Of several pictures, the last one's stages are kept. A photo
+        is not turned by its EXIF note unless `exif` says so: the published code does not turn it.
+        `recorder` makes the recorder of the prompt's stages, and that of each generated token's.
         """
-        watch, decoder = Recorder(), self.config.decoder
+        watch, decoder = recorder(), self.config.decoder
         images = self.encode_images(image, exif, watch)
         ids = tokenize_prompt(render(conv_mode, question, len(images)), self.tokenizer)
         watch("input_ids", np.array(ids, np.int64))
@@ -226,15 +229,15 @@ class MobileVLM:
                 new = list(session.generate(logits[-1], chosen, stop, len(ids), Watch()))
                 watch(name, np.array(new, np.int64))
 
-        greedy = watch.arrays["generated_ids"]
+        fed = watch.arrays["generated_ids"] if follow is None else np.asarray(follow)
         decode = {
-            "decode.logits": np.empty((len(greedy), decoder.vocab_size), np.float32),
-            "decode.hidden_states.1": np.empty((len(greedy), decoder.hidden_size), np.float32),
+            "decode.logits": np.empty((len(fed), decoder.vocab_size), logits.dtype),
+            "decode.hidden_states.1": np.empty((len(fed), decoder.hidden_size), logits.dtype),
         }
         session.cache.length = len(keys)
-        for i in range(len(greedy)):
-            step = Recorder()
-            h = session.forward(self.decoder.embed_tokens(greedy[i : i + 1]), step)
+        for i in range(len(fed)):
+            step = recorder()
+            h = session.forward(self.decoder.embed_tokens(fed[i : i + 1]), step)
             decode["decode.logits"][i] = self.decoder.lm_head(h)[0]
             decode["decode.hidden_states.1"][i] = step.arrays["decoder.hidden_states.1"][0]
         return {name: array[None] for name, array in (watch.arrays | decode).items()}

@@ -23,6 +23,7 @@ VERBS = {
     "bench": "measure speed and memory",
     "warmup": "compile all kernels ahead of time",
     "doctor": "show what this machine computes with",
+    "golden": "record every stage of a run, and check another implementation against it",
 }
 
 

@@ -1,0 +1,181 @@
+"""Is my port right? Records every stage of a run, and says where another implementation departs from it.
+
+examples:
+  mvlm golden record FOLDER --image photo.jpg --question "What is this?" --float64 -o golden.safetensors
+  mvlm golden compare golden.safetensors my-port.npz
+  mvlm golden compare golden.safetensors dumps/ --names names.toml --html report.html
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+
+class SubVerb(NamedTuple):
+    summary: str
+    describe: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def describe(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="subverb", metavar="|".join(SUBVERBS), required=True)
+    for name, verb in SUBVERBS.items():
+        sub = verbs.add_parser(
+            name,
+            help=verb.summary,
+            description=verb.run.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.describe(sub)
+        sub.set_defaults(run_golden=verb.run)
+
+
+def run(args: argparse.Namespace) -> int:
+    return args.run_golden(args)
+
+
+# ---------------------------------------------------------------- record
+
+
+def describe_record(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="model folder or GGUF file")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="the picture; none for a text-only model")
+    parser.add_argument("--question", required=True, metavar="TEXT")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write")
+    parser.add_argument(
+        "--float64",
+        action="store_true",
+        help="measure each stage's rounding floor too, from which compare derives its bounds (takes longer)",
+    )
+    parser.add_argument(
+        "--compact", action="store_true", help="keep sketches of the stages: under 2 MB at full size"
+    )
+    parser.add_argument("--max-new-tokens", metavar="N", type=int, default=24, help="at most this many (24)")
+    parser.add_argument("--num-beams", metavar="N", type=int, help="record the answer of N beams too")
+    parser.add_argument("--conv-mode", metavar="NAME", default="v1", help="prompt template (v1)")
+    parser.add_argument(
+        "--precision",
+        metavar="P",
+        default="float32",
+        help="float32; int8 or int4 for what is to be compared with a golden (float32)",
+    )
+    parser.add_argument("--backend", metavar="B", default="numpy", help="numpy, numba or auto (numpy)")
+    parser.add_argument(
+        "--threads", metavar="N", type=int, help="threads to compute with (default: all cores)"
+    )
+    parser.add_argument("--vision-tower", metavar="PATH", help="folder of the CLIP model, if it is elsewhere")
+    parser.add_argument("--mmproj", metavar="PATH", help="GGUF file of the vision tower, if it is elsewhere")
+
+
+def record(args: argparse.Namespace) -> int:
+    """Runs the model on one question and writes every stage, from pixel values to logits, to a golden file.
+
+    Stages are those of the published code, in float32, the decode steps through the cache included. With
+    --float64, four more runs in other precisions measure how far rounding alone carries each stage.
+
+    example:
+      mvlm golden record FOLDER --image photo.jpg --question "What is this?" --float64 -o golden.safetensors
+    """
+    from mvlm_np.cli.progress import bar, load_with_bar
+    from mvlm_np.errors import GoldenError
+    from mvlm_np.golden.format import write_golden
+    from mvlm_np.golden.record import Question, describe, measure_floors
+    from mvlm_np.golden.record import record as trace
+
+    if args.float64 and args.precision != "float32":
+        raise GoldenError(
+            "--float64", f"measures a float32 golden, not {args.precision}", fix="leave one out"
+        )
+    if not args.output.parent.is_dir():
+        raise GoldenError(args.output, "cannot be written", "a place in a folder that exists")
+    places = {"vision_tower": args.vision_tower, "mmproj": args.mmproj}
+    question = Question(args.question, args.image, args.conv_mode, args.max_new_tokens, args.num_beams)
+    model = load_with_bar(
+        path_or_name=args.model,
+        precision=args.precision,
+        backend=args.backend,
+        threads=args.threads,
+        **places,
+    )
+    with bar("record", None, bar_format="{desc} {elapsed}") as progress:
+
+        def step(name: str) -> None:
+            progress.set_description(f"record, {name}", refresh=False)
+            progress.update()
+
+        step(args.precision)
+        stages = trace(model, question)
+        about = describe(args.model, model, question, stages, args.precision, **places)
+        floors = {}
+        if args.float64:
+            floors = measure_floors(args.model, model, question, stages, step, **places)
+    write_golden(args.output, stages, about, floors, args.compact)
+    size = args.output.stat().st_size
+    print(f"wrote {args.output}: {len(stages)} stages, {size / 1e6:.1f} MB; answer: {about['text']!r}")
+    return 0
+
+
+# ---------------------------------------------------------------- compare
+
+
+def add_candidate(parser: argparse.ArgumentParser) -> None:
+    """What compare and explain have in common: a golden, a candidate, and how they are to be read."""
+    parser.add_argument("golden", type=Path, metavar="GOLDEN", help="golden file")
+    parser.add_argument(
+        "candidate", type=Path, metavar="CANDIDATE", help="safetensors, npz, a folder of npy, or a dump"
+    )
+    parser.add_argument("--names", type=Path, metavar="TOML", help="which of your names is which stage")
+    parser.add_argument(
+        "--class",
+        dest="kind",
+        metavar="C",
+        default="float32",
+        help="float32, float16, bf16, int8 or int4: in what the candidate computes (float32)",
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def describe_compare(parser: argparse.ArgumentParser) -> None:
+    add_candidate(parser)
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures of the errors")
+    parser.add_argument("--all", action="store_true", help="list stages that were not given, too")
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Compares what a port computed with a golden, stage by stage, and names the first that is wrong.
+
+    Exits with 0 if all stages that were given are right, and with 1 if one is not.
+
+    examples:
+      mvlm golden compare golden.safetensors my-port.npz
+      mvlm golden compare golden.safetensors dumps/ --names names.toml --class float16 --html report.html
+    """
+    import json
+
+    from mvlm_np.golden.candidates import read_candidate, read_names
+    from mvlm_np.golden.compare import compare
+    from mvlm_np.golden.format import read_golden
+    from mvlm_np.golden.page import write_page
+    from mvlm_np.golden.report import as_json, as_text
+
+    golden = read_golden(args.golden)
+    names = read_names(args.names) if args.names else None
+    candidate = read_candidate(args.candidate, golden.names, names)
+    result = compare(golden, candidate, args.kind)
+    if args.json:
+        json.dump(as_json(result), sys.stdout, indent=1)
+        print()
+    else:
+        print(as_text(result, args.all))
+    if args.html:
+        write_page(args.html, result, golden)
+        print(f"wrote {args.html}", file=sys.stderr)
+    return 0 if result.right else 1
+
+
+SUBVERBS = {
+    "record": SubVerb("run the model and keep every stage", describe_record, record),
+    "compare": SubVerb("compare what a port computed with a golden", describe_compare, compare),
+}

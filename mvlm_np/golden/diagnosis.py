@@ -1,0 +1,228 @@
+"""What a comparison means and what to do about it, a line each. Which mistake it is, `explain` finds out."""
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from math import log10
+
+import numpy as np
+
+from mvlm_np.golden.candidates import Candidate
+from mvlm_np.golden.format import Golden
+from mvlm_np.golden.measure import distance
+from mvlm_np.golden.precision import to_bf16, to_float16
+from mvlm_np.golden.stage import (
+    FAILED,
+    MISSING,
+    NOT_FINITE,
+    REORDERED,
+    RIGHT,
+    SHAPE,
+    UNJUDGED,
+    WRONG,
+    StageResult,
+)  # fmt: skip
+from mvlm_np.golden.tolerance import CLASSES, bounds
+from mvlm_np.inputs.tokenizer import IMAGE_TOKEN
+
+UNRELATED = 0.5  # cosine below which two stages have nothing to do with each other
+EXPECTED = 6  # a class's bounds over the errors that it makes, about
+LEVEL = 16  # a run with no error so many times smaller than what a class makes computes in that class
+LARGEST_FLOAT16 = 65504
+A_LEVEL = 2e-3  # of the largest pixel value: half a level of an 8-bit pixel, at least
+CLASS_OF = {"float16": "float16", "bfloat16": "bf16"}  # by the type in which a stage is stored
+SOURCES = (  # metadata, what it tells apart, the metadata that names it, what to do
+    ("image_sha256", "picture", "image", "run it on the golden's"),
+    ("weights_sha256", "weights", "model", "load the golden's"),
+    ("config_sha256", "settings", "model", "load the golden's config.json"),
+    ("prompt", "prompt", "prompt", "ask the golden's question in its template"),
+)
+
+
+def notes(
+    golden: Golden, candidate: Candidate, kind: str, stages: list[StageResult], first: StageResult | None
+) -> list[str]:
+    """Lines about a comparison, the most telling first. `first`: the first stage that is wrong."""
+    lines = [*_sources(golden, candidate)]
+    if first is not None:
+        at = [s.name for s in stages].index(first.name)
+        before, after = stages[:at], [s for s in stages[at + 1 :] if s.distance or s.failed]
+        lines += _first_stage(golden, candidate, stages, first, after)
+        lines += _neighbours(before, first, after)
+        lines += _twin(golden, candidate, first)
+        lines += _precision(golden, candidate, kind, stages, first)
+    return [*lines, *_whole(golden, candidate, kind, stages)]
+
+
+def _sources(golden: Golden, candidate: Candidate) -> Iterator[str]:
+    """What the two files say of themselves, where both do."""
+    for key, what, name, todo in SOURCES:
+        ours, theirs = golden.metadata.get(key), candidate.metadata.get(key)
+        if ours is not None and theirs is not None and ours != theirs:
+            named = " and ".join(
+                repr(m.get(name, m[key][:12])) for m in (golden.metadata, candidate.metadata)
+            )
+            yield f"Another {what} than the golden's ({named}): {todo}."
+
+
+def _first_stage(
+    golden: Golden,
+    candidate: Candidate,
+    stages: list[StageResult],
+    first: StageResult,
+    after: list[StageResult],
+) -> Iterator[str]:
+    """What it most often is when this stage is the first to be wrong."""
+    name, verdict = first.name, {s.name: s.verdict for s in stages}
+    unrelated = first.verdict == WRONG and first.distance is not None and first.distance.cosine < UNRELATED
+    if first.verdict == NOT_FINITE:
+        yield _not_finite(golden, candidate, name)
+    elif first.verdict == REORDERED and not _only_the_dump(first, after):
+        yield (
+            "All its numbers are there, in another order. If the stages after it are right, only the dump "
+            "has that order; if not, the port computes with it."
+        )
+    elif name == "pixel_values" and unrelated:
+        yield f"These are not the pixels of the golden's picture{_of(golden, 'image')}."
+    elif name == "pixel_values" and first.distance and first.distance.relative > A_LEVEL:
+        yield (
+            "The picture is prepared in another way: look at the padding and its colour, at bicubic resizing "
+            "of 8-bit pixels, and at the colours' mean and deviation."
+        )
+    elif name == "vision.hidden_states.0" and _class_token_alone_is_right(golden, candidate, first):
+        if verdict.get("pixel_values") == RIGHT:
+            yield "The class token and the pixels are right: look at the patch embedding and the positions."
+        else:
+            yield (
+                f"The class token is right and the patches are not: another picture than the golden's"
+                f"{_of(golden, 'image')}, prepared in another way, or the patch embedding. Dump pixel_values."
+            )
+    elif name == "input_ids":
+        yield f"Another prompt, template or tokenizer than the golden's{_of(golden, 'prompt')}."
+    elif first.verdict == SHAPE and name.startswith(("inputs_embeds", "decoder.")) and "input_ids" in verdict:
+        ids = golden.stages["input_ids"]
+        pictures = int((ids == IMAGE_TOKEN).sum())
+        yield f"The golden's prompt has {len(ids)} ids, {pictures} of them for a picture. Dump input_ids too."
+    elif first.verdict == SHAPE:
+        yield "Axes may be in any order and merged, but their product must be the golden's size."
+    elif unrelated:
+        yield (
+            f"It has nothing in common with the golden's. If what goes into it is right, these are other "
+            f"weights than the golden's{_of(golden, 'model')}."
+        )
+
+
+def _not_finite(golden: Golden, candidate: Candidate, name: str) -> str:
+    sketch = golden.sketches.get(name)
+    peak = sketch.peak if sketch else float(np.abs(golden.stages[name]).max())
+    if peak > LARGEST_FLOAT16:
+        return f"The golden reaches {peak:.3g} here, which overflows in float16 ({LARGEST_FLOAT16} at most)."
+    if np.isinf(candidate.stages[name]).any():
+        return f"Infinity is a number too large for its type: float16 ends at {LARGEST_FLOAT16}."
+    return "NaN comes from memory that was never written, from 0/0, or from attention that sees no position."
+
+
+def _class_token_alone_is_right(golden: Golden, candidate: Candidate, first: StageResult) -> bool:
+    if first.name not in golden.stages or first.verdict != WRONG or first.bound is None:
+        return False
+    stage = golden.stages[first.name]
+    found = candidate.stages[first.name]
+    return (
+        found.size == stage.size
+        and distance(first.name, stage[:1], found.reshape(stage.shape)[:1]).rms <= first.bound.rms
+        and first.where.startswith("all")
+    )
+
+
+def _neighbours(before: list[StageResult], first: StageResult, after: list[StageResult]) -> Iterator[str]:
+    """What the stages around the first wrong one tell."""
+    if first.verdict == RIGHT:
+        failed = next(s for s in after if s.failed)
+        yield (
+            f"{first.name} is within its bound, but from there on all lies farther off than before, until "
+            f"{failed.name} fails: look at what computes {first.name}."
+        )
+    if _only_the_dump(first, after):
+        yield (
+            "All stages given after it are right: the port is, and only this dump is not. It was taken at "
+            "another place, or overwritten before it was written out."
+        )
+    start = max((i for i, s in enumerate(before) if s.verdict == RIGHT), default=-1)
+    gap = [s.name for s in before[start + 1 :] if s.verdict == MISSING]
+    if gap:
+        since = f"After {before[start].name}, which is right," if start >= 0 else "Before it,"
+        yield f"{since} {_some(gap)} were not given: dump them, and the fault has fewer places to be."
+
+
+def _only_the_dump(first: StageResult, after: list[StageResult]) -> bool:
+    whole_numbers = first.verdict == WRONG and first.distance is None
+    return first.failed and not whole_numbers and bool(after) and all(s.verdict == RIGHT for s in after)
+
+
+def _twin(golden: Golden, candidate: Candidate, first: StageResult) -> Iterator[str]:
+    """Another stage of the golden that the candidate's array is."""
+    if first.verdict != WRONG or first.bound is None or first.name not in golden.stages:
+        return
+    shape, found = golden.stages[first.name].shape, candidate.stages[first.name]
+    for name, array in golden.stages.items():
+        same = name != first.name and array.shape == shape and array.size == found.size
+        if same and distance(name, array, found.reshape(shape)).rms <= 3 * first.bound.rms:
+            yield f"It is the golden's {name}: a block too many or too few, or a name that is off by one."
+            return
+
+
+def _precision(
+    golden: Golden, candidate: Candidate, kind: str, stages: list[StageResult], first: StageResult
+) -> Iterator[str]:
+    """Is it the error that a coarser class has everywhere, rather than a fault somewhere?"""
+    errors = {s.name: s.distance for s in stages if s.distance and s.name != "pixel_values"}
+    levels = {}  # how far the errors lie from those that a class makes, as a logarithm, all stages together
+    for coarser in CLASSES[CLASSES.index(kind) + 1 :] if errors else ():
+        pairs = [(b, errors[name]) for name, b in bounds(golden, coarser).items() if name in errors]
+        expected = [min(b.rms, b.own_rms) / EXPECTED for b, _ in pairs]
+        inside = all(d.rms <= b.rms and d.relative <= b.relative for b, d in pairs)
+        if inside and all(e / LEVEL <= d.rms for e, (_, d) in zip(expected, pairs, strict=True)):
+            logs = [log10(d.rms / e) for e, (_, d) in zip(expected, pairs, strict=True)]
+            levels[coarser] = abs(sum(logs) / len(logs))
+    if levels:
+        coarser = min(levels, key=lambda kind: levels[kind])
+        yield (
+            f"All stages are about as far off as {coarser} puts them. If the port computes in that, "
+            f"compare with --class {coarser}; if {kind} is meant, look for a conversion to less."
+        )
+    stored = candidate.dtypes.get(first.name)
+    if kind != "float32" or not first.distance:
+        return
+    if stored in ("float16", "bfloat16"):
+        yield f"It is stored as {stored}: dump float32, or compare with --class {CLASS_OF[stored]}."
+        return
+    found = candidate.stages[first.name].astype(np.float32)
+    for name, to in (("float16", to_float16), ("bfloat16", to_bf16)):
+        if np.array_equal(to(found), found):
+            yield f"Each of its numbers is one that {name} can hold: it has been rounded to that."
+            return
+
+
+def _whole(golden: Golden, candidate: Candidate, kind: str, stages: list[StageResult]) -> Iterator[str]:
+    unjudged = [s.name for s in stages if s.verdict == UNJUDGED and s.distance]
+    if unjudged:
+        yield f"Not judged: {_some(unjudged)}. In {kind}, rounding alone may leave nothing of them."
+    if not golden.floors and (kind != "float32" or any(s.verdict in FAILED for s in stages)):
+        yield (
+            "This golden holds no rounding floors, so general bounds were taken. One recorded with --float64 "
+            "tells smaller faults from rounding."
+        )
+    if candidate.unknown:
+        close = {name: get_close_matches(name, golden.names, 1, 0.75) for name in candidate.unknown}
+        listed = [name + (f" (is it {m[0]}?)" if m else "") for name, m in close.items()]
+        yield f"No stage of the golden has these names: {_some(listed)}. Say which is which with --names."
+    if candidate.absent:
+        yield f"The name map has these names, and the candidate has not: {_some(list(candidate.absent))}."
+
+
+def _of(golden: Golden, key: str) -> str:
+    return f" ({golden.metadata[key]!r})" if key in golden.metadata else ""
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

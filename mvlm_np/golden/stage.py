@@ -1,0 +1,219 @@
+"""One stage of a candidate: the verdict on it, where it is wrong, and whether it is only in another order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import permutations
+
+import numpy as np
+
+from mvlm_np.golden.compact import Sketch, sha256
+from mvlm_np.golden.layout import Places, arrangements, axes, describe_permutation, matrix, permutation
+from mvlm_np.golden.measure import TINY, Distance, Measured, distance, measure, measure_sketch
+from mvlm_np.golden.tolerance import Bound
+
+RIGHT = "right"  # within the bound
+WRONG = "wrong"  # beyond it
+REORDERED = "reordered"  # the golden's numbers, in other places
+SHAPE = "shape"  # not the golden's size
+NOT_FINITE = "not finite"  # NaN or infinity
+MISSING = "missing"  # not in the candidate
+UNJUDGED = "not judged"  # the precision class alone may change it that much
+FAILED = (WRONG, REORDERED, SHAPE, NOT_FINITE)
+
+ALONE = 0.9  # of an error's energy in a few rows or channels: then it is theirs
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A stage's verdict. `distance` and `bound` are None where nothing could be measured.
+
+    where  the place of the error, in words
+    note   what a reader should know: the order of axes that fits, the shape that was found
+    map    errors as a picture, float32 (rows, columns): the largest difference in each cell, as a part of
+           the golden's largest magnitude
+    profile  the rms error of each row of the stage's matrix, as a part of the golden's rms
+    """
+
+    name: str
+    verdict: str
+    distance: Distance | None = None
+    bound: Bound | None = None
+    where: str = ""
+    note: str = ""
+    map: np.ndarray | None = field(default=None, repr=False, compare=False)
+    profile: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def failed(self) -> bool:
+        return self.verdict in FAILED
+
+
+def compare_stage(
+    name: str,
+    golden: np.ndarray,
+    found: np.ndarray,
+    bound: Bound,
+    image: range | None = None,
+    search: bool = True,
+) -> StageResult:
+    """One stage of floating-point numbers. golden: without batch axis.
+
+    found  with any number of leading axes of 1, its axes in any order: where the shape tells that they
+           stand in another order than the golden's, they are put in order, and the note says so
+    image  the positions of the picture in the decoder, if they are known
+    search whether to look for the golden's numbers in another order, if the stage is wrong
+    """
+    while found.ndim > golden.ndim and len(found) == 1:
+        found = found[0]
+    if not np.isfinite(found).all():
+        return StageResult(name, NOT_FINITE, note=_not_finite(found))
+    places, note, m = Places(name, golden.shape, image), "", None
+    if found.shape != golden.shape:
+        best = None
+        for axes_order, array in arrangements(golden.shape, found):
+            tried = measure(matrix(name, golden), matrix(name, array))
+            if m is None or tried.distance.rms < m.distance.rms:
+                m, best, array_found = tried, axes_order, array
+        if m is None or best is None:
+            return _other_size(name, golden, found, bound)
+        if best != tuple(range(golden.ndim)):
+            note = f"read as {_shape(found)} with {_order(best, golden.shape)}"
+        found = array_found
+    if m is None:
+        m = measure(matrix(name, golden), matrix(name, found))
+    if bound.admits(m.distance.rms, m.distance.relative):
+        return _measured(name, RIGHT, m, bound, note=note)
+    if not bound.judges:
+        return _measured(name, UNJUDGED, m, bound, note=note)
+    if search and (reordered := _reordering(name, golden, found, bound, places)):
+        note = "; ".join(part for part in (note, reordered) if part)
+        return _measured(name, REORDERED, m, bound, note=note)
+    return _measured(name, WRONG, m, bound, place(m, bound, places), note)
+
+
+def compare_sketch(
+    name: str, golden: Sketch, found: np.ndarray, bound: Bound, image: range | None = None
+) -> StageResult:
+    """One stage of a compact golden. Of another order of axes it sees only what the shape tells."""
+    while found.ndim > len(golden.shape) and len(found) == 1:
+        found = found[0]
+    if not np.isfinite(found).all():
+        return StageResult(name, NOT_FINITE, note=_not_finite(found))
+    read = [(o, a) for o, a in arrangements(golden.shape, found)]
+    if not read:
+        return StageResult(name, SHAPE, note=f"has the shape {_shape(found)}, wanted {_shape(golden.shape)}")
+    if found.shape == golden.shape:
+        read = read[:1]
+    axes_order, m = min(
+        ((o, measure_sketch(golden, matrix(name, a))) for o, a in read),
+        key=lambda tried: tried[1].distance.rms,
+    )
+    for o, a in read:
+        if sha256(a) == golden.sha256:  # every bit is the golden's: then the estimates need not be trusted
+            none = Distance(0.0, 0.0, 0.0, 1.0, (0, 0))
+            axes_order, m = o, replace(m, distance=none, map=np.zeros_like(m.map), rows=np.zeros_like(m.rows))
+    straight = axes_order == tuple(range(len(golden.shape)))
+    note = "" if straight else f"read as {_shape(found)} with {_order(axes_order, golden.shape)}"
+    if bound.admits(m.distance.rms, m.distance.relative):
+        return _measured(name, RIGHT, m, bound, note=note)
+    verdict = WRONG if bound.judges else UNJUDGED
+    where = place(m, bound, Places(name, golden.shape, image))
+    return _measured(name, verdict, m, bound, where, note)
+
+
+def _measured(
+    name: str, verdict: str, m: Measured, bound: Bound, where: str = "", note: str = ""
+) -> StageResult:
+    profile = np.sqrt(m.rows / max(m.golden_rows.mean(), TINY**2)).astype(np.float32)
+    return StageResult(name, verdict, m.distance, bound, where, note, m.map, profile)
+
+
+def _reordering(name: str, golden: np.ndarray, found: np.ndarray, bound: Bound, places: Places) -> str | None:
+    """In which other order the golden's numbers stand here; None if they do not."""
+    # Neighbouring slices may be alike: what is to count as a slice in another place must fit well.
+    fits = min(3 * bound.rms, 0.3)
+
+    def right(array: np.ndarray) -> bool:
+        return distance(name, golden, array).rms <= fits
+
+    for axes_order in list(permutations(range(golden.ndim)))[1:]:
+        if tuple(golden.shape[a] for a in axes_order) != golden.shape:
+            continue
+        if right(found.transpose(axes_order)):
+            return f"transposed: {_order(axes_order, golden.shape)}"
+    for axis in range(golden.ndim):
+        p = permutation(golden, found, axis, fits)
+        if p is not None and right(np.take(found, np.argsort(p), axis)):
+            return f"{_axis_name(name, golden.ndim, axis)}: {describe_permutation(p)}"
+    return None
+
+
+def _axis_name(name: str, ndim: int, axis: int) -> str:
+    if name == "pixel_values":
+        return ("colours", "rows", "columns")[axis]
+    if ndim == 3 and axes(name, 3) == (1, 0, 2):
+        return ("heads", "positions", "elements of each head")[axis]
+    if ndim == 3:
+        return ("channels", "rows", "columns")[axis]
+    kind = "patches" if name.startswith("vision.") else "positions"
+    return (kind, "channels")[axis] if ndim == 2 else "elements"
+
+
+def _order(axes_order: Sequence[int], shape: tuple[int, ...]) -> str:
+    return f"axes {'-'.join(map(str, axes_order))} of the golden's {_shape(shape)}"
+
+
+def _shape(value: np.ndarray | tuple[int, ...]) -> str:
+    shape = value.shape if isinstance(value, np.ndarray) else value
+    return " x ".join(map(str, shape))
+
+
+def _not_finite(found: np.ndarray) -> str:
+    bad = ~np.isfinite(found)
+    nan = int(np.isnan(found).sum())
+    counts = {"NaN": nan, "infinite": int(bad.sum()) - nan}
+    kinds = [f"{count} {kind}" for kind, count in counts.items() if count]
+    at = [int(i) for i in np.unravel_index(int(bad.argmax()), found.shape)]
+    return f"{' and '.join(kinds)} of {found.size} numbers, the first at {at}"
+
+
+def _other_size(name: str, golden: np.ndarray, found: np.ndarray, bound: Bound) -> StageResult:
+    """A stage of another size: is it the golden with rows left out or added at one end?"""
+    note = f"has the shape {_shape(found)}, wanted {_shape(golden)}"
+    if found.ndim == 2 and golden.ndim == 2 and found.shape[1] == golden.shape[1]:
+        extra = len(found) - len(golden)
+        few = min(len(found), len(golden))
+        fits = min(3 * bound.rms, 0.3)
+        for end, g, f in (("first", golden[-few:], found[-few:]), ("last", golden[:few], found[:few])):
+            if distance(name, g, f).rms <= fits:
+                rows = f"{abs(extra)} row{'s' * (abs(extra) > 1)}"
+                what = f"with {rows} before it" if end == "first" else f"with {rows} behind it"
+                note += f": it is the golden {what if extra > 0 else f'without its {end} {rows}'}"
+                break
+    return StageResult(name, SHAPE, note=note)
+
+
+def place(m: Measured, bound: Bound, places: Places) -> str:
+    """Words for where an error is: alone in a few channels, in some positions only, or worst at one place."""
+    if not m.rows.any():
+        return ""
+    by_column, by_row = np.sort(m.columns)[::-1], np.sort(m.rows)[::-1]
+    few = max(1, min(4, len(by_column) // 8))
+    channels = ""
+    if len(by_column) > 1 and by_column[:few].sum() > ALONE * by_column.sum():
+        alone = m.columns >= by_column[:few][(by_column[:few].cumsum() > ALONE * by_column.sum()).argmax()]
+        channels = places.columns(alone)
+    # A row is wrong where its own error is beyond what its own size, or the stage's, allows.
+    T = len(m.rows)
+    size = np.maximum(m.golden_rows, m.golden_rows.sum() / T * 1e-2)
+    wrong = m.rows > bound.rms**2 * size
+    if few_rows := by_row[:1].sum() > ALONE * by_row.sum() and T > 1:
+        wrong = m.rows == by_row[0]
+    if channels and (few_rows or wrong.any()):
+        return channels if wrong.all() else f"{channels}; {places.rows(wrong)}"
+    if wrong.any() and not wrong.all():
+        return places.rows(wrong)
+    if channels:
+        return channels
+    row, column = m.distance.at
+    return f"everywhere; worst at {places.row(row)}, {places.column(column)}"

@@ -1,0 +1,54 @@
+"""Sound candidates are right, each in its class: on every golden there is, and on random models."""
+
+import pytest
+
+from mvlm_np.golden.format import Golden, read_golden
+from mvlm_np.golden.precision import rounded, rounding_recorder, to_bf16, to_float16
+from mvlm_np.golden.record import Question, record
+from mvlm_np.loading import load
+from tests.golden.recorded import OWN, Stages, against, recorded
+from tests.golden_sets import SETS, cases
+from tools import check_golden
+
+pytestmark = pytest.mark.xdist_group("false alarms")
+
+
+@pytest.fixture(params=SETS, scope="module")
+def judged(request: pytest.FixtureRequest) -> tuple[str, Golden, dict[str, Stages]]:
+    """A golden that torch computed, and what mvlm_np computes: {class: stages}."""
+    case = cases(request.param)[0]
+    golden = read_golden(case.folder / "golden-0.safetensors")
+    question = Question(case.question, case.image, num_beams=None)
+    runs = {"float32": record(load(case.folder, "float32", "numba"), question)}
+    for kind, to in (("float16", to_float16), ("bf16", to_bf16)):
+        model = rounded(load(case.folder, "float32", "numpy"), to)
+        runs[kind] = record(model, question, None, rounding_recorder(to))
+    for kind in ("int8", "int4"):
+        runs[kind] = record(load(case.folder, kind, "numba"), question)
+    return request.param, golden, runs
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "bf16", "int8", "int4"])
+def test_of_goldens_without_floors(judged: tuple[str, Golden, dict[str, Stages]], kind: str) -> None:
+    _, golden, runs = judged
+    result = against(golden, runs[kind], kind)
+    assert result.right, result.first_wrong
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "bf16", "int8", "int4"])
+def test_of_goldens_with_floors(judged: tuple[str, Golden, dict[str, Stages]], kind: str) -> None:
+    name, published, runs = judged
+    if name not in OWN:
+        pytest.skip("floors are recorded for the small models only, to keep this quick")
+    golden = recorded(name).golden
+    result = against(golden, runs[kind], kind)
+    assert result.right, result.first_wrong
+    if kind == "float32":
+        torch = {n: a for n, a in published.stages.items() if "beam" not in n}
+        assert (result := against(golden, torch)).right, result.first_wrong
+
+
+def test_of_random_models(capsys: pytest.CaptureFixture[str]) -> None:
+    """A few; `python tools/check_golden.py --models 200` takes many."""
+    code = check_golden.main(["--models", "2", "--seed", "1000"])
+    assert code == 0, capsys.readouterr().out
