@@ -90,7 +90,7 @@ def open_folder(
             )
     elif tower is not None and (vision_tower is not None or has_weights(tower)):
         others = {name: tensor for name, tensor in tensors.items() if not name.startswith(VISION)}
-        tensors = others | _tower_weights(tower)
+        tensors = others | tower_weights(tower)
     elif any(name.startswith(VISION) for name in tensors):
         notes.append(
             f"the published code would load {short(config.mm_vision_tower)} anew; it is not here, so the "
@@ -127,10 +127,7 @@ def _tower_folder(path: Path, tower: str, given: Path | None) -> Path | None:
                 given, "has no config.json", "the folder of a CLIP model", "mend vision_tower"
             )
         return given
-    places = [path / tower, path / Path(tower).name, path.parent / Path(tower).name]
-    if looks_like_name(tower) and (cached := find_cached(tower)):
-        places.append(cached)
-    found = next((folder for folder in places if os.path.lexists(folder / "config.json")), None)
+    found = find_tower(path, tower)
     if found is None and tower != OPENAI_CLIP:
         raise CheckpointError(
             f"{path / 'config.json'}: mm_vision_tower",
@@ -141,6 +138,14 @@ def _tower_folder(path: Path, tower: str, given: Path | None) -> Path | None:
     return found
 
 
+def find_tower(path: Path, tower: str) -> Path | None:
+    """The folder of the tower that a model names: in the model's own, beside it, or in the hub's cache."""
+    places = [path / tower, path / Path(tower).name, path.parent / Path(tower).name]
+    if looks_like_name(tower) and (cached := find_cached(tower)):
+        places.append(cached)
+    return next((folder for folder in places if os.path.lexists(folder / "config.json")), None)
+
+
 def _tower_settings(tower: Path | None, aspect: str | None) -> tuple[VisionConfig, ImageConfig]:
     if tower is None:
         return VisionConfig(), ImageConfig(aspect_ratio=aspect)
@@ -149,7 +154,7 @@ def _tower_settings(tower: Path | None, aspect: str | None) -> tuple[VisionConfi
     return vision, image_config(read_json(preprocessor), aspect, preprocessor)
 
 
-def _tower_weights(tower: Path) -> dict[str, Tensor]:
+def tower_weights(tower: Path) -> dict[str, Tensor]:
     """A CLIP folder's vision tensors under the names that they have in a MobileVLM checkpoint."""
     tensors = read_weights(tower)
     if not any(name.startswith(CLIP_PREFIX) for name in tensors):

@@ -4,6 +4,7 @@ examples:
   mvlm golden record FOLDER --image photo.jpg --question "What is this?" --float64 -o golden.safetensors
   mvlm golden compare golden.safetensors my-port.npz
   mvlm golden compare golden.safetensors dumps/ --names names.toml --html report.html
+  mvlm golden explain FOLDER golden.safetensors my-port.npz
 """
 
 import argparse
@@ -175,7 +176,84 @@ def compare(args: argparse.Namespace) -> int:
     return 0 if result.right else 1
 
 
+# ---------------------------------------------------------------- explain
+
+
+def describe_explain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="the golden's model: a folder or a GGUF file")
+    add_candidate(parser)
+    parser.add_argument(
+        "--image", type=Path, metavar="FILE", help="the golden's picture (default: beside the golden)"
+    )
+    parser.add_argument(
+        "--threads", metavar="N", type=int, help="threads to compute with (default: all cores)"
+    )
+    parser.add_argument("--vision-tower", metavar="PATH", help="folder of the CLIP model, if it is elsewhere")
+    parser.add_argument("--mmproj", metavar="PATH", help="GGUF file of the vision tower, if it is elsewhere")
+    parser.add_argument("--list", action=ListMistakes, help="list the mistakes that are known, and exit")
+
+
+class ListMistakes(argparse.Action):
+    """Prints what `explain` knows; needs no model, as --help needs none."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str):
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from mvlm_np.golden.mistakes.all import MISTAKES
+
+        for m in MISTAKES.values():
+            print(f"{m.id:24} {m.what}\n{'':24} mend: {m.mend}\n{'':24} first shows at {m.stage}")
+        parser.exit()
+
+
+def explain(args: argparse.Namespace) -> int:
+    """Compares, and names the porting mistakes that reproduce what is wrong, with what to do about them.
+
+    Each stage is computed from the candidate's own earlier ones under each known mistake, alone and
+    together with others: the more stages a candidate has, the quicker and surer the answer. One alone will
+    do. Exits with 0 if all stages that were given are right, and with 1 if one is not.
+
+    examples:
+      mvlm golden explain MobileVLM_V2-1.7B golden.safetensors my-port.npz
+      mvlm golden explain FOLDER golden.safetensors embeddings.bin --image photo.jpg --class float16
+      mvlm golden explain --list
+    """
+    import json
+
+    from mvlm_np.checkpoints.opening import open_checkpoint
+    from mvlm_np.cli.progress import bar, load_with_bar
+    from mvlm_np.golden.candidates import read_candidate, read_names
+    from mvlm_np.golden.explain import as_json, as_text, explain, find_picture, in_class, spare_weights
+    from mvlm_np.golden.format import read_golden
+
+    golden = read_golden(args.golden)
+    candidate = read_candidate(args.candidate, golden.names, read_names(args.names) if args.names else None)
+    places = {"vision_tower": args.vision_tower, "mmproj": args.mmproj}
+    checkpoint = open_checkpoint(args.model, **places)
+    load = {"path_or_name": args.model, "backend": "numpy", "threads": args.threads, **places}
+    model = load_with_bar(precision="float32", **load)
+    with bar("explain", None, unit=" runs") as progress:
+        result = explain(
+            model,
+            golden,
+            candidate,
+            args.kind,
+            args.image or find_picture(golden),
+            spare_weights(checkpoint),
+            in_class(args.kind, model, load),
+            progress.update,
+        )
+    if args.json:
+        json.dump(as_json(result), sys.stdout, indent=1)
+        print()
+    else:
+        print(as_text(result))
+    return 0 if result.right else 1
+
+
 SUBVERBS = {
     "record": SubVerb("run the model and keep every stage", describe_record, record),
     "compare": SubVerb("compare what a port computed with a golden", describe_compare, compare),
+    "explain": SubVerb("name the mistakes that make a port wrong", describe_explain, explain),
 }

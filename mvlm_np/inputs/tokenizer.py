@@ -135,6 +135,10 @@ class Tokenizer:
             ids += [self._ids[token], *self._encode_plain(plain)]
         return [self.bos_id] * self.add_bos + ids + [self.eos_id] * self.add_eos
 
+    def encode_inside(self, text: str) -> list[int]:
+        """Ids of text that goes on where other text has ended: no BOS, and no space put before it."""
+        return self._model.encode(self._unk + text)[self._unk_length :]
+
     def _encode_plain(self, text: str) -> list[int]:
         """Ids of text without added tokens. SentencePiece would drop a space at its start; where the
         space belongs to the text (not legacy), another text stands before it and is cut off again."""

@@ -1,0 +1,415 @@
+"""Mistakes in the vision encoder."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from mvlm_np.golden.mistakes.base import (
+    EPS,
+    FUNCTIONS,
+    Scene,
+    Variant,
+    after,
+    both,
+    config,
+    dial,
+    function,
+    instead,
+    mistake,
+    tanh_gelu,
+    tower_of,
+    vision_config,
+    vision_of,
+    weights,
+)
+from mvlm_np.golden.replay import Change, Parts
+from mvlm_np.projector import LDP, NORM_EPS
+from mvlm_np.vision import VisionWeights
+
+
+@mistake(
+    "patches-column-order",
+    "vision.hidden_states.0",
+    "the patches are read column by column",
+    "read them row by row: patch i stands in row i // grid, column i % grid",
+)
+def _(scene: Scene) -> Iterator[Variant]:
+    def columns(patches: Any) -> Any:
+        def turned(pixels: np.ndarray, size: int) -> np.ndarray:
+            rows, cols = pixels.shape[1] // size, pixels.shape[2] // size
+            x = patches(pixels, size)
+            return x.reshape(rows, cols, -1).swapaxes(0, 1).reshape(len(x), -1)
+
+        return turned
+
+    if tower_of(scene):
+        yield Variant("embed", function("vision", "patches", columns))
+
+
+@mistake(
+    "patch-pixel-order",
+    "vision.hidden_states.0",
+    "the pixels of a patch meet the patch embedding in another order",
+    "multiply in the order of the weight: channel, row, column",
+)
+def _(scene: Scene) -> Iterator[Variant]:
+    if not tower_of(scene):
+        return
+
+    def turned(*axes: int) -> Callable[[Any], Any]:
+        def change(w: VisionWeights) -> VisionWeights:
+            patch = w.patch_embedding
+            return replace(w, patch_embedding=patch.transpose(0, *axes).reshape(patch.shape))
+
+        return change
+
+    yield Variant("embed", weights("vision", turned(1, 3, 2)), "rows and columns swapped")
+    yield Variant("embed", weights("vision", turned(2, 3, 1)), "the weight is read as row, column, channel")
+
+    def flipped(w: VisionWeights) -> VisionWeights:
+        return replace(w, patch_embedding=w.patch_embedding[..., ::-1, ::-1])
+
+    yield Variant("embed", weights("vision", flipped), "a true convolution, which turns the weight around")
+
+
+def _positions(change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    return weights("vision", lambda w: replace(w, position_embedding=change(w.position_embedding)))
+
+
+@mistake(
+    "class-token-last",
+    "vision.hidden_states.0",
+    "the class token stands behind the patches: positions shift by one, patch 0 is lost, the class token "
+    "becomes a patch",
+    "put the class token first, at position 0",
+)
+def _(scene: Scene) -> Iterator[Variant]:
+    if not tower_of(scene):
+        return
+    last = after("vision.hidden_states.0", lambda x, _: np.roll(x, -1, axis=0))
+    yield Variant("embed", both(_positions(lambda p: np.roll(p, 1, axis=0)), last))
+    yield Variant("embed", last, "with the positions of the right order")
+
+
+@mistake(
+    "positions-shifted",
+    "vision.hidden_states.0",
+    "the positions of the vision encoder are shifted, or missing",
+    "add position i to token i: 0 for the class token, 1 for the first patch",
+)
+def _(scene: Scene) -> Iterator[Variant]:
+    if not tower_of(scene):
+        return
+    for shift in (1, -1, 2, -2):
+        yield Variant(
+            "embed", _positions(partial(np.roll, shift=shift, axis=0)), f"by {shift}, around the end"
+        )
+        clipped = partial(_clipped, shift=shift)
+        yield Variant("embed", _positions(clipped), f"by {shift}, the outermost repeated")
+    yield Variant("embed", _positions(np.zeros_like), "none are added")
+    yield Variant("embed", _positions(lambda p: p[::-1]), "from the end")
+    side = vision_of(scene.parts).grid
+
+    def columns(p: np.ndarray) -> np.ndarray:
+        turned = p[1:].reshape(side, side, -1).swapaxes(0, 1).reshape(len(p) - 1, -1)
+        return np.concatenate([p[:1], turned])
+
+    yield Variant("embed", _positions(columns), "column by column")
+    only = lambda p: np.concatenate([np.zeros_like(p[:1]), p[1:]])  # noqa: E731
+    yield Variant("embed", _positions(only), "none for the class token")
+
+
+def _clipped(p: np.ndarray, shift: int) -> np.ndarray:
+    return p[np.clip(np.arange(len(p)) - shift, 0, len(p) - 1)]
+
+
+@mistake(
+    "no-pre-layernorm",
+    "vision.hidden_states.0",
+    "the LayerNorm before the first block is left out",
+    "apply pre_layrnorm (so its name in the checkpoint) after the positions are added",
+)
+def _(scene: Scene) -> Iterator[Variant]:
+    if tower := tower_of(scene):
+        norm = tower.pre_norm
+
+        def wrap(base: Any) -> Any:
+            return lambda x, w, b, eps: x if w is norm.weight else base(x, w, b, eps)
+
+        yield Variant("embed", function("vision", "layer_norm", wrap))
+
+
+@mistake(
+    "wrong-tower",
+    "vision.hidden_states.0",
+    "the CLIP weights come from the other place",
+    "projectors with v2 in their name use the checkpoint's own CLIP; all others load mm_vision_tower's",
+    "a model whose checkpoint and CLIP folder differ, as fine-tuned ones do",
+)
+def _(scene: Scene) -> Iterator[Variant]:
+    if (other := scene.spare.get("other_tower")) is not None:
+        yield Variant("embed", weights("vision", lambda _: other))
+
+
+def _activation(name: str) -> Change:
+    """Another activation in the blocks of the encoder."""
+    return lambda p: instead("vision", vision_of(p).hidden_act, FUNCTIONS[name])(p)
+
+
+@mistake(
+    "tanh-gelu",
+    "projector.mlp.mlp.1",
+    "GELU is computed in its tanh form",
+    "the projector's GELU is the exact one, with erf; the encoder's is CLIP's x * sigmoid(1.702 x)",
+)
+def _(scene: Scene) -> Iterator[Variant]:
+    if tower_of(scene):
+        yield Variant("project", instead("projector", "gelu", tanh_gelu), "in the projector")
+        yield Variant("block", _activation("tanh_gelu"), "in the vision encoder")
+        yield Variant("block", both(_activation("tanh_gelu"), instead("projector", "gelu", tanh_gelu)),
+                      "in the vision encoder and the projector")  # fmt: skip
+
+
+@mistake(
+    "quick-gelu",
+    "projector.mlp.mlp.1",
+    "the projector uses CLIP's quick GELU",
+    "the projector's GELU is the exact one, with erf",
+)
+def _(scene: Scene) -> Iterator[Variant]:
+    if tower_of(scene):
+        yield Variant("project", function("projector", "gelu", lambda _: FUNCTIONS["quick_gelu"]))
+
+
+@mistake(
+    "exact-gelu",
+    "vision.hidden_states.1",
+    "the vision encoder uses the exact GELU",
+    "CLIP's activation is quick GELU, x * sigmoid(1.702 x), as its config's hidden_act says",
+)
+def _(scene: Scene) -> Iterator[Variant]:
+    if tower_of(scene) and vision_of(scene.parts).hidden_act == "quick_gelu":
+        yield Variant("block", _activation("gelu"))
+
+
+@mistake(
+    "relu",
+    "vision.hidden_states.1",
+    "an activation is ReLU or SiLU where it should be GELU",
+    "quick GELU in the vision encoder, exact GELU in the projector",
+)
+def _(scene: Scene) -> Iterator[Variant]:
+    if not tower_of(scene):
+        return
+    for name in ("relu", "silu"):
+        yield Variant("block", _activation(name), f"{name} in the vision encoder")
+        yield Variant("project", instead("projector", "gelu", FUNCTIONS[name]), f"{name} in the projector")
+
+
+@mistake(
+    "layer-norm-eps",
+    "vision.hidden_states.0",
+    "a LayerNorm has another eps",
+    "1e-5, CLIP's layer_norm_eps, in the vision encoder and in LDP",
+    "a picture whose features have little variance",
+)
+def _(scene: Scene) -> Iterator[Variant]:
+    if not (tower := tower_of(scene)):
+        return
+    right = vision_of(scene.parts).layer_norm_eps
+
+    def everywhere(eps: float) -> Change:
+        return vision_config(layer_norm_eps=eps)
+
+    def in_ldp(eps: float) -> Change:
+        return function("projector", "layer_norm", lambda base: lambda x, w, b, _: base(x, w, b, eps))
+
+    def only_before(eps: float) -> Change:
+        def wrap(base: Any) -> Any:
+            return lambda x, w, b, e: base(x, w, b, eps if w is tower.pre_norm.weight else e)
+
+        return function("vision", "layer_norm", wrap)
+
+    yield from dial("embed", "{:.3g} in the vision encoder", everywhere, EPS, right)
+    yield from dial("embed", "{:.3g} in pre_layrnorm", only_before, EPS, right)
+    yield from dial("block", "{:.3g} in the blocks of the vision encoder", everywhere, EPS, right)
+    if isinstance(scene.parts.projector, LDP):
+        yield from dial("project", "{:.3g} in the projector", in_ldp, EPS, NORM_EPS)
+
+
+def _wrong_axis(base: Any) -> Any:
+    """Statistics over the tokens, or over the picture, of each channel."""
+
+    def norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+        axes = tuple(range(x.ndim - 1))
+        centred = x - x.mean(axis=axes, keepdims=True)
+        return centred / np.sqrt(np.square(centred).mean(axis=axes, keepdims=True) + eps) * weight + bias
+
+    return norm
+
+
+def _all_axes(base: Any) -> Any:
+    """Statistics over everything at once."""
+
+    def norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+        centred = x - x.mean()
+        return centred / np.sqrt(np.square(centred).mean() + eps) * weight + bias
+
+    return norm
+
+
+def _unbiased(base: Any) -> Any:
+    """The variance divided by n - 1."""
+
+    def norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+        centred, n = x - x.mean(axis=-1, keepdims=True), x.shape[-1]
+        variance = np.square(centred).sum(axis=-1, keepdims=True) / (n - 1)
+        return centred / np.sqrt(variance + eps) * weight + bias
+
+    return norm
+
+
+def _beside_root(base: Any) -> Any:
+    """eps added to the deviation instead of the variance."""
+
+    def norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+        centred = x - x.mean(axis=-1, keepdims=True)
+        deviation = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True))
+        return centred / (deviation + eps) * weight + bias
+
+    return norm
+
+
+@mistake(
+    "layer-norm-axis",
+    "vision.hidden_states.0",
+    "a LayerNorm takes mean and variance over the wrong axis",
+    "over the channels of each token or pixel, with the variance divided by n",
+)
+def _(scene: Scene) -> Iterator[Variant]:
+    if not tower_of(scene):
+        return
+    places = {"embed": ("vision", "in the vision encoder"), "block": ("vision", "in the encoder's blocks")}
+    if isinstance(scene.parts.projector, LDP):
+        places["project"] = ("projector", "in the projector")
+    ways = {
+        "over the tokens": _wrong_axis,
+        "over tokens and channels": _all_axes,
+        "variance over n - 1": _unbiased,
+        "eps outside the root": _beside_root,
+    }
+    for step, (part, where) in places.items():
+        for name, way in ways.items():
+            yield Variant(step, function(part, "layer_norm", way), f"{name}, {where}")
+
+
+@mistake(
+    "one-layer-short",
+    "vision.features",
+    "the features are taken one block too early",
+    "hidden_states[-2]: after all blocks but one, 23 of CLIP's 24; block_count in an mmproj is already short",
+)
+def _(scene: Scene) -> Iterator[Variant]:
+    if not tower_of(scene):
+        return
+    right = scene.parts.config.vision_layers
+    for short in (1, 2, 3):
+        if right - short >= 0:
+            yield Variant("features", config(mm_vision_select_layer=right - short), f"{short} short")
+
+
+@mistake(
+    "last-layer",
+    "vision.features",
+    "the features are the last block's",
+    "hidden_states[-2], one block before the end",
+)
+def _(scene: Scene) -> Iterator[Variant]:
+    if (
+        tower_of(scene)
+        and (last := vision_of(scene.parts).num_hidden_layers) != scene.parts.config.vision_layers
+    ):
+        yield Variant("features", config(mm_vision_select_layer=last))
+
+
+@mistake(
+    "post-layernorm",
+    "vision.features",
+    "post_layernorm is applied to the features",
+    "take the features as they leave the block: post_layernorm is not used",
+)
+def _(scene: Scene) -> Iterator[Variant]:
+    norm = scene.spare.get("post_layernorm")
+    if norm is not None:
+
+        def apply(p: Parts) -> Parts:
+            ops, eps = p.vision_ops, vision_of(p).layer_norm_eps
+            return after("vision.features", lambda x, _: ops.layer_norm(x, *norm, eps))(p)
+
+        yield Variant("features", apply)
+        last = vision_of(scene.parts).num_hidden_layers
+        yield Variant("features", both(config(mm_vision_select_layer=last), apply), "after the last block")
+
+
+@mistake(
+    "class-token-kept",
+    "vision.features",
+    "the wrong row is dropped from the encoder's output, or none where one should be",
+    'mm_vision_select_feature "patch" drops row 0, the class token; "cls_patch" keeps all',
+)
+def _(scene: Scene) -> Iterator[Variant]:
+    if not tower_of(scene):
+        return
+    if scene.parts.config.mm_vision_select_feature == "patch":
+        yield Variant("features", config(mm_vision_select_feature="cls_patch"), "none is dropped")
+
+        def last(p: Parts) -> Parts:
+            return after("vision.features", lambda x, _: x[:-1])(config(mm_vision_select_feature="cls")(p))
+
+        yield Variant("features", last, "the last one is dropped")
+    else:
+        yield Variant("features", config(mm_vision_select_feature="patch"), "the class token is dropped")
+
+
+def _scaled(factor: float) -> Callable[[Any], Any]:
+    return lambda base: lambda q, k, v, causal: base(q * factor, k, v, causal)
+
+
+@mistake(
+    "attention-scale",
+    "vision.hidden_states.1",
+    "attention scores are scaled by something else",
+    "1 / sqrt(d) with d the size of a head, once",
+)
+def _(scene: Scene) -> Iterator[Variant]:
+    for part, step, where in (("vision", "block", "the vision encoder"), ("decoder", "layer", "the decoder")):
+        if part == "vision" and not tower_of(scene):
+            continue
+        if part == "vision":
+            c = vision_of(scene.parts)
+            d, width = c.hidden_size // c.num_attention_heads, c.hidden_size
+        else:
+            d, width = scene.parts.config.decoder.head_dim, scene.parts.config.decoder.hidden_size
+        factors = (sqrt(d), 1 / sqrt(d), sqrt(d / width), sqrt(0.5), sqrt(2), 0.5, 2.0, 1 / d)
+
+        def scaled(factor: float, part: str = part) -> Change:
+            return function(part, "attention", _scaled(factor))
+
+        yield from dial(step, f"{{:.4g}} times what is right, in {where}", scaled, factors, 1.0)
+
+
+@mistake(
+    "causal-encoder",
+    "vision.hidden_states.1",
+    "the vision encoder's attention is causal",
+    "every patch sees every other",
+)
+def _(scene: Scene) -> Iterator[Variant]:
+    if tower_of(scene):
+        yield Variant(
+            "block", function("vision", "attention", lambda base: lambda q, k, v, causal: base(q, k, v, True))
+        )

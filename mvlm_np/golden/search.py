@@ -1,0 +1,471 @@
+"""Which known mistakes reproduce what a candidate computed.
+
+Each stage is judged alone: the reference computes it from the candidate's own earlier stages, so that a
+fault shows where it is made and nowhere else, and a second one further down shows as well. Where the two
+differ, the mistakes that act between the stages given are tried, alone, in pairs, and then more at a time as
+long as each brings the result closer.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from itertools import combinations
+from math import exp, inf, log, log10
+
+import numpy as np
+
+from mvlm_np.golden.format import order
+from mvlm_np.golden.mistakes.all import MISTAKES
+from mvlm_np.golden.mistakes.base import Dial, Mistake, Scene, Variant
+from mvlm_np.golden.replay import CannotReplay, Parts, Replay, independent, layer_of, step_of
+
+HEALTHY = 6.0  # times the reference's own rounding: another order of summation stays below it
+LEVEL = 0.05 / 255 / 0.27  # a twentieth of a grey level: some pixels fell to the other side in rounding
+LEAST = 2.0**-24  # the rounding of a stage that is only copied or scaled
+TIE = 4.0  # two explanations are as good as each other if their errors differ by no more
+PAIRS = 3000  # pairs that are tried at most
+BEAM, DEPTH = 4, 5  # explanations that are taken further, and how far
+GAIN = 0.7  # what another mistake must bring the error down by to be believed
+
+TINY = 2.0**-126  # a stage of zeros has no relative error
+GOLDEN = (5**0.5 - 1) / 2
+
+Progress = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A mistake in one of its variants. layers: those it was seen in, where the step has several."""
+
+    mistake: Mistake
+    variant: Variant
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.mistake.id, self.variant.step
+
+
+@dataclass
+class Finding:
+    """What was found at a stage.
+
+    stage         that the candidate did not compute as the reference would from the candidate's own input
+    before        relative error of the reference (Euclidean), and
+    error         that of the reference with the mistakes
+    cosine        the same as an angle
+    allowed       the error that rounding explains
+    causes        the mistakes; none if nothing brought it closer
+    alternatives  other explanations that fit as well
+    """
+
+    stage: str
+    before: float
+    error: float
+    cosine: float
+    allowed: float
+    causes: tuple[Cause, ...] = ()
+    alternatives: list[tuple[Cause, ...]] = field(default_factory=list)
+
+    @property
+    def exact(self) -> bool:
+        """The mistakes reproduce the candidate, within rounding."""
+        return _fits(self.causes, self.error, self.allowed, self.before)
+
+    @property
+    def believed(self) -> bool:
+        """They do, or come much closer than the reference."""
+        return bool(self.causes) and (self.exact or self.error < GAIN * self.before)
+
+    @property
+    def snr(self) -> float:
+        """Signal to noise of the reproduction, in dB."""
+        return decibels(self.error)
+
+
+def decibels(error: float) -> float:
+    return -20 * log10(error) if error > 0 else inf
+
+
+def measure(found: np.ndarray, wanted: np.ndarray) -> float:
+    """|found - wanted| / |wanted|, Euclidean; infinite if shapes or the places of NaN and infinity differ.
+
+    Of token ids, the part that would have to be edited.
+    """
+    if wanted.dtype.kind == "i":
+        return 1 - SequenceMatcher(None, found.tolist(), wanted.tolist(), autojunk=False).ratio()
+    if found.shape != wanted.shape:
+        return inf
+    f, w = found.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
+    sound = np.isfinite(w)
+    if not sound.all():
+        if not np.array_equal(sound, np.isfinite(f)):
+            return inf
+        f, w = f[sound], w[sound]
+    error = _norm(f - w) / max(_norm(w), TINY)
+    return error if error == error else inf  # NaN where there should be none
+
+
+def cosine(found: np.ndarray, wanted: np.ndarray) -> float:
+    if found.shape != wanted.shape:
+        return 0.0
+    f, w = found.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
+    sound = np.isfinite(w) & np.isfinite(f)
+    f, w = f[sound], w[sound]
+    return float(f @ w) / max(_norm(f) * _norm(w), TINY)
+
+
+def _norm(x: np.ndarray) -> float:
+    return float(np.sqrt(x @ x))
+
+
+# ---------------------------------------------------------------- the search
+
+
+@dataclass(frozen=True)
+class Node:
+    """A hypothesis: some mistakes, the reference under them, and how far it is from the candidate."""
+
+    causes: tuple[Cause, ...]
+    replay: Replay
+    error: float
+
+
+class Search:
+    """Explains a candidate, stage by stage.
+
+    scene     the reference and what there is to make mistakes with; `scene.stages` are the candidate's
+    roots     the golden's own input, for stages that the candidate does not have: pixel values, ids
+    yardstick the reference in the candidate's precision, where that is not float32: (parts, dtype)
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        roots: Mapping[str, np.ndarray],
+        yardstick: Parts | None = None,
+        progress: Progress = lambda: None,
+    ):
+        self.scene, self.progress = scene, progress
+        self.given = dict(scene.stages)
+        self.stages = [name for name in sorted(self.given, key=order) if _staged(name)]
+        self.limits: dict[str, float] = {}
+        self.known = {name: value for name, value in roots.items() if name not in self.given}
+        if "generated_ids" in self.known:
+            self.given["generated_ids"] = self.known.pop("generated_ids")
+        self.plain = Replay(scene.parts, self.given, self.known)
+        wide = dict(self.known) if yardstick else {n: _wide(v) for n, v in self.known.items()}
+        dtype = np.float32 if yardstick else np.float64
+        self.fine = Replay(yardstick or scene.parts, self.given, wide, dtype=dtype)
+        self.causes = [Cause(m, v) for m in MISTAKES.values() for v in m.variants(scene)]
+        self.active: dict[tuple[str, str], Cause] = {}  # what has been found, by mistake and step
+        self._chains: dict[tuple[object, ...], Replay] = {}
+
+    # ------------------------------------------------------------ all stages
+
+    def findings(self) -> list[Finding]:
+        """Everything that is wrong, in the order of the stages."""
+        found = []
+        for stage in self.stages:
+            with suppress(CannotReplay):
+                if (finding := self.judge(stage)) is not None:
+                    found.append(finding)
+        return found
+
+    def blind(self) -> list[Mistake]:
+        """Mistakes that the candidate's stages would not show, as none of their variants changes one beyond
+        rounding. For a candidate that is right."""
+        shown: set[str] = set()
+        for cause in self.causes:
+            if cause.mistake.id not in shown and self._shows(cause):
+                shown.add(cause.mistake.id)
+        return [m for m in MISTAKES.values() if m.id not in shown]
+
+    def _shows(self, cause: Cause) -> bool:
+        v = cause.variant
+        self.progress()
+        given = {n: x for n, x in self.given.items() if not _staged(n) or independent(n, v.step, v.layer)}
+        replay = Replay(self.scene.parts, given, self.known).child(v.change, v.step, v.layer)
+        later = [n for n in self.stages if not independent(n, v.step, v.layer)]
+        own = [n for n in later if step_of(n) == v.step and v.layer in (None, layer_of(n))]
+        for stage in own or later[:1]:
+            try:
+                with np.errstate(all="ignore"):
+                    moved = measure(replay.compute(stage), self.given[stage])
+            except CannotReplay:
+                return True
+            if stage not in self.limits:
+                self.limits[stage] = self.allowed(stage, Node((), self.plain, 0.0))
+            if moved > self.limits[stage]:
+                return True
+        return False
+
+    # ------------------------------------------------------------ one stage
+
+    def allowed(self, stage: str, node: "Node") -> float:
+        """The relative error that rounding explains, measured on this step from this input."""
+        value = node.replay.compute(stage)
+        if value.dtype.kind == "i":
+            return 0.0
+        if stage == "pixel_values":
+            return LEVEL / float(np.sqrt(np.square(value).mean()))
+        try:
+            floor = measure(self._chain(node.causes, fine=True).compute(stage), value)
+        except CannotReplay:
+            floor = 0.0
+        return HEALTHY * max(floor if floor < inf else 0.0, LEAST)
+
+    def judge(self, stage: str) -> Finding | None:
+        """What is wrong with a stage, given the stages before it; None if nothing is."""
+        wanted, nodes = self.given[stage], list[Node]()
+        for causes in self._hypotheses():
+            replay = self._chain(causes)
+            with suppress(CannotReplay):
+                nodes.append(Node(causes, replay, measure(replay.compute(stage), wanted)))
+            if nodes and nodes[-1].error <= LEAST:
+                return None
+        if not nodes:
+            return None
+        plain, best = nodes[0], min(nodes, key=lambda n: n.error)
+        limit = self.allowed(stage, best)
+        if best.error <= limit:
+            return None
+        chosen, *others = self.explain(stage, [plain] if best is plain else [plain, best], limit)
+        if wanted.dtype.kind == "i" and chosen.error > 0:  # ids are reproduced, or they are not
+            chosen, others = plain, []
+        reached = cosine(chosen.replay.compute(stage), wanted)
+        finding = Finding(stage, plain.error, chosen.error, reached, limit, chosen.causes)
+        finding.alternatives += [n.causes for n in others]
+        if finding.believed:
+            self.active |= {cause.place: cause for cause in finding.causes}
+        return finding
+
+    def _hypotheses(self) -> Iterator[tuple[Cause, ...]]:
+        """What may hold for a stage by what has been found before: all of it, nothing, one of it."""
+        found = tuple(self.active.values())
+        yield ()
+        if found:
+            yield found
+        if len(found) > 1:
+            yield from ((cause,) for cause in found)
+
+    def _chain(self, causes: Sequence[Cause], fine: bool = False) -> Replay:
+        """The reference under some mistakes; `fine`: that rounding is measured by."""
+        key = (fine, *causes)
+        if key not in self._chains:
+            replay = self.fine if fine else self.plain
+            for cause in causes:
+                replay = replay.child(cause.variant.change, cause.variant.step, cause.variant.layer)
+            self._chains[key] = replay
+        return self._chains[key]
+
+    # ------------------------------------------------------------ mistakes
+
+    def explain(self, stage: str, bases: Sequence[Node], limit: float) -> list[Node]:
+        """The best explanation of a stage, and others that are as good; the base itself if there is none."""
+        before, tried = bases[0].error, list(bases)
+
+        def exact(nodes: Sequence[Node]) -> list[Node]:
+            return _exact(nodes, limit, before)
+
+        for base in bases:
+            singles = self._singles(stage, base)
+            if found := exact(singles):
+                return found
+            tried += singles
+        base = bases[-1]  # of which the singles are
+        moving = [n for n in [*singles, *self._tuned(stage, base, singles)] if n.error < inf]
+        if found := exact(moving):
+            return found
+        tried += moving
+        long = len({step for step, _ in base.replay.trail[stage]}) > 1
+        if long:
+            moving = _best_variants(moving)
+        else:
+            pairs = self._pairs(stage, moving)
+            pairs += [self._retuned(stage, node) for node in sorted(pairs, key=_error)[:BEAM]]
+            if found := exact(pairs):
+                return found
+            tried += pairs
+        beam = sorted(moving, key=lambda n: n.error)[:BEAM]
+        for _ in range(2, DEPTH + 1):
+            longer = [n for node in beam for n in self._extended(stage, node, moving)]
+            if longer:
+                closest = min(longer, key=_error)
+                longer.append(self._retuned(stage, self._polished(stage, closest) if long else closest))
+            if found := exact(longer):
+                return found
+            best = min(n.error for n in beam) if beam else 0.0
+            beam = sorted(longer, key=_error)[:BEAM]
+            tried += beam
+            if not beam or beam[0].error > GAIN * best:
+                break
+        return [_simplest(tried)]
+
+    def _singles(self, stage: str, base: Node) -> list[Node]:
+        """One more mistake each, of those that act between the stages given and this one and change it."""
+        before, places = base.replay.compute(stage), base.replay.trail[stage]
+        steps, taken = {step for step, _ in places}, {c.place for c in base.causes}
+        nodes = []
+        for cause in self.causes:
+            v = cause.variant
+            if v.step not in steps or (v.layer is not None and (v.step, v.layer) not in places):
+                continue
+            if v.rare and len(places) > 1:
+                continue
+            if cause.place in taken and not _many(cause):
+                continue
+            node = self._node(stage, base, cause)
+            if node is not None and measure(node.replay.compute(stage), before) > LEAST:
+                nodes.append(node)
+        return nodes
+
+    def _node(self, stage: str, base: Node, cause: Cause) -> Node | None:
+        """A hypothesis with one more mistake; None if it cannot be."""
+        self.progress()
+        v = cause.variant
+        replay = base.replay.child(v.change, v.step, v.layer)
+        try:
+            with np.errstate(all="ignore"):
+                error = measure(replay.compute(stage), self.given[stage])
+        except CannotReplay:
+            return None
+        return Node((*base.causes, cause), replay, error)
+
+    def _tuned(self, stage: str, base: Node, singles: Sequence[Node]) -> Iterator[Node]:
+        """The mistakes that turn on a number, each with the number that fits best."""
+        steps = {step for step, _ in base.replay.trail[stage]}
+        dials = {c.variant.dial: c.mistake for c in self.causes if c.variant.dial and c.variant.step in steps}
+        tried = {(v.dial, v.value): n for n in singles if (v := n.causes[-1].variant).dial}
+        for dial, mistake in dials.items():
+            known = [tried.get((dial, value), base) for value in dial.values]
+            if (node := self._tune(stage, base, mistake, dial, known)) is not None:
+                yield node
+
+    def _tune(
+        self, stage: str, base: Node, mistake: Mistake, dial: Dial, known: Sequence[Node]
+    ) -> Node | None:
+        """The best number of a dial, around the best of those on it, which are known."""
+        i = int(np.argmin([node.error for node in known]))
+        marks = [dial.values[0] / 10, *dial.values, dial.values[-1] * 10]
+        best = self._between(stage, base, mistake, dial, known[i], marks[i], marks[i + 2])
+        return best if best.error < base.error else None
+
+    def _between(
+        self, stage: str, base: Node, mistake: Mistake, dial: Dial, best: Node, low: float, high: float
+    ) -> Node:
+        """Golden-section search between two numbers, on a logarithmic scale; `best` if none is better."""
+
+        def error(x: float) -> float:
+            nonlocal best
+            node = self._node(stage, base, Cause(mistake, dial.at(exp(x))))
+            if node is not None and node.error < best.error:
+                best = node
+            return node.error if node is not None else inf
+
+        start, stop = log(low), log(high)
+        a, b = stop - GOLDEN * (stop - start), start + GOLDEN * (stop - start)
+        at_a, at_b = error(a), error(b)
+        while stop - start > (1e-6 if best.error < base.error / 2 else 0.05):
+            if at_a < at_b:
+                stop, b, at_b = b, a, at_a
+                at_a = error(a := stop - GOLDEN * (stop - start))
+            else:
+                start, a, at_a = a, b, at_b
+                at_b = error(b := start + GOLDEN * (stop - start))
+        return best
+
+    def _retuned(self, stage: str, node: Node) -> Node:
+        """The same mistakes, with the numbers that they turn on tuned once more beside each other."""
+        for _ in range(2):
+            for cause in node.causes:
+                if (dial := cause.variant.dial) is not None:
+                    others = tuple(c for c in node.causes if c is not cause)
+                    base, value = Node(others, self._chain(others), inf), cause.variant.value
+                    node = self._between(stage, base, cause.mistake, dial, node, value / 2, value * 2)
+        return node
+
+    def _polished(self, stage: str, node: Node) -> Node:
+        """The same mistakes, each in the variant that fits best beside the others."""
+        for cause in node.causes:
+            others = tuple(c for c in node.causes if c is not cause)
+            base = Node(others, self._chain(others), inf)
+            ways = (c for c in self.causes if c.place == cause.place and c != cause)
+            found = [n for way in ways if (n := self._node(stage, base, way)) is not None]
+            node = min([node, *found], key=_error)
+        return node
+
+    def _pairs(self, stage: str, moving: Sequence[Node]) -> list[Node]:
+        ranked = sorted(moving, key=_error)
+        nodes: list[Node | None] = []
+        for i, j in sorted(combinations(range(len(ranked)), 2), key=sum):
+            first, second = ranked[i], ranked[j].causes[-1]
+            if first.causes[-1].place != second.place or _many(second):
+                nodes.append(self._node(stage, first, second))
+            if len(nodes) == PAIRS:
+                break
+        return [n for n in nodes if n is not None and n.error < inf]
+
+    def _extended(self, stage: str, node: Node, moving: Sequence[Node]) -> Iterator[Node]:
+        taken = {c.place for c in node.causes}
+        for other in moving:
+            cause = other.causes[-1]
+            if cause.place not in taken or (_many(cause) and cause not in node.causes):
+                found = self._node(stage, node, cause)
+                if found is not None and found.error < inf:
+                    yield found
+
+
+def _error(node: Node) -> float:
+    return node.error
+
+
+def _fits(causes: Sequence[Cause], error: float, limit: float, before: float) -> bool:
+    """Whether mistakes explain a stage; of one that rounds, a few results fall to the other side."""
+    return error <= limit or (error < before / 10 and any(c.variant.rounds for c in causes))
+
+
+def _exact(nodes: Sequence[Node], limit: float, before: float) -> list[Node]:
+    """Those that fit, the best first, one for each set of mistakes."""
+    right = sorted((n for n in nodes if _fits(n.causes, n.error, limit, before)), key=_error)
+    found: dict[tuple[str, ...], Node] = {}
+    for node in right:
+        if node.error <= max(TIE * right[0].error, LEAST):
+            found.setdefault(tuple(sorted(c.mistake.id for c in node.causes)), node)
+    return list(found.values())
+
+
+def _best_variants(nodes: Sequence[Node]) -> list[Node]:
+    """Of each mistake in each step, the variant that comes closest."""
+    best: dict[tuple[str, str], Node] = {}
+    for node in nodes:
+        place = node.causes[-1].place
+        best[place] = min(best.get(place, node), node, key=_error)
+    return list(best.values())
+
+
+def _many(cause: Cause) -> bool:
+    """Whether a port may well make this mistake in several places of a step."""
+    return cause.mistake.id in ("missing-bias", "missing-gain")
+
+
+def _simplest(nodes: Iterable[Node]) -> Node:
+    """The closest, but no mistake more than brings the error down noticeably."""
+    best: dict[int, Node] = {}
+    for node in nodes:
+        n = len(node.causes)
+        best[n] = min(best.get(n, node), node, key=lambda x: x.error)
+    chosen = best[min(best)]
+    for n in sorted(best):
+        if best[n].error < GAIN ** (n - len(chosen.causes)) * chosen.error:
+            chosen = best[n]
+    return chosen
+
+
+def _staged(name: str) -> bool:
+    """Whether a stage can be replayed: what was generated cannot."""
+    return not name.startswith("generated_ids") and not name.endswith(".tail")
+
+
+def _wide(value: np.ndarray) -> np.ndarray:
+    return value if value.dtype.kind == "i" else value.astype(np.float64)
