@@ -284,7 +284,7 @@ def kept(args: argparse.Namespace) -> float:
     )
     d = report["config"]["decoder"]
     position = 2 * d["num_hidden_layers"] * d["num_key_value_heads"]
-    position *= d["hidden_size"] // d["num_attention_heads"] * 4
+    position *= d["hidden_size"] // d["num_attention_heads"] * 2  # float16, unless told otherwise
     return (weights + SHORT * position) / (weights + LONG * position)
 
 
