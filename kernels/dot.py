@@ -119,7 +119,7 @@ def add_group(typing, totals, bits, values, scales, acts, starts, act_scales, bl
             first = [_splat(builder, _load(builder, start, _I32, 4, m), LANES // parts) for m in range(R)]
             sums = _group_sums(builder, first, steps, C, small)
             after = _add_scaled(builder, before, sums, scales, act_scale, part)
-            done.append(_in_step(builder, after) if parts > 1 and R > 1 else after)
+            done.append(_in_step(builder, after) if parts > 1 else after)
         tile = ir.Constant(signature.return_type.llvm, ir.Undefined)
         for i, pieces in enumerate(zip(*done, strict=True)):
             tile = builder.insert_value(tile, _joined(builder, pieces), i)
@@ -350,6 +350,9 @@ def _in_step(builder, vectors):
     side_effect = _REGISTERS[PATH] > 1  # or LLVM, where it begins the next rows early, moves it too
     register = "=w" if PATH.startswith("neon") else "=v"
     constraints = ",".join([register] * count + [str(i) for i in range(count)])
+    each = [v.type for v in vectors]
+    if count == 1:
+        return [builder.asm(ir.FunctionType(*each, each), "", constraints, vectors, side_effect)]
     changed = builder.asm(ir.FunctionType(both, both.elements), "", constraints, vectors, side_effect)
     return [builder.extract_value(changed, i) for i in range(count)]
 
