@@ -37,16 +37,20 @@ CACHED = 1 << 18  # bytes of activations that stay in a core's cache while all w
 
 
 class Matrices(NamedTuple):
-    """Up to three packed matrices with the same input, as the kernels want them."""
+    """Up to three packed matrices with the same input, as the kernels want them.
+
+    places   int64 (3, 3): addresses of a matrix's values and scales, and its tiles; zeros where there is none
+    tiles    of all of them
+    columns  of the product that belong to each
+    packed   keeps what `places` points to
+    """
 
     bits: int
     K: int
-    places: (
-        np.ndarray
-    )  # (3, 3) int64: addresses of values and scales, tiles; 0 tiles for a matrix that is not there
+    places: np.ndarray
     tiles: int
-    columns: list[tuple[int, int]]  # of the product that belong to each
-    packed: tuple[Packed, ...]  # keeps what `places` points to
+    columns: list[tuple[int, int]]
+    packed: tuple[Packed, ...]
 
 
 def prepare(matrices: Sequence[Packed]) -> Any:
@@ -77,14 +81,14 @@ def packed_matmul(
     M, K = x.shape
     if x.dtype != FLOAT32 or M == 0:
         raise GenerationError("activations", f"found {x.dtype} {x.shape}", "float32 with at least one row")
-    bits, _, places, tiles, columns, _ = matrices
+    bits, inputs, places, tiles, columns, _ = matrices
+    assert inputs == K and len(gain) in (0, K), (K, inputs, len(gain))
     rounding = change, x, other, gain, shift, eps, OFFSET[bits]
     added = _NO_ROWS if add_to is None else rows_contiguous(add_to)
     if M == 1:
         y = np.empty((1, tiles * ROWS), np.float32)
-        ONE_TOKEN[bits](
-            tiles, 0.05 * ROWS * K, *rounding, places, _NO_ROW if bias is None else bias, added, y
-        )
+        bias = _NO_ROW if bias is None else bias
+        ONE_TOKEN[bits](tiles, ROWS * K / 20, *rounding, places, bias, added, y)
         finite = isfinite(y[0, 0])
     else:
         rows, width = (FEW, 1) if M <= 2 * FEW else SHAPE
@@ -97,7 +101,9 @@ def packed_matmul(
         y = np.empty((blocks * rows, stripes * width * ROWS), np.float32)
         bias = _NO_ROW if bias is None else np.pad(bias, (0, y.shape[1] - len(bias)))
         span = max(1, min(blocks, CACHED // (rows * K)))
-        cost = width * ROWS * K * span * rows / 200
+        cost = (
+            width * ROWS * K * span * rows / 200
+        )  # 200 products a nanosecond; above, 20 weights from memory
         product = TOKENS[bits, rows, width]
         product(stripes * -(-blocks // span), cost, places, acts, starts, act_scales, bias, added, span, y)
         finite = bool(np.isfinite(y[:M, 0]).all())
