@@ -12,12 +12,15 @@ import pickle
 import sys
 import tempfile
 from functools import cache
+from itertools import count
 from pathlib import Path
+from secrets import randbits
 
 import llvmlite
 import numba
 import numpy as np
 from numba import njit
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.registry import cpu_target
@@ -33,6 +36,10 @@ if numba.config.DISABLE_JIT:
 OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy"}
 
 LOG = logging.getLogger(__name__)  # of what is compiled, just before it is
+
+# Machine code off the disk is linked by name. Numba tells functions of one name apart by numbers, which begin
+# with 1 in every process: siblings of one factory, compiled by two processes, would be the same to a third.
+FunctionIdentity._unique_ids = count(randbits(48))
 
 # For functions that become part of the kernels which call them.
 inline = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)

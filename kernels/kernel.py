@@ -48,9 +48,6 @@ class Kernel:
     def __init__(self, body, signature, name, before, job):
         self.signature = types.void(pool_type, types.int64, types.int64, *signature)
         self.name = f"{body.__module__.rpartition('.')[2]}.{name.lstrip('_')}"
-        # Machine code off the disk is linked by name, and a body that a factory makes has the name of its
-        # siblings.
-        body.__qualname__ = name
         self._run = _runner(body, len(signature), before, job)
         self._run.__module__, self._run.__qualname__ = body.__module__, f"run{name}"
         KERNELS.append(self)

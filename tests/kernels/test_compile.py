@@ -140,6 +140,17 @@ for bits in ORDER:
         run(tmp_path, code.replace("ORDER", str(order)).replace("SIZES", str(rows)))
 
 
+def test_no_two_processes_give_functions_the_same_numbers() -> None:
+    code = """
+from mvlm_np.kernels import compile
+from numba.core.bytecode import FunctionIdentity
+print(FunctionIdentity.from_function(compile.fingerprint).unique_id)
+"""
+    numbers = {said(start(code)) for _ in range(2)}
+    assert len(numbers) == 2
+    assert all(int(number) > 1 << 20 for number in numbers)
+
+
 TWO_THREADS = """
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
