@@ -213,7 +213,7 @@ def _test_one(cpu: str, model: Path) -> bool:
     started = perf_counter()
     tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=emulated", *TESTS]
     ask = ["-m", "mvlm_np", "ask", "examples/chelsea.jpg", "What animal is this?", "--model", str(model)]
-    ask += ["--precision", "int4", "--max-new-tokens", "8"]
+    ask += ["--precision", "int4", "--max-new-tokens", "2"]
     runs = [python(cpu, *tests), *(python(cpu, *ask, "--backend", name) for name in ("numba", "numpy"))]
     tested, fast, plain = runs
     same = fast.stdout == plain.stdout and len(fast.stdout) > 1

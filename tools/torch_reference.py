@@ -208,8 +208,8 @@ class Steps:
         self.past.reorder_cache(torch.from_numpy(parents))
 
 
-def pixel_values(path: Path, preprocessor: Mapping[str, Any], pad: bool) -> np.ndarray:
-    """A picture file -> float32 (1, 3, h, w), as upstream and CLIPImageProcessor prepare it."""
+def pixel_values(path: Path | Image.Image, preprocessor: Mapping[str, Any], pad: bool) -> np.ndarray:
+    """A picture -> float32 (1, 3, h, w), as upstream and CLIPImageProcessor prepare it."""
 
     def side(key: str, name: str) -> int:
         """Files say either 336 or {"shortest_edge": 336} and the like."""
@@ -218,7 +218,7 @@ def pixel_values(path: Path, preprocessor: Mapping[str, Any], pad: bool) -> np.n
 
     size, crop = side("size", "shortest_edge"), side("crop_size", "height")
     mean, std = (np.array(preprocessor[f"image_{key}"], np.float32) for key in ("mean", "std"))
-    image = Image.open(path).convert("RGB")
+    image = (path if isinstance(path, Image.Image) else Image.open(path)).convert("RGB")
     if pad and image.width != image.height:
         longer = max(image.size)
         colour = tuple(int(255 * m) for m in preprocessor["image_mean"])

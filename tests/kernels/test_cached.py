@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from mvlm_np import ops
 from mvlm_np.cache import TYPES
+from tests.arrays import frozen, seeds
 from tests.kernels.teams import threads
-from tests.models import frozen
-from tests.test_ops import seeds
 
 attention = pytest.importorskip("mvlm_np.kernels.attention")
 test_float = pytest.importorskip("tests.kernels.test_float")

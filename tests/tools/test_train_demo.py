@@ -1,0 +1,205 @@
+"""The demo model's pictures, questions and training, on a scale of a minute."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+import mvlm_np
+from tools.demo import dense
+from tools.demo.data import as_seen
+from tools.demo.questions import TASKS, Question, description, facts, questions, record, score
+from tools.demo.recipe import RECIPES, Stage, train, write_data
+from tools.demo.scenes import COLOURS, INSTRUMENTS, LAMPS, SHAPES, SPLITS, UNSEEN, render, scene
+from tools.evaluate_demo import evaluate, interval, paired, table
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_a_scene_follows_from_its_number_alone() -> None:
+    first, again = scene("test", 5), scene("test", 5)
+    assert first == again
+    assert render(first).tobytes() == render(again).tobytes()
+
+
+def test_no_two_splits_share_a_scene() -> None:
+    seeds = [scene(split, number).seed for split in SPLITS for number in range(20)]
+    assert len(set(seeds)) == len(seeds)
+    described = {split: {description(scene(split, n)) for n in range(200)} for split in ("train", "test")}
+    assert len(described["train"] & described["test"]) < 10  # some scenes hold a single thing
+
+
+def test_every_kind_of_thing_occurs() -> None:
+    items = [item for number in range(300) for item in scene("train", number).items]
+    assert {item.kind for item in items} == {"shape", "lamp", *INSTRUMENTS}
+    assert len(SHAPES) >= 6 and len(COLOURS) >= 8
+    assert {item.shape for item in items if item.kind == "shape"} == set(SHAPES)
+    assert {item.colour for item in items if item.kind == "shape"} == set(COLOURS)
+    assert {item.colour for item in items if item.kind == "lamp"} == set(LAMPS)
+
+
+def test_some_colours_of_shapes_are_kept_for_the_split_unseen() -> None:
+    def pairs(split: str) -> set[tuple[str, str]]:
+        return {(item.colour, item.shape) for n in range(400) for item in scene(split, n).shapes}
+
+    assert pairs("train") & UNSEEN == pairs("test") & UNSEEN == set()
+    assert pairs("unseen") >= UNSEEN
+
+
+def test_things_do_not_cover_each_other() -> None:
+    for number in range(100):
+        cells = [c for i in scene("train", number).items for c in range(i.cell, i.cell + i.span)]
+        assert len(cells) == len(set(cells))
+
+
+def test_the_labels_say_what_covers_a_patch() -> None:
+    kind, colour, centre = (list(dense.HEADS).index(name) for name in ("kind", "colour", "centre"))
+    for number in range(50):
+        shown = scene("train", number)
+        render(shown)
+        labels = dense.labels(shown, 8)
+        assert labels.shape == (64, len(dense.HEADS))
+        assert (labels >= dense.NONE).all() and (labels < np.array([*dense.HEADS.values()])).all()
+        assert (labels[:, centre] == 1).sum() == len(shown.items)
+        there = Counter(item.kind for item in shown.items)
+        seen = Counter(dense.KINDS[k - 1] for k in labels[labels[:, centre] == 1, kind])
+        assert seen == there
+        assert (labels[labels[:, kind] == 0, colour] == dense.NONE).all()
+
+
+def test_pictures_are_padded_as_the_model_sees_them() -> None:
+    from mvlm_np.config import ImageConfig
+    from mvlm_np.inputs.image import preprocess
+
+    config = ImageConfig(resize=128, crop=(128, 128))
+    for number in range(8):
+        picture = render(scene("test", number))
+        pixels = as_seen(picture, 128).transpose(2, 0, 1) / 255
+        mean, std = (np.reshape(v, (3, 1, 1)) for v in (config.mean, config.std))
+        np.testing.assert_allclose((pixels - mean) / std, preprocess(picture, config), atol=1e-5)
+
+
+# ---------------------------------------------------------------- questions
+
+
+def test_every_task_is_asked_and_its_answer_scores_full() -> None:
+    asked = [q for n in range(150) for q in questions(scene("train", n), Random(n), each=2)]
+    assert {q.task for q in asked} == set(TASKS)
+    assert all(score(q, q.answer) == 1 for q in asked)
+    assert {q.answer for q in asked if q.task == "count"} == set("0123456")
+    for task in ("relation", "exists"):
+        yes = [q.answer == "yes" for q in asked if q.task == task]
+        assert 0.4 < sum(yes) / len(yes) < 0.6
+
+
+def test_a_description_scores_by_its_facts() -> None:
+    true = "top left: a small red star, middle: a green lamp off, display: 90"
+    assert facts(true) == Counter(
+        [("top left", word) for word in ("small", "red", "star")]
+        + [("middle", word) for word in ("green", "lamp", "off")]
+        + [("display", "90")]
+    )
+    asked = Question("describe", "Describe the picture.", true)
+    assert score(asked, true) == 1
+    assert score(asked, true.replace("red", "blue")) == 6 / 7
+    assert score(asked, true + ", top: a large red star") == 7 / 10
+    assert score(asked, "") == 0
+
+
+def test_the_data_is_in_upstreams_format(tmp_path: Path) -> None:
+    write_data(tmp_path, "train", 3, RECIPES["minute"])
+    for entry in json.loads((tmp_path / "data.json").read_text()):
+        assert (tmp_path / entry["image"]).exists()
+        said = entry["conversations"]
+        assert [turn["from"] for turn in said] == ["human", "gpt"] * (len(said) // 2)
+        assert [turn["value"].startswith("<image>\n") for turn in said] == [True] + [False] * (len(said) - 1)
+    turns = [Question("count", "How many?", "2")]
+    assert record("a", turns)["conversations"] == [
+        {"from": "human", "value": "<image>\nHow many?"},
+        {"from": "gpt", "value": "2"},
+    ]
+
+
+# ---------------------------------------------------------------- training
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run of a minute, stopped and resumed in every stage; and the folder of its model."""
+    folder = tmp_path_factory.mktemp("training")
+    recipe = RECIPES["minute"]
+    for stops in ((20, None, None), (None, 5, None), (None, None, 10)):
+        assert train(recipe, folder, stop_at=stops) == folder
+    return folder, train(recipe, folder)
+
+
+def test_the_loss_falls_in_every_stage_across_its_resumption(trained: tuple[Path, Path]) -> None:
+    import torch
+
+    folder, _ = trained
+    for number, stage in enumerate(RECIPES["minute"].stages):
+        losses = torch.load(folder / f"stage{number}.pt", weights_only=True)["losses"]
+        assert len(losses) == stage.steps
+        assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
+        assert (folder / f"stage{number}.png").exists()
+
+
+def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path: Path) -> None:
+    import torch
+
+    few = replace(RECIPES["minute"], stages=(Stage(6, 8, 1e-3), Stage(1, 1, 1e-3), Stage(1, 1, 1e-3)))
+    pictures = tmp_path / "pictures"
+    train(few, tmp_path / "whole", pictures=pictures, stop_at=(5, None, None))
+    for stop in (3, 5):
+        train(few, tmp_path / "parts", pictures=pictures, stop_at=(stop, None, None))
+    whole, parts = (
+        torch.load(tmp_path / name / "stage0.pt", weights_only=True)["losses"] for name in ("whole", "parts")
+    )
+    assert len(whole) == len(parts) == 5
+    np.testing.assert_allclose(whole, parts, rtol=1e-5)
+
+
+def test_what_it_writes_is_a_model_like_any_other(trained: tuple[Path, Path]) -> None:
+    from tools.demo.torch_model import TorchModel
+
+    _, folder = trained
+    model = mvlm_np.load(folder)
+    assert model.notes == []
+    recipe = RECIPES["minute"]
+    ours, theirs = (
+        evaluate(m, "validation", 40, tasks=recipe.tasks, instruments=recipe.instruments)
+        for m in (model, TorchModel(folder))
+    )
+    assert [answer for *_, answer in ours] == [answer for *_, answer in theirs]
+    n, differing, (mean, low, high) = paired(ours, {name: answer for name, _, answer in theirs})
+    assert (n, differing, mean, low, high) == (40, 0, 0, 0, 0)
+    assert table(ours)[-1][:2] == ("all", 40)
+
+
+def test_stage_2_as_an_adapter_merges_onto_the_model(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    from mvlm_np.cli import main
+
+    folder, _ = trained
+    for name in ("tokenizer.model", "stage0.pt", "stage1.pt"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    few = replace(RECIPES["minute"], stages=(*RECIPES["minute"].stages[:2], Stage(3, 4, 1e-3)))
+    base = train(few, tmp_path, pictures=folder / "pictures", lora=4)
+    tuned = tmp_path / "tuned"
+    adapter = str(tmp_path / "adapter")
+    assert main(["convert", str(base), str(tuned), "--precision", "float32", "--lora", adapter]) == 0
+    before, after = (mvlm_np.load(f).decoder.layers[0].qkv.layers[0] for f in (base, tuned))
+    x = np.eye(64, dtype=np.float32)
+    assert 0 < np.abs(before(x) - after(x)).max() < 0.1
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def test_intervals_hold_their_mean() -> None:
+    assert interval([1.0] * 90 + [0.0] * 10) == pytest.approx((0.9, 0.8256, 0.9448), abs=1e-4)
+    mean, low, high = interval([0.5, 1.0, 0.75])
+    assert low < mean == 0.75 < high <= 1

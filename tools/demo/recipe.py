@@ -1,0 +1,235 @@
+"""What is trained, on what, and for how long; and the whole run from nothing to a model folder."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+
+from mvlm_np.inputs.tokenizer import Tokenizer
+from tools.demo.data import Pictures, start_rendering, write_shard
+from tools.demo.fitting import device, processes, rank, wait_for_all
+from tools.demo.folder import model_config, write_model
+from tools.demo.language import (
+    CAPTIONS,
+    Prompts,
+    Seen,
+    token_accuracy,
+    train_language,
+    train_tokenizer,
+    write_features,
+)
+from tools.demo.network import build_decoder, build_projector
+from tools.demo.questions import TASKS, questions, record
+from tools.demo.scenes import render, scene
+from tools.demo.stage0 import train_tower
+
+IMAGE_TOKENS = 144  # LDPv2's
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    steps: int
+    size: int  # pictures a step
+    rate: float
+    each: int = 1  # questions of every task about a picture
+
+
+@dataclass(frozen=True)
+class Recipe:
+    vision: dict[str, Any]
+    decoder: dict[str, Any]
+    stages: tuple[Stage, Stage, Stage]
+    shards: int  # of data.SHARD pictures
+    vocabulary: int = 640
+    instruments: tuple[str, ...] = ("display",)
+    tasks: tuple[str, ...] = tuple(task for task in TASKS if task not in ("label", "gauge"))
+    seed: int = 0
+    check_every: int = 250
+
+
+def _vision(width: int, layers: int) -> dict[str, Any]:
+    """A tower of 8 x 8 patches of 16 pixels. Its last layer is never run: MobileVLM reads the one before."""
+    return {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers + 1,
+        "num_attention_heads": width // 32,
+        "image_size": 128,
+        "patch_size": 16,
+    }
+
+
+def _decoder(width: int, intermediate: int, layers: int) -> dict[str, Any]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 32,
+        "num_key_value_heads": width // 64,
+    }
+
+
+RECIPES = {
+    "demo": Recipe(
+        _vision(128, 4),
+        _decoder(128, 352, 5),
+        (Stage(1950, 64, 1.5e-3), Stage(250, 32, 2e-3, 1), Stage(800, 16, 2e-3, 2)),
+        shards=104,
+    ),
+    # A minute's worth, for the tests: it learns, but not much.
+    "minute": Recipe(
+        _vision(64, 2),
+        _decoder(64, 128, 2),
+        (Stage(60, 32, 3e-3), Stage(20, 8, 3e-3, 2), Stage(40, 8, 3e-3)),
+        shards=1,
+    ),
+}
+
+
+def sides(recipe: Recipe) -> tuple[int, int]:
+    """Pixels and patches along a side of the picture."""
+    side = recipe.vision["image_size"]
+    return side, side // recipe.vision["patch_size"]
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    pictures: Path | None = None,
+    workers: int = 1,
+    lora: int = 0,
+    stop_at: Sequence[int | None] = (None, None, None),
+) -> Path:
+    """Runs all stages, or what is left of them; returns the model's folder.
+
+    pictures  where the rendered pictures are kept; runs may share them. Default: in `folder`
+    workers   processes that render, beside those that train
+    lora      train stage 2 as an adapter of this rank, beside the model, which then is stage 1's
+    stop_at   per stage, end after so many steps as a kill would
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kept, (side, grid) = pictures or folder / "pictures", sides(recipe)
+    kept.mkdir(parents=True, exist_ok=True)
+    training, validation = Pictures(kept, "train", recipe.shards), Pictures(kept, "validation", 1)
+    tokenizer_file, rendering = folder / "tokenizer.model", []
+    if rank() == 0:
+        rendering = start_rendering(kept, "train", recipe.shards, side, grid, recipe.instruments, workers)
+        write_shard(kept, "validation", 0, side, grid, recipe.instruments)
+        if not tokenizer_file.exists():
+            tokenizer_file.write_bytes(train_tokenizer(recipe.vocabulary))
+    wait_for_all()
+    tokenizer = Tokenizer(tokenizer_file.read_bytes())
+    config = model_config(recipe.vision, recipe.decoder, tokenizer.vocab_size)
+
+    first, *later = recipe.stages
+    tower, losses = train_tower(
+        recipe.vision,
+        folder,
+        training,
+        validation,
+        steps=first.steps,
+        size=first.size,
+        rate=first.rate,
+        seed=recipe.seed,
+        stop_at=stop_at[0],
+        check_every=recipe.check_every,
+    )
+    if len(losses) < first.steps:
+        return folder
+    for process in rendering:
+        process.join()
+    tower.eval()
+    wait_for_all()
+    for part in (training, validation):
+        for shard in part.ready():
+            if shard % processes() == rank():
+                write_features(tower, part, shard, folder)
+    wait_for_all()
+
+    torch.manual_seed(recipe.seed)
+    projector, decoder = build_projector(recipe.vision, config), build_decoder(config)
+    projector.to(device()), decoder.to(device())
+    seen, held_out = (Seen(folder, p.split, p.shards, recipe.instruments) for p in (training, validation))
+    prompts = Prompts(tokenizer)
+
+    def check(step: int) -> str:
+        accuracy = token_accuracy(prompts, projector, decoder, held_out, IMAGE_TOKENS, recipe.tasks)
+        return " ".join(f"{task} {100 * share:.1f}" for task, share in accuracy.items())
+
+    def write() -> None:
+        if rank() > 0:
+            return
+        tokenizer_bytes = tokenizer_file.read_bytes()
+        write_model(folder / "model", recipe.vision, config, tokenizer_bytes, tower, projector, decoder)
+
+    for number, stage in enumerate(later, 1):
+        if number == 2 and lora:
+            write()
+            decoder = with_adapter(decoder, lora)
+            projector.requires_grad_(False)
+        losses = train_language(
+            f"stage{number}",
+            folder,
+            tokenizer,
+            projector,
+            decoder,
+            seen,
+            IMAGE_TOKENS,
+            tasks=CAPTIONS if number == 1 else recipe.tasks,
+            each=stage.each,
+            steps=stage.steps,
+            size=stage.size,
+            rate=stage.rate,
+            seed=recipe.seed,
+            stop_at=stop_at[number],
+            check=check,
+            check_every=recipe.check_every,
+        )
+        if len(losses) < stage.steps:
+            return folder
+    if lora and rank() == 0:
+        decoder.save_pretrained(folder / "adapter")
+    if not lora:
+        write()
+    return folder / "model"
+
+
+def with_adapter(decoder: Any, rank: int) -> Any:
+    """The decoder with LoRA on its linear layers, as in upstream's recipe (alpha twice the rank)."""
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=LORA_TARGETS)
+    return get_peft_model(decoder, settings)
+
+
+def write_pictures(folder: Path, recipe: Recipe, count: int = 10, each: int = 4) -> None:
+    """The pictures of `mvlm demo`, and `questions.json`: what is asked about each, and the right answers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number in range(count):
+        shown = scene("demo", number, recipe.instruments)
+        name = f"{number}.png"
+        render(shown).save(folder / name, optimize=True)
+        random = Random(shown.seed)
+        asked = list(questions(shown, random, recipe.tasks))
+        asked = sorted(random.sample(asked, min(each, len(asked))), key=asked.index)
+        entries.append({"picture": name, "questions": {q.text: q.answer for q in asked}})
+    (folder / "questions.json").write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def write_data(folder: Path, split: str, count: int, recipe: Recipe) -> None:
+    """Pictures and conversations in upstream's format: `data.json` and one PNG for each scene."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records = []
+    for number in range(count):
+        shown = scene(split, number, recipe.instruments)
+        name = f"{split}-{number}"
+        render(shown).save(folder / f"{name}.png")
+        records.append(record(name, list(questions(shown, Random(shown.seed), recipe.tasks))))
+    (folder / "data.json").write_text(json.dumps(records, indent=1) + "\n")

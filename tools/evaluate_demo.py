@@ -1,0 +1,171 @@
+"""Scores a model on scenes that the demo model's training has not seen, task by task.
+
+    python tools/evaluate_demo.py --model runs/demo/model
+    python tools/evaluate_demo.py --precision int4 --against float32.json
+    python tools/evaluate_demo.py --backend torch --save torch.json # transformers' own modules
+    python tools/evaluate_demo.py --grey                            # what the language alone guesses
+    python tools/evaluate_demo.py --split unseen                    # colours and shapes never seen together
+
+An answer counts if it is exactly right; of a description, the share of its facts does. The intervals hold
+95 %: Wilson's for right and wrong, the normal one for descriptions and for paired differences. Exit code 1:
+`--least` is not reached.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from math import sqrt
+from pathlib import Path
+from random import Random
+from time import perf_counter
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
+
+import numpy as np
+from PIL import Image
+
+from mvlm_np.cli.progress import bar, load_with_bar
+from mvlm_np.errors import UserError
+from tools.demo.questions import Question, questions, score
+from tools.demo.recipe import RECIPES
+from tools.demo.scenes import SPLITS, render, scene
+
+Answered = list[tuple[str, Question, str]]  # an identifier, the question, the answer
+
+
+def asked(
+    split: str, count: int, tasks: Sequence[str], instruments: Sequence[str], each: int = 1
+) -> Iterator[tuple[int, list[Question]]]:
+    """Scenes of a split and questions about them, until there are `count`."""
+    number = 0
+    while count > 0:
+        picture = scene(split, number, instruments)
+        found = list(questions(picture, Random(f"{picture.seed}/questions"), tasks, each))[:count]
+        yield number, found
+        number, count = number + 1, count - len(found)
+
+
+def evaluate(
+    model: Any,
+    split: str = "test",
+    count: int = 4000,
+    *,
+    tasks: Sequence[str],
+    instruments: Sequence[str],
+    grey: bool = False,
+    progress: Any = lambda n: None,
+) -> Answered:
+    """The model's answers. grey: every picture is replaced by an even grey of its size."""
+    answered: Answered = []
+    for number, found in asked(split, count, tasks, instruments):
+        picture = render(scene(split, number, instruments))
+        if grey:
+            picture = Image.new("RGB", picture.size, (128, 128, 128))
+        chat = model.chat(picture)
+        for question in found:
+            chat.history.clear()
+            answer = chat.ask(question.text, max_new_tokens=128)
+            answered.append((f"{split}/{number}/{question.text}", question, answer))
+        progress(len(found))
+    return answered
+
+
+def interval(scores: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and its 95 % interval."""
+    n, z = len(scores), 1.96
+    mean = sum(scores) / n
+    if set(scores) <= {0.0, 1.0}:
+        middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * sqrt(mean * (1 - mean) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return mean, middle - half, middle + half
+    half = z * float(np.std(scores)) / sqrt(n)
+    return mean, mean - half, min(1.0, mean + half)
+
+
+def table(answered: Answered) -> list[tuple[str, int, float, float, float]]:
+    """Task, number of questions, score and its interval; the last row is all of them."""
+    scores: dict[str, list[float]] = {}
+    for _, question, answer in answered:
+        scores.setdefault(question.task, []).append(score(question, answer))
+    rows = [(task, len(values), *interval(values)) for task, values in scores.items()]
+    everything = [value for values in scores.values() for value in values]
+    return [*rows, ("all", len(everything), *interval(everything))]
+
+
+def paired(answered: Answered, earlier: dict[str, str]) -> tuple[int, int, tuple[float, float, float]]:
+    """Questions in common, answers that differ, and the difference of the scores with its interval."""
+    common = [(q, answer, earlier[name]) for name, q, answer in answered if name in earlier]
+    differences = [score(q, now) - score(q, then) for q, now, then in common]
+    mean, half = float(np.mean(differences)), 1.96 * float(np.std(differences)) / sqrt(len(differences))
+    return len(common), sum(now != then for _, now, then in common), (mean, mean - half, mean + half)
+
+
+def load(args: argparse.Namespace) -> Any:
+    if args.backend == "torch":
+        from tools.demo.torch_model import TorchModel
+
+        return TorchModel(args.model)
+    return load_with_bar(
+        path_or_name=args.model, precision=args.precision, backend=args.backend, threads=args.threads
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    recipe = RECIPES["demo"]
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("--model", metavar="PATH", type=Path, required=True, help="folder of a model")
+    top.add_argument("--precision", metavar="P", help="float32, int8 or int4 (default: as stored)")
+    top.add_argument("--backend", metavar="B", default="auto", help="auto, numba, numpy or torch")
+    top.add_argument("--threads", metavar="N", type=int)
+    top.add_argument("--split", choices=SPLITS[1:], default="test")
+    top.add_argument("--questions", metavar="N", type=int, default=4000)
+    top.add_argument("--tasks", nargs="+", default=recipe.tasks, help="default: those it was trained for")
+    top.add_argument("--instruments", nargs="*", default=recipe.instruments, help="as --tasks")
+    top.add_argument("--grey", action="store_true", help="even grey in place of every picture")
+    top.add_argument("--save", metavar="FILE", type=Path, help="write the answers as JSON")
+    top.add_argument("--against", metavar="FILE", type=Path, help="compare, paired, with saved answers")
+    top.add_argument("--wrong", metavar="N", type=int, default=0, help="show so many wrong answers")
+    top.add_argument("--least", metavar="SHARE", type=float, default=0.0, help="exit with 1 below this score")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        model = load(args)
+    except UserError as error:
+        print(f"evaluate_demo: {error}", file=sys.stderr)
+        return 2
+    start = perf_counter()
+    with bar("questions", args.questions) as shown:
+        answered = evaluate(
+            model,
+            args.split,
+            args.questions,
+            tasks=args.tasks,
+            instruments=args.instruments,
+            grey=args.grey,
+            progress=shown.update,
+        )
+    print(f"{'task':10} {'n':>5} {'score':>7}   95 % interval")
+    rows = table(answered)
+    for task, n, mean, low, high in rows:
+        print(f"{task:10} {n:5} {mean:7.1%}   {low:.1%} to {high:.1%}")
+    print(f"{(perf_counter() - start) / len(answered):.3f} s a question")
+    for name, question, answer in [a for a in answered if score(a[1], a[2]) < 1][: args.wrong]:
+        print(f"{name} -> {answer!r}, expected {question.answer!r}")
+    if args.against:
+        n, differing, (mean, low, high) = paired(answered, json.loads(args.against.read_text()))
+        print(
+            f"against {args.against}: {n} questions, {differing} answers differ, "
+            f"score {100 * mean:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
+        )
+    if args.save:
+        args.save.write_text(json.dumps({name: answer for name, _, answer in answered}, indent=0) + "\n")
+    return int(rows[-1][2] < args.least)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
