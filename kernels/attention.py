@@ -57,9 +57,7 @@ def cached_attention(q: np.ndarray, keys: Stored, values: Stored) -> np.ndarray:
     """`ops.cached_attention`, up to the rounding of its sums."""
     if not _known(q, keys):
         return ops.cached_attention(q, keys, values)
-    if q.shape[1] > 1:
-        return _attention(q, keys, values, True)
-    return _last_queries(q, keys, values, *_NOTHING_OWN[keys.numbers.dtype])
+    return _attention(q, keys, values, True)
 
 
 def beam_attention(
@@ -138,10 +136,16 @@ def _rope(first, last, x, cos, sin, out):
 # ---------------------------------------------------------------- softmax
 
 
+@inline
+def _up(n):
+    """The next multiple of 16."""
+    return (n + LANES - 1) // LANES * LANES
+
+
 @kernel(reads(2), writes(2))
 def _softmax(first, last, x, out):
     for i in range(first, last):
-        row = np.empty((x.shape[1] + LANES - 1) // LANES * LANES, np.float32)
+        row = np.empty(_up(x.shape[1]), np.float32)
         for j in range(x.shape[1]):
             row[j] = x[i, j]
         s = exponentials(row, x.shape[1])
@@ -169,12 +173,6 @@ def exponentials(row, n):
     return total(lanes)
 
 
-@inline
-def _up(n):
-    """The next multiple of 16."""
-    return (n + LANES - 1) // LANES * LANES
-
-
 # ---------------------------------------------------------------- many queries
 
 
@@ -185,7 +183,7 @@ def _many_queries(dtype, scale_of):
     def _key_panels(k, scales, head, seen):
         """-> (seen / 16, d, 16): 16 positions side by side, for scores."""
         d = k.shape[2]
-        panels = np.empty(((seen + LANES - 1) // LANES, d, LANES), np.float32)
+        panels = np.empty((_up(seen) // LANES, d, LANES), np.float32)
         row = np.empty(d, np.float32)
         for s in range(seen):
             scale = splat(scale_of(scales, head, s))

@@ -114,9 +114,8 @@ def _pause(typing):
     """Waits for a moment without taking the other thread of the core its turn."""
 
     def generate(context, builder, signature, arguments):
-        arguments = (
-            [ir.Constant(_I32, 15)] if _ARM else []
-        )  # isb sy: on ARM, `yield` waits for no time at all
+        # On ARM, `isb sy`: its `yield` waits for no time at all.
+        arguments = [ir.Constant(_I32, 15)] if _ARM else []
         pause = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
         name = "llvm.aarch64.isb" if _ARM else "llvm.x86.sse2.pause"
         builder.call(cgutils.get_or_insert_function(builder.module, pause, name), arguments)
@@ -285,8 +284,9 @@ class Team:
 
     def resize(self, size):
         """From now on, `size` threads share each job, the caller's included."""
-        self.dismiss()
-        self.size = size
+        with self._busy:
+            self._end()
+            self.size = size
 
     def run(self, kernel, steps, least, args):
         """Runs a compiled kernel with the workers; without them while another Python thread has them."""
@@ -312,11 +312,14 @@ class Team:
     def dismiss(self):
         """Ends the workers. The next job starts others."""
         with self._busy:
-            if self._pool is not None:
-                compiled(_dismiss, types.void(pool_type))(self._pool)
-                for worker in self._workers:
-                    worker.join()
-            self._pool, self._workers = None, []
+            self._end()
+
+    def _end(self):
+        if self._pool is not None:
+            compiled(_dismiss, types.void(pool_type))(self._pool)
+            for worker in self._workers:
+                worker.join()
+        self._pool, self._workers = None, []
 
 
 TEAM = Team()

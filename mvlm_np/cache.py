@@ -2,7 +2,7 @@
 
 Keys (after RoPE) and values are stored in float32, or in less: float16 takes half the memory and time to
 read, int8 with a float32 scale for each position of each head a quarter, plus 1/d. `ops.narrow` says how
-they are rounded; docs/measurements.md what that does to the logits.
+they are rounded; docs/quantisation.md what that does to the logits.
 """
 
 from typing import Any
