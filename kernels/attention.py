@@ -13,7 +13,6 @@ from mvlm_np.kernels.activations import exp
 from mvlm_np.kernels.arrays import FLOAT32, contiguous, float32, rows_contiguous
 from mvlm_np.kernels.compile import inline
 from mvlm_np.kernels.cpu import PATH
-from mvlm_np.kernels.dot import add_outer, store_tile, zeros
 from mvlm_np.kernels.kernel import kernel, reads, writes
 from mvlm_np.kernels.simd import (
     LANES,
@@ -27,6 +26,7 @@ from mvlm_np.kernels.simd import (
     store,
     total,
 )
+from mvlm_np.kernels.tiles import add_outer, store_tile, zeros
 from mvlm_np.ops import Stored
 
 # Queries of a tile: their sums, 16 lanes each, fill most registers of AVX-512, or AVX2's and NEON's.

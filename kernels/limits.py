@@ -6,21 +6,10 @@ from numba import types
 from numba.extending import intrinsic
 
 from mvlm_np.kernels.cpu import PATH
-from mvlm_np.kernels.dot import (
-    _BYTES,
-    _INTS,
-    _REGISTERS,
-    SHAPE,
-    Tile,
-    _call,
-    _constant,
-    _group_sums,
-    _joined,
-    _load,
-    _pieces,
-)
+from mvlm_np.kernels.dot import _REGISTERS, SHAPE, _group_sums
 from mvlm_np.kernels.kernel import kernel, reads, writes
 from mvlm_np.kernels.simd import LANES, add, load, splat, total
+from mvlm_np.kernels.tiles import _BYTES, _INTS, Tile, _call, _constant, _joined, _load, _pieces
 
 BLOCK = 1 << 14  # floats of one step of reading: 64 kB
 STEPS = 64  # of multiplying, for the threads to share

@@ -18,20 +18,11 @@ from mvlm_np.errors import GenerationError
 from mvlm_np.kernels import activations, norms
 from mvlm_np.kernels.arrays import FLOAT32, rows_contiguous
 from mvlm_np.kernels.compile import inline
-from mvlm_np.kernels.dot import (
-    FEW,
-    OFFSET,
-    SHAPE,
-    add_group,
-    add_rows,
-    largest_magnitude,
-    store_rounded,
-    store_tile,
-    zeros,
-)
+from mvlm_np.kernels.dot import FEW, OFFSET, SHAPE, add_group
 from mvlm_np.kernels.kernel import kernel, reads, writes
 from mvlm_np.kernels.pack import GROUP, ROWS, Packed
 from mvlm_np.kernels.simd import LANES, load, store
+from mvlm_np.kernels.tiles import add_rows, largest_magnitude, store_rounded, store_tile, zeros
 
 CACHED = 1 << 18  # bytes of activations that stay in a core's cache while all weights pass by
 
