@@ -26,7 +26,7 @@ from mvlm_np.golden.precision import rounded
 from mvlm_np.golden.prompts import Prompt
 from mvlm_np.golden.record import ROUNDINGS
 from mvlm_np.golden.replay import CannotReplay, Parts
-from mvlm_np.golden.search import Cause, Finding, Progress, Search, decibels, measure
+from mvlm_np.golden.search import Cause, Finding, Progress, Search, decibels, relative_error
 from mvlm_np.inputs.conversation import render
 from mvlm_np.linear import Norm
 from mvlm_np.loading import load
@@ -105,7 +105,7 @@ def aligned(golden: Golden, candidate: Candidate) -> dict[str, np.ndarray]:
         if array.shape != shape:
             ways = [way for _, way in arrangements(shape, array)]
             if name in golden.stages and len(ways) > 1:
-                ways.sort(key=lambda way: measure(way, golden.stages[name]))
+                ways.sort(key=lambda way: relative_error(way, golden.stages[name]))
             array = ways[0] if ways else array
         if array.ndim == len(shape):
             stages[name] = array.astype(np.int64 if whole else np.float32)

@@ -87,7 +87,7 @@ def decibels(error: float) -> float:
     return -20 * log10(error) if error > 0 else inf
 
 
-def measure(found: np.ndarray, wanted: np.ndarray) -> float:
+def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
     """|found - wanted| / |wanted|, Euclidean; infinite if shapes or the places of NaN and infinity differ.
 
     Of token ids, the part that would have to be edited.
@@ -191,7 +191,7 @@ class Search:
         for stage in own or later[:1]:
             try:
                 with np.errstate(all="ignore"):
-                    moved = measure(replay.compute(stage), self.given[stage])
+                    moved = relative_error(replay.compute(stage), self.given[stage])
             except CannotReplay:
                 return True
             if stage not in self.limits:
@@ -210,7 +210,7 @@ class Search:
         if stage == "pixel_values":
             return LEVEL / float(np.sqrt(np.square(value).mean()))
         try:
-            floor = measure(self._chain(node.causes, fine=True).compute(stage), value)
+            floor = relative_error(self._chain(node.causes, fine=True).compute(stage), value)
         except CannotReplay:
             floor = 0.0
         return HEALTHY * max(floor if floor < inf else 0.0, LEAST)
@@ -221,7 +221,7 @@ class Search:
         for causes in self._hypotheses():
             replay = self._chain(causes)
             with suppress(CannotReplay):
-                nodes.append(Node(causes, replay, measure(replay.compute(stage), wanted)))
+                nodes.append(Node(causes, replay, relative_error(replay.compute(stage), wanted)))
             if nodes and nodes[-1].error <= LEAST:
                 return None
         if not nodes:
@@ -316,7 +316,7 @@ class Search:
             if cause.place in taken and not _many(cause):
                 continue
             node = self._node(stage, base, cause)
-            if node is not None and measure(node.replay.compute(stage), before) > LEAST:
+            if node is not None and relative_error(node.replay.compute(stage), before) > LEAST:
                 nodes.append(node)
         return nodes
 
@@ -327,7 +327,7 @@ class Search:
         replay = base.replay.child(v.change, v.step, v.layer)
         try:
             with np.errstate(all="ignore"):
-                error = measure(replay.compute(stage), self.given[stage])
+                error = relative_error(replay.compute(stage), self.given[stage])
         except CannotReplay:
             return None
         return Node((*base.causes, cause), replay, error)
