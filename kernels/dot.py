@@ -5,8 +5,6 @@ same columns of several tokens. How depends on the path, which follows from the 
 for (`cpu`); every path gives identical integers. As in `simd`, indices are not checked.
 """
 
-from functools import reduce
-
 from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -34,8 +32,8 @@ from mvlm_np.kernels.tiles import (
 # column has to stay in registers: there are 32 of 64 bytes, 16 of 32 bytes, and on ARM 32 of 16 bytes. AMD's
 # cores load a word of activations for free with each product; Intel's are faster if two products share it.
 _AMD = "sse4a" in features()
-SHAPE = {"avx512vnni": (12, 1) if _AMD else (8, 2)}.get(PATH, (4, 1))
-FEW = 4  # tokens of a tile when there are few
+SHAPE = {"avx512vnni": (12, 1) if _AMD else (8, 2), "neon": (3, 1)}.get(PATH, (4, 1))
+FEW = min(4, SHAPE[0])  # tokens of a tile when there are few
 
 # vpdpbusd takes one operand unsigned, so int8 weights are moved up by this much, and a sum starts from minus
 # as many times the sum of its activations. Nibbles are stored with 8 added on every path.
@@ -149,12 +147,12 @@ def _group_sums(builder, starts, steps, columns, small):
     if PATH == "neon_i8mm" and len(starts) == 4:
         return _sums_in_squares(builder, starts, steps, columns)
     if PATH in ("avx2", "neon") and small:
-        return _in_16_bits(builder, sums, list(steps))
+        return _in_16_bits(builder, sums, steps)
     dot4 = _dot4_avx2_signed if PATH == "avx2" else _DOT4[PATH]
     for chunks, words in steps:
         pairs = ((w, x) for w in chunks for x in words)
         sums = [dot4(builder, total, w, x) for total, (w, x) in zip(sums, pairs, strict=True)]
-        if PATH == "avx512vnni" and len(sums) > 1:
+        if PATH in ("avx512vnni", "neon") and len(sums) > 1:
             sums = _in_step(builder, sums)
     return sums
 
@@ -205,13 +203,16 @@ def _dot4_avx2_signed(builder, total, w, x):
 
 
 def _dot4_avx2(builder, total, w, x):
-    # Sums of two products fit into int16: |w| <= 127 and |x| <= 127.
-    return _add_pairs_avx2(
-        builder, total, _call(builder, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(_I16, 16), w, x)
-    )
+    return _add_pairs_avx2(builder, total, _products_avx2(builder, w, x))
 
 
-def _add_pairs_avx2(builder, total, pairs):
+def _products_avx2(builder, w, x):
+    """Sums of two products in int16, in one vector. They fit: |w| <= 127 and |x| <= 127."""
+    return [_call(builder, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(_I16, 16), w, x)]
+
+
+def _add_pairs_avx2(builder, total, products):
+    (pairs,) = products
     ones = ir.Constant(pairs.type, [1] * 16)
     return builder.add(total, _call(builder, "llvm.x86.avx2.pmadd.wd", total.type, pairs, ones))
 
@@ -262,21 +263,19 @@ def _in_16_bits(builder, sums, steps):
     A lane adds up at most two products of each of 8 chunks, and 16 * 15 * 127 is below 2^15; so does a sum of
     two neighbouring lanes of one product each.
     """
-
-    def dot32(builder, total, *parts):
-        pairs = zip(parts[:8], parts[8:], strict=True)
-        if PATH == "avx2":
-            products = [
-                _call(builder, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(_I16, 16), *p) for p in pairs
-            ]
-            return _add_pairs_avx2(builder, total, reduce(builder.add, products))
-        products = [_products_neon(builder, *p) for p in pairs]
-        halves = zip(*products, strict=True)
-        return _add_pairs_neon(builder, total, [reduce(builder.add, half) for half in halves])
-
-    columns, tokens = (list(zip(*side, strict=True)) for side in zip(*steps, strict=True))
-    pairs = ((column, token) for column in columns for token in tokens)
-    return [dot32(builder, total, *w, *x) for total, (w, x) in zip(sums, pairs, strict=True)]
+    products, add_pairs = {
+        "avx2": (_products_avx2, _add_pairs_avx2),
+        "neon": (_products_neon, _add_pairs_neon),
+    }[PATH]
+    zero = ir.Constant(ir.VectorType(_I16, 16 if PATH == "avx2" else 8), None)
+    totals = [zero] * (len(sums) * (1 if PATH == "avx2" else 2))
+    for chunks, words in steps:
+        found = [v for w in chunks for x in words for v in products(builder, w, x)]
+        totals = [builder.add(total, v) for total, v in zip(totals, found, strict=True)]
+        if len(sums) > 1:
+            totals = _in_step(builder, totals)
+    each = len(totals) // len(sums)
+    return [add_pairs(builder, total, totals[i * each : (i + 1) * each]) for i, total in enumerate(sums)]
 
 
 def _sums_in_squares(builder, starts, steps, columns):
