@@ -67,28 +67,26 @@ def compare_stage(
         found = found[0]
     if not np.isfinite(found).all():
         return StageResult(name, NOT_FINITE, note=_not_finite(found))
-    places, note, m = Places(name, golden.shape, image), "", None
-    if found.shape != golden.shape:
-        best = None
-        for axes_order, array in arrangements(golden.shape, found):
-            tried = measure(matrix(name, golden), matrix(name, array))
-            if m is None or tried.distance.rms < m.distance.rms:
-                m, best, array_found = tried, axes_order, array
-        if m is None or best is None:
-            return _other_size(name, golden, found, bound)
-        if best != tuple(range(golden.ndim)):
-            note = f"read as {_shape(found)} with {_order(best, golden.shape)}"
-        found = array_found
-    if m is None:
-        m = measure(matrix(name, golden), matrix(name, found))
+    straight = tuple(range(golden.ndim))
+    read = [(straight, found)] if found.shape == golden.shape else list(arrangements(golden.shape, found))
+    if not read:
+        return _other_size(name, golden, found, bound)
+
+    def noted(order: tuple[int, ...], more: str = "") -> str:
+        how = "" if order == straight else f"read as {_shape(found)} with {_order(order, golden.shape)}"
+        return "; ".join(part for part in (how, more) if part)
+
+    tried = [(order, array, measure(matrix(name, golden), matrix(name, array))) for order, array in read]
+    order, _, m = min(tried, key=lambda one: one[2].distance.rms)
     if bound.admits(m.distance.rms, m.distance.relative):
-        return _measured(name, RIGHT, m, bound, note=note)
+        return _measured(name, RIGHT, m, bound, note=noted(order))
     if not bound.judges:
-        return _measured(name, UNJUDGED, m, bound, note=note)
-    if search and (reordered := _reordering(name, golden, found, bound, places)):
-        note = "; ".join(part for part in (note, reordered) if part)
-        return _measured(name, REORDERED, m, bound, note=note)
-    return _measured(name, WRONG, m, bound, place(m, bound, places), note)
+        return _measured(name, UNJUDGED, m, bound, note=noted(order))
+    places = Places(name, golden.shape, image)
+    for other, array, measured in tried if search else ():
+        if reordered := _reordering(name, golden, array, bound, places):
+            return _measured(name, REORDERED, measured, bound, note=noted(other, reordered))
+    return _measured(name, WRONG, m, bound, place(m, bound, places), noted(order))
 
 
 def compare_sketch(

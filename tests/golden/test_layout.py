@@ -57,6 +57,11 @@ def test_axes_in_an_order_that_the_shape_tells_are_read(name: str, change) -> No
         ("vision.features", lambda x: x[:, np.r_[1, 0, 2 : x.shape[1]]], "channels: 0 and 1 are swapped"),
         ("decoder.keys.0", lambda x: x[:, :, [0, 2, 1, 3]], "elements of each head: 1 and 2 are swapped"),
         ("decoder.values.0", lambda x: x[::-1], "heads: 0 and 1 are swapped"),
+        (  # llama.cpp's: positions first, and the halves that RoPE pairs side by side
+            "decoder.keys.0",
+            lambda x: x[:, :, [0, 2, 1, 3]].transpose(1, 0, 2),
+            "axes 1-0-2 of the golden's 2 x 331 x 4; elements of each head: 1 and 2 are swapped",
+        ),
     ],
 )
 def test_another_order_of_the_same_shape_is_named(name: str, change, says: str) -> None:
