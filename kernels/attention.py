@@ -53,20 +53,37 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> np.n
     return _attention(q, keys, values, causal)
 
 
-def cached_attention(q: np.ndarray, keys: Stored, values: Stored) -> np.ndarray:
+def cached_attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, keys: Stored, values: Stored, before: int
+) -> np.ndarray:
     """`ops.cached_attention`, up to the rounding of its sums."""
-    if not _known(q, keys):
-        return ops.cached_attention(q, keys, values)
-    return _attention(q, keys, values, True)
+    if not _known(q, k, v, keys):
+        return ops.cached_attention(q, k, v, keys, values, before)
+    if q.shape[1] == 1:
+        nothing, as_beam = _NOTHING_SHARED[keys.numbers.dtype], (None,)
+        return _last_queries(
+            q, k, v, nothing, nothing, ops.part(keys, as_beam), ops.part(values, as_beam), before
+        )
+    end = before + q.shape[1]
+    for stored, rows in ((keys, k), (values, v)):
+        ops.put(stored, np.s_[:, before:end], rows)
+    return _attention(q, ops.part(keys, np.s_[:, :end]), ops.part(values, np.s_[:, :end]), True)
 
 
 def beam_attention(
-    q: np.ndarray, keys: Stored, values: Stored, own_keys: Stored, own_values: Stored
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    keys: Stored,
+    values: Stored,
+    own_keys: Stored,
+    own_values: Stored,
+    before: int,
 ) -> np.ndarray:
     """`ops.beam_attention`, up to the rounding of its sums."""
-    if not _known(q, keys):
-        return ops.beam_attention(q, keys, values, own_keys, own_values)
-    return _last_queries(q, keys, values, *_bits(own_keys), *_bits(own_values))
+    if not _known(q, k, v, keys):
+        return ops.beam_attention(q, k, v, keys, values, own_keys, own_values, before)
+    return _last_queries(q, k, v, keys, values, own_keys, own_values, before)
 
 
 def _fit(q, k, v, causal):
@@ -76,14 +93,13 @@ def _fit(q, k, v, causal):
     return q.shape[0] % k.shape[0] == 0 and (q.shape[1] <= k.shape[1] or not causal)
 
 
-def _known(q, stored):
+def _known(q, k, v, stored):
     """Whether the types and the head size are those that the kernels are made for."""
-    return q.dtype == FLOAT32 and q.shape[2] % LANES == 0 and stored.numbers.dtype in _KINDS
+    floats = q.dtype == k.dtype == v.dtype == FLOAT32
+    return floats and q.shape[2] % LANES == 0 and stored.numbers.dtype in _KINDS
 
 
 def _attention(q, keys, values, causal):
-    if q.shape[1] == 1:
-        return _last_queries(q, keys, values, *_NOTHING_OWN[keys.numbers.dtype])
     (H, T, d), S = q.shape, keys.numbers.shape[1]
     out, parts = np.empty((H, T, d), np.float32), -(-T // SHARE)
     before = S - T if causal else S
@@ -93,12 +109,13 @@ def _attention(q, keys, values, causal):
     return out
 
 
-def _last_queries(q, keys, values, *own):
-    (H, beams, d), (K, S, _) = q.shape, keys.numbers.shape
+def _last_queries(q, k, v, keys, values, own_keys, own_values, before):
+    (H, beams, d), K, S = q.shape, len(k), keys.numbers.shape[1]
     out = np.empty((H, beams, d), np.float32)
-    work = H // K * (S + own[0].shape[2]) * d / 8
-    last_query = _LAST[keys.numbers.dtype]
-    last_query(beams * K, work, rows_contiguous(q), *_bits(keys), *_bits(values), *own, out)
+    work = H // K * (S + before + 1) * d / 8
+    stored = *_bits(keys), *_bits(values), *_bits(own_keys), *_bits(own_values)
+    new = rows_contiguous(q), rows_contiguous(k), rows_contiguous(v)
+    _LAST[keys.numbers.dtype](beams * K, work, *new, *stored, before, out)
     return out
 
 
@@ -265,15 +282,26 @@ def _tile(rows, first, panel, n, out, column):
 # ---------------------------------------------------------------- one query
 
 
-def _last_query(dtype, scale_of):
-    """The kernel for the last position of sequences that begin alike. k and v (K, S, d): what they share;
-    k2 and v2 (beams, K, S', d): how each goes on. q and out (H, beams, d).
+def _last_query(dtype, scale_of, put):
+    """The kernel for the next position of sequences that begin alike: q and out (H, beams, d).
+
+    k and v (K, S, d) are what they share. k2 and v2 (beams, K, capacity, d) hold how each goes on, for
+    `before` positions and the one that is stored now, new_k and new_v (K, beams, d).
     """
-    shared, own = (reads(3, "A", dtype), reads(3, "A")), (reads(4, "A", dtype), reads(4, "A"))
+    new, shared = reads(3, "A"), (reads(3, "A", dtype), reads(3, "A"))
+    own = writes(4, "A", dtype), writes(4, "A")
 
     @inline
-    def _scores(q, k, scales, head, scores, start):
-        _, n, d = k.shape
+    def store_new(q, new_k, new_v, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, before, out):
+        for beam in range(len(k2)):
+            for head in range(len(new_k)):
+                put(new_k[head, beam], k2[beam, head, before], k2_scales[beam, head, before])
+                put(new_v[head, beam], v2[beam, head, before], v2_scales[beam, head, before])
+        return q, new_k, new_v, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, before, out
+
+    @inline
+    def _scores(q, k, scales, head, n, scores, start):
+        d = q.shape[1]
         root = np.float32(1 / np.sqrt(d))
         for s in range(n):
             scale = root * scale_of(scales, head, s)
@@ -284,8 +312,8 @@ def _last_query(dtype, scale_of):
                 scores[g, start + s] = total(lanes) * scale
 
     @inline
-    def _mix(scores, start, v, scales, head, out):
-        _, n, d = v.shape
+    def _mix(scores, start, v, scales, head, n, out):
+        d = out.shape[1]
         for s in range(n):
             scale = scale_of(scales, head, s)
             for g in range(len(out)):
@@ -293,10 +321,15 @@ def _last_query(dtype, scale_of):
                 for i in range(0, d, LANES):
                     store(out, (g, i), multiply_add(weight, load(v, (head, s, i)), load(out, (g, i))))
 
-    @kernel(reads(3, "A"), *shared, *shared, *own, *own, writes(3), name=f"_last_query_{dtype}")
-    def body(first, last, q, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, out):
-        K, S, _ = k.shape
-        group, n = len(q) // K, S + k2.shape[2]
+    @kernel(
+        new, new, new, *shared, *shared, *own, *own, types.int64, writes(3),
+        name=f"_last_query_{dtype}", before=store_new,
+    )  # fmt: skip
+    def body(
+        first, last, q, new_k, new_v, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, before, out
+    ):
+        K, S, own = len(new_k), k.shape[1], before + 1
+        group, n = len(q) // K, S + own
         scores = np.empty((group, _up(n)), np.float32)
         for step in range(first, last):
             beam, head = step // K, step % K
@@ -304,15 +337,15 @@ def _last_query(dtype, scale_of):
                 q[head * group : (head + 1) * group, beam],
                 out[head * group : (head + 1) * group, beam],
             )
-            _scores(queries, k, k_scales, head, scores, 0)
-            _scores(queries, k2[beam], k2_scales[beam], head, scores, S)
+            _scores(queries, k, k_scales, head, S, scores, 0)
+            _scores(queries, k2[beam], k2_scales[beam], head, own, scores, S)
             mixed[:] = np.float32(0)
             for g in range(group):
                 norm = np.float32(1) / exponentials(scores[g], n)
                 for s in range(n):
                     scores[g, s] *= norm
-            _mix(scores, 0, v, v_scales, head, mixed)
-            _mix(scores, S, v2[beam], v2_scales[beam], head, mixed)
+            _mix(scores, 0, v, v_scales, head, S, mixed)
+            _mix(scores, S, v2[beam], v2_scales[beam], head, own, mixed)
 
     return body
 
@@ -327,15 +360,31 @@ def _stored(scales, head, s):
     return scales[head, s, 0]
 
 
-# How each type is seen by Numba, and where its scales are.
+@inline
+def _put_floats(row, numbers, scale):
+    for i in range(0, len(row), LANES):
+        store(numbers, (i,), load(row, (i,)))
+
+
+@inline
+def _put_int8(row, numbers, scale):
+    largest = np.float32(0)
+    for x in row:
+        largest = max(largest, abs(x))
+    scale[0] = largest / np.float32(127)
+    divisor = scale[0] if scale[0] > 0 else np.float32(1)
+    for i in range(len(row)):  # clipped, since a denormal scale is imprecise
+        numbers[i] = np.int8(min(max(np.rint(row[i] / divisor), np.float32(-127)), np.float32(127)))
+
+
+# How each type is seen by Numba, where its scales are, and how a row is stored.
 _KINDS: dict[np.dtype, tuple] = {
-    np.dtype(np.float32): (types.float32, _one),
-    np.dtype(np.float16): (types.uint16, _one),
-    np.dtype(np.int8): (types.int8, _stored),
+    np.dtype(np.float32): (types.float32, _one, _put_floats),
+    np.dtype(np.float16): (types.uint16, _one, _put_floats),
+    np.dtype(np.int8): (types.int8, _stored, _put_int8),
 }
-_NOTHING_OWN = {
-    dtype: _bits(Stored(np.empty((1, 1, 0, LANES), dtype), np.empty((1, 1, 0, 0), np.float32))) * 2
-    for dtype in _KINDS
+_NOTHING_SHARED = {
+    dtype: Stored(np.empty((1, 0, LANES), dtype), np.empty((1, 0, 0), np.float32)) for dtype in _KINDS
 }
-_MANY = {dtype: _many_queries(*kind) for dtype, kind in _KINDS.items()}
+_MANY = {dtype: _many_queries(*kind[:2]) for dtype, kind in _KINDS.items()}
 _LAST = {dtype: _last_query(*kind) for dtype, kind in _KINDS.items()}

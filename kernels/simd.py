@@ -85,14 +85,46 @@ def _repeated(llvm_type, value):
 
 @intrinsic
 def store(typing, a, index, v):
-    """a[index : index + 16] = v"""
+    """a[index : index + 16] = v; where `a` holds float16 as uint16, `ops.narrow` of v."""
 
     def generate(context, builder, signature, arguments):
-        pointer = _pointer(context, builder, signature.args[0], *arguments[:2])
-        builder.store(arguments[2], pointer, align=4)
+        pointer, v = _pointer(context, builder, signature.args[0], *arguments[:2]), arguments[2]
+        if a.dtype == types.uint16:
+            v = _halves(builder, v)
+            pointer = builder.bitcast(pointer, v.type.as_pointer())
+        builder.store(v, pointer, align=a.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.none(a, index, v), generate
+
+
+def _halves(builder, v):
+    """The bits of the nearest float16, +-65504 for what is larger; NaN stays NaN.
+
+    By integer operations, like `load_halves` on the path "generic": they are the same on every CPU.
+    """
+
+    def integers(operation, x, number):
+        return operation(x, _repeated(_INTS, number))
+
+    bits = builder.bitcast(v, _INTS)
+    sign = integers(builder.and_, integers(builder.lshr, bits, 16), 0x8000)
+    magnitude = integers(builder.and_, bits, 0x7FFFFFFF)
+    is_nan = builder.icmp_signed(">", magnitude, _repeated(_INTS, 0x7F800000))
+    largest = _repeated(_INTS, 0x477FE000)  # 65504
+    magnitude = builder.select(builder.icmp_signed("<", magnitude, largest), magnitude, largest)
+    # 13 bits less, rounded to even, and an exponent that is 112 less.
+    odd = integers(builder.and_, integers(builder.lshr, magnitude, 13), 1)
+    rounded = integers(builder.add, builder.add(magnitude, odd), 0xFFF)
+    normal = integers(builder.sub, integers(builder.lshr, rounded, 13), 112 << 10)
+    # Below 2^-14 a float16 counts steps of 2^-24, and so does a float32 between 1/2 and 1.
+    half = _repeated(_VECTOR, 0.5)
+    moved = builder.bitcast(builder.fadd(builder.bitcast(magnitude, _VECTOR), half), _INTS)
+    denormal = integers(builder.sub, moved, 0x3F000000)
+    is_denormal = builder.icmp_signed("<", magnitude, _repeated(_INTS, 0x38800000))
+    found = builder.select(is_denormal, denormal, normal)
+    found = builder.select(is_nan, _repeated(_INTS, 0x7E00), found)
+    return builder.trunc(builder.or_(found, sign), ir.VectorType(ir.IntType(16), LANES))
 
 
 @intrinsic

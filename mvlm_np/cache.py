@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from mvlm_np.config import DecoderConfig
-from mvlm_np.ops import Stored, narrow
+from mvlm_np.ops import Stored, part
 
 TYPES = ("float32", "float16", "int8")
 
@@ -52,18 +52,13 @@ class KVCache:
         """Positions of the next T tokens."""
         return np.arange(self.length, self.length + T)
 
-    def layer(self, i: int, end: int) -> tuple[Stored, Stored]:
-        """Keys and values of layer i, of the first `end` positions."""
-        filled = (i, slice(None), slice(end))
-        return part(self.keys, filled), part(self.values, filled)
+    def layer(self, i: int, end: int | None = None) -> tuple[Stored, Stored]:
+        """Keys and values of layer i, of the first `end` positions or of the whole capacity."""
+        return part(self.keys, np.s_[i, :, :end]), part(self.values, np.s_[i, :, :end])
 
     def attend(self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, ops: Any) -> np.ndarray:
         """Stores layer i's k and v (K, T, d) behind what is there, and attends to all of it: (H, T, d)."""
-        end = self.length + q.shape[1]
-        new = (i, slice(None), slice(self.length, end))
-        put(self.keys, new, k)
-        put(self.values, new, v)
-        return ops.cached_attention(q, *self.layer(i, end))
+        return ops.cached_attention(q, k, v, *self.layer(i), self.length)
 
     def advance(self, T: int) -> None:
         """All layers have stored T more positions."""
@@ -90,12 +85,8 @@ class BeamCache:
 
     def attend(self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, ops: Any) -> np.ndarray:
         """Row b of q (H, beams, d), k and v (K, beams, d) belongs to beam b."""
-        here = (i, slice(None), slice(None), self.length)
-        put(self.keys, here, k.swapaxes(0, 1))
-        put(self.values, here, v.swapaxes(0, 1))
-        so_far = (i, slice(None), slice(None), slice(self.length + 1))
-        own = part(self.keys, so_far), part(self.values, so_far)
-        return ops.beam_attention(q, *self.prompt.layer(i, self.prompt.length), *own)
+        own = part(self.keys, (i,)), part(self.values, (i,))
+        return ops.beam_attention(q, k, v, *self.prompt.layer(i, self.prompt.length), *own, self.length)
 
     def advance(self, T: int) -> None:
         self.length += 1
@@ -112,15 +103,3 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Stored:
     return Stored(
         np.empty(shape, dtype), np.empty((*shape[:-1], int(np.dtype(dtype) == np.int8)), np.float32)
     )
-
-
-def part(stored: Stored, index: tuple[int | slice, ...]) -> Stored:
-    return Stored(stored.numbers[index], stored.scales[index])
-
-
-def put(stored: Stored, index: tuple[int | slice, ...], rows: np.ndarray) -> None:
-    """Stores float32 rows at an index."""
-    if stored.scales.shape[-1] == 0 and stored.numbers.dtype != np.float16:
-        stored.numbers[index] = rows
-    else:
-        stored.numbers[index], stored.scales[index] = narrow(rows, stored.numbers.dtype)

@@ -126,6 +126,9 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> np.n
     return out.reshape(heads, T, d)
 
 
+Index = tuple[int | slice | None, ...]
+
+
 class Stored(NamedTuple):
     """Rows of a key-value cache: numbers (..., d) of some type; scales (..., 1) for int8, else (..., 0)."""
 
@@ -155,24 +158,53 @@ def widen(stored: Stored) -> np.ndarray:
     return numbers.astype(np.float32) if numbers.dtype == np.float16 else numbers
 
 
-def cached_attention(q: np.ndarray, keys: Stored, values: Stored) -> np.ndarray:
-    """Causal attention to stored keys and values (K, S, d): q (H, T, d) are the last T of the S positions."""
-    return attention(q, widen(keys), widen(values), causal=True)
+def part(stored: Stored, index: Index) -> Stored:
+    return Stored(stored.numbers[index], stored.scales[index])
+
+
+def put(stored: Stored, index: Index, rows: np.ndarray) -> None:
+    """Stores rows at an index, as `narrow` does."""
+    stored.numbers[index], stored.scales[index] = narrow(rows, stored.numbers.dtype)
+
+
+def cached_attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, keys: Stored, values: Stored, before: int
+) -> np.ndarray:
+    """Causal attention through a cache: q (H, T, d), k and v (K, T, d) of the next T positions -> (H, T, d).
+
+    keys and values (K, capacity, d) hold `before` positions; k and v are stored behind them.
+    """
+    end = before + q.shape[1]
+    for stored, rows in ((keys, k), (values, v)):
+        put(stored, np.s_[:, before:end], rows)
+    k, v = (widen(part(stored, np.s_[:, :end])) for stored in (keys, values))
+    return attention(q, k, v, causal=True)
 
 
 def beam_attention(
-    q: np.ndarray, keys: Stored, values: Stored, own_keys: Stored, own_values: Stored
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    keys: Stored,
+    values: Stored,
+    own_keys: Stored,
+    own_values: Stored,
+    before: int,
 ) -> np.ndarray:
-    """One query for each of several sequences that begin alike, q (H, beams, d) -> (H, beams, d).
+    """The next position of each of several sequences that begin alike: q (H, beams, d), k and v (K, beams, d)
+    -> (H, beams, d).
 
-    keys and values (K, S, d) of what they share, own_keys and own_values (beams, K, S', d) of how each goes
-    on.
+    keys and values (K, S, d) are what they share; own_keys and own_values (beams, K, capacity, d) hold how
+    each goes on for `before` positions, and k and v are stored behind them.
     """
-    keys_, values_, own_keys_, own_values_ = map(widen, (keys, values, own_keys, own_values))
+    for stored, rows in ((own_keys, k), (own_values, v)):
+        put(stored, np.s_[:, :, before], rows.swapaxes(0, 1))
     out = np.empty_like(q)
     for b in range(q.shape[1]):
-        k = np.concatenate([keys_, own_keys_[b]], axis=1)
-        v = np.concatenate([values_, own_values_[b]], axis=1)
+        k, v = (
+            np.concatenate([widen(shared), widen(part(own, np.s_[b, :, : before + 1]))], axis=1)
+            for shared, own in ((keys, own_keys), (values, own_values))
+        )
         out[:, b : b + 1] = attention(q[:, b : b + 1], k, v, causal=True)
     return out
 

@@ -44,19 +44,20 @@ def test_float32_and_float64_are_stored_as_they_are():
         assert np.array_equal(ops.widen(ops.narrow(x, dtype)), x)
 
 
-@given(seeds, st.sampled_from(TYPES), st.integers(1, 3))
-def test_beams_attend_to_the_prompt_and_to_their_own(seed, dtype, beams):
+@given(seeds, st.sampled_from(TYPES), st.integers(1, 3), st.integers(0, 3))
+def test_beams_attend_to_the_prompt_and_to_their_own(seed, dtype, beams, before):
     rng = np.random.default_rng(seed)
-    q = rng.standard_normal((4, beams, 8)).astype(np.float32)
+    q, k, v = (rng.standard_normal((n, beams, 8)).astype(np.float32) for n in (4, 2, 2))
     shared = [ops.narrow(rng.standard_normal((2, 5, 8)).astype(np.float32), dtype) for _ in range(2)]
-    own = [ops.narrow(rng.standard_normal((beams, 2, 3, 8)).astype(np.float32), dtype) for _ in range(2)]
-    found = ops.beam_attention(q, *shared, *own)
+    own = [ops.narrow(rng.standard_normal((beams, 2, 4, 8)).astype(np.float32), dtype) for _ in range(2)]
+    found = ops.beam_attention(q, k, v, *shared, *own, before)
     for b in range(beams):
+        row = np.s_[:, b : b + 1]
         one = [
             ops.Stored(*(np.concatenate([s, o[b]], 1) for s, o in zip(*pair, strict=True)))
             for pair in zip(shared, own, strict=True)
         ]
-        assert np.array_equal(found[:, b : b + 1], ops.cached_attention(q[:, b : b + 1], *one))
+        assert np.array_equal(found[row], ops.cached_attention(q[row], k[row], v[row], *one, 5 + before))
 
 
 @pytest.mark.parametrize("dtype", TYPES)

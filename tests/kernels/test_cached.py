@@ -17,44 +17,95 @@ HEADS = st.sampled_from([(1, 1), (4, 2), (6, 1)])
 SIZES = st.sampled_from([16, 32, 80, 128, 20])  # for the last one, the definition is asked
 
 
-def stored(rng, dtype, *shape):
-    """Read-only, and laid out as in the cache: with room behind each head's positions."""
+def cache(rng, dtype, *shape):
+    """As it is laid out: with room behind each head's positions, filled with anything."""
     room = (*shape[:-2], shape[-2] + 3, shape[-1])
-    numbers, scales = ops.narrow(rng.standard_normal(room).astype(np.float32), dtype)
-    return ops.Stored(frozen(numbers)[..., : shape[-2], :], frozen(scales)[..., : shape[-2], :])
+    return ops.narrow(rng.standard_normal(room).astype(np.float32), dtype)
 
 
-def exact(x):
-    return ops.Stored(ops.widen(x).astype(np.float64), np.empty((*x.numbers.shape[:-1], 0)))
+def copy(stored):
+    return ops.Stored(*(a.copy() for a in stored))
+
+
+def exact(stored):
+    """In float64; what is stored in it stays as it is."""
+    return ops.Stored(ops.widen(stored).astype(np.float64), np.empty((*stored.numbers.shape[:-1], 0)))
+
+
+def rounded(rows, dtype):
+    """What a cache makes of rows."""
+    return ops.widen(ops.narrow(rows, dtype))
+
+
+def same(found, wanted):
+    return all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 @given(seeds, st.sampled_from(TYPES), HEADS, st.sampled_from([1, 1, 2, 30]), st.integers(0, 70), SIZES)
 def test_cached_attention(seed, dtype, heads, T, earlier, d):
     rng, (H, K) = np.random.default_rng(seed), heads
-    q = rng.standard_normal((H, T, d)).astype(np.float32)
-    keys, values = (stored(rng, dtype, K, T + earlier, d) for _ in range(2))
-    truth = ops.cached_attention(q.astype(np.float64), exact(keys), exact(values))
-    bound = test_float.attention_bound(q, ops.widen(keys), ops.widen(values), True)
+    q, k, v = (rng.standard_normal((n, T, d)).astype(np.float32) for n in (H, K, K))
+    stored = [cache(rng, dtype, K, T + earlier, d) for _ in range(2)]
+    wanted = [copy(s) for s in stored]
+    for s, rows in zip(wanted, (k, v), strict=True):
+        ops.put(s, np.s_[:, earlier : earlier + T], rows)
+    now = [rounded(rows, dtype).astype(np.float64) for rows in (k, v)]
+    truth = ops.cached_attention(q.astype(np.float64), *now, *map(exact, stored), earlier)
+    seen = [ops.widen(s)[:, : earlier + T] for s in wanted]
+    bound = test_float.attention_bound(q, *seen, True)
     results = []
     for size in (1, 2):
         with threads(size):
-            results.append(attention.cached_attention(q, keys, values))
+            own = [copy(s) for s in stored]
+            results.append(attention.cached_attention(q, frozen(k), frozen(v), *own, earlier))
+        assert all(map(same, own, wanted))
     assert results[0].dtype == np.float32
     assert (np.abs(results[0] - truth) <= bound).all()
     assert np.array_equal(*results)
 
 
-@given(seeds, st.sampled_from(TYPES), HEADS, st.integers(1, 4), st.integers(1, 40), st.integers(1, 20), SIZES)
-def test_beam_attention(seed, dtype, heads, beams, S, own, d):
+@given(seeds, st.sampled_from(TYPES), HEADS, st.integers(1, 4), st.integers(1, 40), st.integers(0, 20), SIZES)
+def test_beam_attention(seed, dtype, heads, beams, S, before, d):
     rng, (H, K) = np.random.default_rng(seed), heads
-    q = rng.standard_normal((H, beams, d)).astype(np.float32)
-    shared = [stored(rng, dtype, K, S, d) for _ in range(2)]
-    owned = [stored(rng, dtype, beams, K, own, d) for _ in range(2)]
-    found = attention.beam_attention(q, *shared, *owned)
-    truth = ops.beam_attention(q.astype(np.float64), *map(exact, shared), *map(exact, owned))
+    q, k, v = (rng.standard_normal((n, beams, d)).astype(np.float32) for n in (H, K, K))
+    shared = [ops.Stored(*map(frozen, cache(rng, dtype, K, S, d))) for _ in range(2)]
+    owned = [cache(rng, dtype, beams, K, before + 1, d) for _ in range(2)]
+    wanted = [copy(s) for s in owned]
+    now = [rounded(rows, dtype).astype(np.float64) for rows in (k, v)]
+    truth = ops.beam_attention(q.astype(np.float64), *now, *map(exact, [*shared, *owned]), before)
+    found = attention.beam_attention(q, k, v, *shared, *owned, before)
+    for s, rows in zip(wanted, (k, v), strict=True):
+        ops.put(s, np.s_[:, :, before], rows.swapaxes(0, 1))
+    assert all(map(same, owned, wanted))
     for b in range(beams):
-        k, v = (
-            np.concatenate([ops.widen(s), ops.widen(o)[b]], 1) for s, o in zip(shared, owned, strict=True)
+        seen = (
+            np.concatenate([ops.widen(s), ops.widen(o)[b, :, : before + 1]], 1)
+            for s, o in zip(shared, wanted, strict=True)
         )
-        bound = test_float.attention_bound(q[:, b : b + 1], k, v, True)
+        bound = test_float.attention_bound(q[:, b : b + 1], *seen, True)
         assert (np.abs(found - truth)[:, b : b + 1] <= bound).all()
+
+
+NUMBERS = (
+    st.floats(width=32, allow_nan=False)
+    | st.floats(-(2.0**-13), 2.0**-13, width=32)
+    | st.floats(width=16, allow_nan=False)
+)
+
+
+@given(st.lists(NUMBERS, min_size=16, max_size=16), st.sampled_from(TYPES))
+def test_a_new_row_is_stored_as_narrow_stores_it(numbers, dtype):
+    """With ties, denormals and what is beyond the range."""
+    x = np.array(numbers, np.float32).clip(-1e30, 1e30).reshape(1, 1, 16)
+    stored = [ops.narrow(np.zeros((1, 2, 16), np.float32), dtype) for _ in range(2)]
+    attention.cached_attention(np.zeros_like(x), x, x, *stored, 1)
+    for s in stored:
+        assert same(ops.part(s, np.s_[:, 1:]), ops.narrow(x, dtype))
+
+
+def test_nan_is_stored_as_nan():
+    x = np.full((1, 1, 16), np.nan, np.float32)
+    for dtype in ("float32", "float16"):
+        stored = [ops.narrow(np.zeros((1, 1, 16), np.float32), dtype) for _ in range(2)]
+        attention.cached_attention(x, x, x, *stored, 0)
+        assert np.isnan(stored[0].numbers).all()
