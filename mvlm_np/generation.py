@@ -9,11 +9,14 @@ log-probability is.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 import numpy as np
 
 from mvlm_np.errors import GenerationError
+
+BEAMS = 64  # at most; each takes memory of its own
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Settings:
     temperature     0 takes the likeliest token; from 1e-6 to 1e6 logits are divided by it and sampled
     top_p           sample from the likeliest tokens that together reach this probability; None: from all
     top_k           sample from the k likeliest tokens; None or 0: from all
-    num_beams       1, or the number of continuations followed side by side
+    num_beams       1, or the number of continuations followed side by side, up to 64
     seed            of the sampling; None: a different answer each time
     """
 
@@ -40,10 +43,9 @@ class Settings:
             if not ok:
                 raise GenerationError(name, f"found {getattr(self, name)!r}", wanted)
 
-        def whole(value: object, least: int) -> bool:
-            return (
-                isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
-            )
+        def whole(value: object, least: int, most: float = inf) -> bool:
+            is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            return is_whole and bool(least <= value <= most)  # type: ignore[operator]
 
         def number(value: object, least: float, most: float) -> bool:
             if isinstance(value, np.generic):
@@ -57,7 +59,7 @@ class Settings:
         share = self.top_p is None or (number(self.top_p, 0, 1) and self.top_p > 0)
         require(share, "top_p", "a number above 0 and up to 1, or None")
         require(self.top_k is None or whole(self.top_k, 0), "top_k", "a whole number from 0, or None")
-        require(whole(self.num_beams, 1), "num_beams", "a whole number from 1")
+        require(whole(self.num_beams, 1, BEAMS), "num_beams", f"a whole number from 1 to {BEAMS}")
         require(self.seed is None or whole(self.seed, 0), "seed", "a whole number from 0, or None")
 
 
