@@ -10,28 +10,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL_TEST := $(PIP) install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
-RANDOM_MODEL := .cache/tiny-random
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test check test-arm lint types fuzz clean
 
 help:
-	@echo 'make demo    ask about a photo'
+	@echo 'make demo    ask the small model that is in the box about the pictures that are in the box'
 	@echo 'make test    lint, types and all tests; what CI runs (also: make check)'
 	@echo 'make lint, make types    one of these alone'
 	@echo 'make test-arm    the kernels on emulated ARM processors; needs Debian or Ubuntu with qemu-user'
 	@echo 'make fuzz    fuzz the readers of weight files for ten minutes'
 	@echo 'make clean   remove the virtual environment and all caches'
 
-# Until a trained model of a size that can be shipped lands here, this shows that everything runs.
 demo: $(VENV)/.installed
-	rm -rf $(RANDOM_MODEL)
-	$(BIN)/python tools/make_checkpoint.py tiny $(RANDOM_MODEL)
+	@mkdir -p .cache
+	$(BIN)/mvlm demo --html .cache/demo.html
 	@echo
-	@echo 'The weights of this small model are RANDOM, so what follows is noise, not an answer.'
-	@echo 'For an answer: mvlm ask examples/chelsea.jpg "What animal is this?" --model FOLDER_OF_A_REAL_MODEL'
-	@echo
-	$(BIN)/mvlm ask examples/chelsea.jpg "What animal is this?" --model $(RANDOM_MODEL)
+	@echo 'The pictures, and where the model looked: .cache/demo.html'
+	@echo 'This model knows drawn pictures only. For photos: $(BIN)/mvlm pull mtgv/MobileVLM_V2-1.7B'
 
 test: lint types
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup

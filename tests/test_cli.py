@@ -78,7 +78,7 @@ def test_ask_takes_text_alone(run: Callable[..., tuple[int, str, str]], folder: 
 def test_the_model_may_come_from_the_environment(
     run: Callable[..., tuple[int, str, str]], folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run("ask", "Hello?")[0] == 2
+    assert run("chat", CAT)[0] == 2
     monkeypatch.setenv("MVLM_MODEL", folder)
     assert run("ask", "Hello?", *common(folder)[2:])[0] == 0
 
@@ -161,7 +161,7 @@ def test_bench_prints_each_figure_beside_its_limit(
 
 
 BAD = {
-    "no model": (["ask", "hi"], "--model"),
+    "no model": (["chat", CAT], "--model"),
     "no such model": (["ask", "hi", "--model", "/nowhere/at/all"], "/nowhere/at/all"),
     "no such picture": (["ask", "/nowhere.jpg", "hi"], "/nowhere.jpg"),
     "a picture that is none": (["ask", __file__, "hi"], "test_cli.py"),

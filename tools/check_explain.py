@@ -61,13 +61,13 @@ class Case:
         ids = self.golden.stages["generated_ids"].tolist()
         return mutants.run(self.folder, self.image, self.about["prompt"], ids, faults, dtype)
 
-    def moved(self, stages: Stages) -> list[str]:
-        """The stages that are not what they would be, in order."""
+    def moved(self, stages: Stages, times: float = FLOOR) -> list[str]:
+        """The stages that are not what they would be, by so many times their rounding, in order."""
         return [
             name
             for name in self.golden.names
             if name in stages
-            and distance(stages[name], self.faultless[name]) > FLOOR * max(self.rounding[name], 2.0**-24)
+            and distance(stages[name], self.faultless[name]) > times * max(self.rounding[name], 2.0**-24)
         ]
 
     def explain(self, stages: Stages) -> Explanation:
@@ -98,11 +98,13 @@ class Verdict:
     """What was made of a mutant.
 
     moved      the first stage that moves; None if none does
+    hints      stages before it that differ too, by more than their rounding: to see more is no error
     untouched  whether every number is the same
     """
 
     mistakes: tuple[str, ...]
     moved: str | None
+    hints: list[str]
     first: str | None
     named: set[str]
     blind: set[str]
@@ -114,7 +116,7 @@ class Verdict:
 
     @property
     def first_found(self) -> bool:
-        return self.first == self.moved
+        return self.first == self.moved or self.first in self.hints
 
     @property
     def seen_to_be_invisible(self) -> bool:
@@ -129,7 +131,11 @@ def judge(case: Case, mistakes: Sequence[str], faults: Mapping[str, Any]) -> Ver
         first = e.findings[0].stage  # within the bounds, and certain all the same
     untouched = all(n in case.faultless and np.array_equal(a, case.faultless[n]) for n, a in stages.items())
     wanted = tuple(case.expected(m) for m in mistakes)
-    return Verdict(wanted, moved[0] if moved else None, first, named(e), {m.id for m in e.blind}, untouched)
+    differ = case.moved(stages, 1)
+    hints = differ[: differ.index(moved[0])] if moved else []
+    return Verdict(
+        wanted, moved[0] if moved else None, hints, first, named(e), {m.id for m in e.blind}, untouched
+    )
 
 
 def singles() -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:

@@ -1,6 +1,6 @@
 """Scores a model on scenes that the demo model's training has not seen, task by task.
 
-    python tools/evaluate_demo.py --model runs/demo/model
+    python tools/evaluate_demo.py                                   # the embedded model
     python tools/evaluate_demo.py --precision int4 --against float32.json
     python tools/evaluate_demo.py --backend torch --save torch.json # transformers' own modules
     python tools/evaluate_demo.py --grey                            # what the language alone guesses
@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from mvlm_np.cli.progress import bar, load_with_bar
+from mvlm_np.demo import MODEL
 from mvlm_np.errors import UserError
 from tools.demo.questions import Question, questions, score
 from tools.demo.recipe import RECIPES
@@ -115,7 +116,7 @@ def load(args: argparse.Namespace) -> Any:
 def parser() -> argparse.ArgumentParser:
     recipe = RECIPES["demo"]
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    top.add_argument("--model", metavar="PATH", type=Path, required=True, help="folder of a model")
+    top.add_argument("--model", metavar="PATH", type=Path, default=MODEL, help="default: the embedded model")
     top.add_argument("--precision", metavar="P", help="float32, int8 or int4 (default: as stored)")
     top.add_argument("--backend", metavar="B", default="auto", help="auto, numba, numpy or torch")
     top.add_argument("--threads", metavar="N", type=int)

@@ -4,12 +4,12 @@
     python tools/train_demo.py runs/try --recipe minute   # a minute's worth, which learns a little
     python tools/train_demo.py runs/demo --lora 8         # stage 2 as an adapter: runs/demo/adapter
     python tools/train_demo.py runs/data --write-data 100 # pictures and conversations in upstream's format
-    python tools/train_demo.py runs/pictures --write-pictures    # ten pictures with questions
+    python tools/train_demo.py mvlm_np/demo/pictures --write-pictures   # those of `mvlm demo`
 
 Stage 0 teaches the vision tower with dense labels, patch by patch; stages 1 and 2 are upstream's, captions
 and then instructions, with the tower frozen. The model appears in FOLDER/model, a folder like any other,
 beside the checkpoints and the loss curves. It needs torch and transformers (the extra "test"); a GPU is
-used if there is one.
+used if there is one. docs/demo.md tells the whole story.
 """
 
 import argparse

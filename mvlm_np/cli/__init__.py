@@ -15,6 +15,7 @@ import mvlm_np
 from mvlm_np.errors import UserError
 
 VERBS = {
+    "demo": "ask the embedded demo model about embedded pictures",
     "ask": "ask about pictures",
     "chat": "talk about a picture, several turns",
     "inspect": "show what a model folder holds",

@@ -2,6 +2,7 @@
 
 example:
   mvlm ask photo.jpg "What does the sign say?" --model MobileVLM_V2-1.7B
+  mvlm ask panel.png "Is the lamp on the left on?"  # no model named: the embedded one, for drawn pictures
 """
 
 import argparse
@@ -20,7 +21,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    arguments = options.model_arguments(args)
+    arguments = options.model_arguments(args, or_demo=True)
     import json
 
     from mvlm_np.cli.progress import ProgressWatch, load_with_bar

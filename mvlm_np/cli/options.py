@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import sys
 from typing import Any
 
+from mvlm_np import demo
 from mvlm_np.errors import UserError
 
 
@@ -46,8 +48,11 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--conv-mode", metavar="NAME", default="v1", help="prompt template (v1)")
 
 
-def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments for `load`."""
+def model_arguments(args: argparse.Namespace, or_demo: bool = False) -> dict[str, Any]:
+    """Keyword arguments for `load`. or_demo: without a model the embedded one answers, and stderr says so."""
+    if not args.model and or_demo:
+        print(f"mvlm: note: {demo.NOTE}", file=sys.stderr)
+        args.model = str(demo.MODEL)
     if not args.model:
         raise UserError("--model", "is missing", "a model folder", "name one, or set MVLM_MODEL")
     return {

@@ -124,6 +124,41 @@ def test_the_data_is_in_upstreams_format(tmp_path: Path) -> None:
     ]
 
 
+def test_questions_behind_one_picture_are_read_as_if_each_stood_alone() -> None:
+    import torch
+
+    from mvlm_np.inputs.tokenizer import Tokenizer
+    from tools.demo.folder import model_config
+    from tools.demo.language import BLOCK, Prompts, hidden, pack, train_tokenizer
+    from tools.demo.network import build_decoder, build_projector
+
+    torch.manual_seed(0)
+    recipe, tokenizer = RECIPES["minute"], Tokenizer(train_tokenizer(400))
+    config = model_config(recipe.vision, recipe.decoder, tokenizer.vocab_size)
+    projector, decoder = build_projector(recipe.vision, config), build_decoder(config)
+    prompts, seen = Prompts(tokenizer), torch.randn(2, 64, 64)
+    tails = [
+        [
+            prompts.tail((q.text, q.answer))
+            for q in questions(scene("test", n), Random(n), recipe.tasks, each=2)
+        ]
+        for n in (0, 2)
+    ]
+    with torch.inference_mode():
+        packed = pack(prompts, tails, 144)
+        assert packed.ids.shape[1] > len(prompts.prefix) + 144 + BLOCK  # more than one block
+        found, before = hidden(decoder, projector, seen, packed, len(prompts.prefix)), len(prompts.prefix)
+        decoder.set_attn_implementation("sdpa")
+        for b, of_one in enumerate(tails):
+            for tail, here in zip(of_one, packed.at[b], strict=True):
+                ids = torch.tensor([[*prompts.prefix, *[0] * 144, *tail.ids]])
+                x = decoder.get_input_embeddings()(ids)
+                x[:, before : before + 144] = projector(seen[b : b + 1])
+                alone = decoder.get_decoder()(inputs_embeds=x).last_hidden_state[0, before + 144 :]
+                assert (alone - found[b, here]).abs().max() < 1e-4
+                assert packed.wanted[b, here].tolist() == list(tail.wanted)
+
+
 # ---------------------------------------------------------------- training
 
 

@@ -27,6 +27,7 @@ from tools.demo.scenes import WORDS, scene
 
 CAPTIONS = ("describe", "place")
 IGNORED = -100
+BLOCK = 96  # tokens; a whole description fits into it
 
 
 # ---------------------------------------------------------------- the tokenizer
@@ -97,33 +98,49 @@ class Prompts:
 
 
 class Packed(NamedTuple):
-    """Sequences of B pictures: prefix, picture, tails, filled up to one length T."""
+    """Sequences of B pictures: prefix and picture, P tokens, then blocks of W tokens that hold whole tails.
+
+    T = P + blocks * W. Each tail sees the prefix, the picture and itself.
+    """
 
     ids: Tensor  # (B, T); 0 where the picture is
     wanted: Tensor  # (B, T)
     positions: Tensor  # (B, T); each tail goes on where the picture ended
-    mask: Tensor  # (B, 1, T, T), True where attention may look
+    mask: Tensor  # (B * blocks, 1, W, P + W), True where a block's tokens may look
+    at: list[list[slice]]  # where each tail of each picture lies
 
 
 def pack(prompts: Prompts, tails: Sequence[Sequence[Tail]], image_tokens: int) -> Packed:
-    begin = len(prompts.prefix) + image_tokens
-    T = begin + max(sum(len(tail.ids) for tail in of_one) for of_one in tails)
-    B = len(tails)
+    B, P = len(tails), len(prompts.prefix) + image_tokens
+    W = max(BLOCK, *(len(tail.ids) for of_one in tails for tail in of_one))
+    at = [_places([len(tail.ids) for tail in of_one], P, W) for of_one in tails]
+    blocks = max((here.stop - P - 1) // W + 1 for of_one in at for here in of_one)
+    T = P + blocks * W
     ids, positions = np.zeros((B, T), np.int64), np.zeros((B, T), np.int64)
     wanted, part = np.full((B, T), IGNORED), np.zeros((B, T), np.int16)
-    positions[:] = np.arange(T)
-    ids[:, : len(prompts.prefix)] = prompts.prefix
+    positions[:, :P], ids[:, : len(prompts.prefix)] = np.arange(P), prompts.prefix
     for b, of_one in enumerate(tails):
-        at = begin
-        for number, tail in enumerate(of_one, 1):
-            here = slice(at, at + len(tail.ids))
+        for number, (tail, here) in enumerate(zip(of_one, at[b], strict=True), 1):
             ids[b, here], wanted[b, here], part[b, here] = tail.ids, tail.wanted, number
-            positions[b, here] = begin + np.arange(len(tail.ids))
-            at += len(tail.ids)
-        part[b, at:] = -1
-    sees = (part[:, None, :] == 0) | (part[:, :, None] == part[:, None, :])
-    sees &= np.tri(T, dtype=bool)
-    return Packed(*to_device(ids, wanted, positions, sees[:, None]))
+            positions[b, here] = P + np.arange(len(tail.ids))
+    part = part[:, P:].reshape(B * blocks, W)
+    own = (part[:, :, None] == part[:, None, :]) & np.tri(W, dtype=bool)
+    sees = np.concatenate([np.ones((B * blocks, W, P), bool), own], axis=2)
+    ids, wanted, positions, mask = to_device(ids, wanted, positions, sees[:, None])
+    return Packed(ids, wanted, positions, mask, at)
+
+
+def _places(lengths: Sequence[int], P: int, W: int) -> list[slice]:
+    """Puts each tail into the first block that has room for it."""
+    filled: list[int] = []
+    places = []
+    for length in lengths:
+        block = next((i for i, used in enumerate(filled) if used + length <= W), len(filled))
+        filled += [0] * (block == len(filled))
+        start = P + block * W + filled[block]
+        places.append(slice(start, start + length))
+        filled[block] += length
+    return places
 
 
 def hidden(decoder: Any, projector: nn.Module, seen: Tensor, packed: Packed, before: int) -> Tensor:
@@ -253,8 +270,6 @@ def token_accuracy(
         h = hidden(decoder, projector, features, packed, before)
         hit = (decoder.lm_head(h).argmax(-1) == packed.wanted) | (packed.wanted == IGNORED)
         for b, of_one in enumerate(single):
-            at = before + image_tokens
-            for q, tail in zip(of_one, tails[b], strict=True):
-                right[q.task].append(bool(hit[b, at : at + len(tail.ids)].all()))
-                at += len(tail.ids)
+            for q, here in zip(of_one, packed.at[b], strict=True):
+                right[q.task].append(bool(hit[b, here].all()))
     return {task: sum(r) / len(r) for task, r in right.items() if r}

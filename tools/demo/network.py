@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaForCausalLM
+from transformers import AttentionInterface, CLIPVisionConfig, CLIPVisionModel, LlamaForCausalLM
 
 from mvlm_np.config import ImageConfig
 from tools.demo.dense import HEADS
@@ -18,18 +19,53 @@ MEAN, STD = (torch.tensor(values).reshape(3, 1, 1) * 255 for values in (ImageCon
 
 
 def build_tower(settings: Mapping[str, Any]) -> Any:
-    """The CLIP tower of a `vision_config`, with random weights; its positions begin as sines.
+    """The CLIP tower of a `vision_config`; its random weights resemble a trained tower's in three respects.
 
-    With CLIP's own small random positions the tower learns colours at once, and shapes, for which it has
-    to know which patch is whose neighbour, very late.
+    From CLIP's own small random numbers it learns colours at once, and shapes, for which it has to know which
+    patch is whose neighbour, very late.
     """
     config = CLIPVisionConfig(**settings)
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = "eager"  # quicker than fused attention on so few patches
     tower = CLIPVisionModel(config)
-    table = tower.get_parameter("embeddings.position_embedding.weight")
+    patches, table = (
+        tower.get_parameter(f"embeddings.{name}.weight") for name in ("patch_embedding", "position_embedding")
+    )
     with torch.no_grad():
+        patches.copy_(waves(*patches.shape[::2]))
         table[1:] += sines(config.image_size // config.patch_size, config.hidden_size)
+        for layer in tower.get_submodule("encoder.layers").children():
+            like_trained(layer.self_attn)
     return tower
+
+
+def waves(V: int, side: int) -> Tensor:
+    """Filters of patches (V, 3, side, side): the lowest frequencies of the cosine transform.
+
+    As in JPEG they are those of brightness and, fewer, of two differences of colours.
+    """
+    n = torch.arange(side)
+    along = torch.cos(torch.pi / side * (n[:, None] + 0.5) * n) * (2 / side) ** 0.5  # (pixel, frequency)
+    along[:, 0] *= 0.5**0.5
+    kinds = torch.tensor([(1.0, 1.0, 1.0), (1.0, -1.0, 0.0), (0.5, 0.5, -1.0)])
+    kinds /= kinds.norm(dim=1, keepdim=True)
+    found = product(range(side), range(side), range(3))
+    lowest = sorted(found, key=lambda uvk: (uvk[0] ** 2 + uvk[1] ** 2 + 12 * (uvk[2] > 0), uvk))[:V]
+    return torch.stack([torch.einsum("c,y,x->cyx", kinds[k], along[:, u], along[:, v]) for u, v, k in lowest])
+
+
+def like_trained(attention: Any) -> None:
+    """Sets an attention's weights so that it does what a trained tower's does (arXiv 2305.09828).
+
+    Each patch looks at those that are like it, its neighbours by position first, and moves away from them.
+    """
+    V, d = attention.embed_dim, attention.head_dim
+    for head in torch.arange(V).split(d):
+        u, s, v = torch.linalg.svd(0.7 * torch.randn(V, V) / V**0.5 + 0.7 * torch.eye(V))
+        attention.q_proj.weight[head] = (u[:, :d] * s[:d].sqrt()).T
+        attention.k_proj.weight[head] = (v[:d].T * s[:d].sqrt()).T
+    u, s, v = torch.linalg.svd(0.4 * torch.randn(V, V) / V**0.5 - 0.4 * torch.eye(V))
+    attention.v_proj.weight.copy_(s.sqrt()[:, None] * v)
+    attention.out_proj.weight.copy_(u * s.sqrt())
 
 
 def sines(grid: int, V: int) -> Tensor:
@@ -41,10 +77,47 @@ def sines(grid: int, V: int) -> Tensor:
     return torch.cat([rows, columns], dim=-1).reshape(grid * grid, V)
 
 
+def attend(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    """The decoder's attention over `language.Packed` sequences, at half the cost of one mask over all tokens.
+
+    q (B, H, T, d), k and v (B, K, T, d) -> (B, T, H, d)
+    """
+    B, W, P = len(q), mask.shape[2], mask.shape[3] - mask.shape[2]
+    q, k = (x.to(v.dtype) for x in (q * scaling, k))
+
+    def blocks(x: Tensor) -> Tensor:  # (B, h, T, d) -> (B * blocks, h, W, d)
+        return x[:, :, P:].unflatten(2, (-1, W)).transpose(1, 2).flatten(0, 1)
+
+    def with_picture(x: Tensor) -> Tensor:  # (B, h, T, d) -> (B * blocks, h, P + W, d)
+        return torch.cat([x[:, :, :P].repeat_interleave(len(mask) // B, 0), blocks(x)], dim=2)
+
+    with torch.autocast(q.device.type, enabled=False):  # which would do the softmax in float32
+        causal = torch.ones(P, P, dtype=torch.bool, device=q.device).tril()
+        seen = mixed(q[:, :, :P], k[:, :, :P], v[:, :, :P], causal)
+        said = mixed(blocks(q), with_picture(k), with_picture(v), mask)
+    said = said.unflatten(0, (B, -1)).transpose(1, 2).flatten(2, 3)
+    return torch.cat([seen, said], dim=2).transpose(1, 2), None
+
+
+def mixed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """softmax(q k^T) v with grouped heads where the mask is true; on a CPU twice as quick as fused attention,
+    whose backward pass is slow there."""
+    grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # (B, K, G*T, d)
+    scores = (grouped @ k.mT).view(*q.shape[:3], -1)
+    shares = (scores + torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)).softmax(-1)
+    return (shares.view(*grouped.shape[:3], -1) @ v).view(q.shape)
+
+
+ATTENTION = "a picture and its questions"
+AttentionInterface.register(ATTENTION, attend)
+
+
 def build_decoder(settings: Mapping[str, Any]) -> Any:
     """The LLaMA of a `config.json`, with random weights."""
     config = llama_config(settings)
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = ATTENTION
     return LlamaForCausalLM(config)
 
 

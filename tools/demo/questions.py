@@ -27,13 +27,7 @@ WHERE = {
 SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}  # rows, columns
 
 WORDINGS = {
-    "what colour": (
-        "Which shape is {0}?",
-        "What shape is the {0} one?",
-        "What shape is {0}?",
-        "What is the {0} thing?",
-    ),
-    "what place": ("Which shape is {0}?", "What shape is {0}?", "What shape do you see {0}?"),
+    "what": ("Which shape is {0}?", "What shape is {0}?", "What shape do you see {0}?"),
     "place": ("What is {0}?", "What do you see {0}?"),
     "colour": (
         "What colour is the {0}?",
@@ -43,30 +37,37 @@ WORDINGS = {
     "size": ("Is the {0} small or large?", "How large is the {0}?", "What size is the {0}?"),
     "count": ("How many {0} are there?", "How many {0} do you see?", "Count the {0}."),
     "on count": ("How many lamps are on?", "How many lamps are lit?"),
+    "which": (
+        "Which shape is {0}?",
+        "What shape is the {0} one?",
+        "What shape is {0}?",
+        "What is the {0} thing?",
+    ),
+    "about": ("Describe the {0}.", "Tell me about the {0}.", "What about the {0}?"),
     "where": ("Where is the {0}?", "Where do you see the {0}?", "In which place is the {0}?"),
     "relation": ("Is the {0} {1} the {2}?",),
     "exists": ("Is there {0}?", "Do you see {0}?", "Is {0} in the picture?"),
-    "lamp yes": ("Is the {0} lamp on?", "Is the {0} lamp lit?"),
-    "lamp state": ("Is the {0} lamp on or off?", "What is the state of the {0} lamp?"),
-    "lamp colour": ("Which lamp is on?", "What colour is the lamp that is on?"),
+    "lamp yes": ("Is the {0} on?", "Is the {0} lit?"),
+    "lamp state": ("Is the {0} on or off?", "What is the state of the {0}?"),
+    "lamp colour": ("What colour is the {0}?", "Which colour does the {0} have?"),
     "display": ("What does the display say?", "Read the display.", "What number is on the display?"),
     "label": ("What does the label say?", "Read the label.", "What is written on the label?"),
     "gauge": ("What does the gauge say?", "Read the gauge.", "What value does the gauge show?"),
     "describe": ("Describe the picture.", "What is in the picture?", "What do you see?"),
 }
-TASKS = (
-    "what", "colour", "size", "count", "where", "place", "relation", "exists", "lamp", "display", "label",
-    "gauge", "describe",
-)  # fmt: skip
+# By what is asked, and how a thing is named: by its place, or by what it is.
+BY_PLACE = ("what", "colour", "size", "lamp", "place")
+BY_CONTENT = ("which", "about", "where", "tally", "relation", "exists")
+TASKS = (*BY_PLACE, *BY_CONTENT, "count", "display", "label", "gauge", "describe")
 
 
 def questions(
     scene: Scene, random: Random, tasks: Iterable[str] = TASKS, each: int = 1
 ) -> Iterator[Question]:
-    """Up to `each` questions of every task that makes sense for the scene, no text twice."""
+    """Up to `each` questions of every task that makes sense for the scene, no text twice; one description."""
     asked = set()
     for task in tasks:
-        for _ in range(each):
+        for _ in range(1 if task == "describe" else each):
             found = ASK[task](scene, random)
             if found and found.text not in asked:
                 asked.add(found.text)
@@ -80,25 +81,24 @@ def _ask(task: str, answer: str, random: Random, *names: str, wording: str = "")
 # ---------------------------------------------------------------- what a thing can be called
 
 
-def _names(item: Item, scene: Scene, without: str = "") -> list[str]:
-    """Names that fit this item alone; `without` "colour" or "size" says what they must not give away."""
+def _names(item: Item, scene: Scene) -> list[str]:
+    """Names that fit this item alone."""
     if item.kind in ("display", "gauge", "label"):
         return [item.kind]
     if item.kind == "lamp":
         same = [lamp for lamp in scene.of("lamp") if lamp.colour == item.colour]
-        return [f"{item.colour} lamp"] if len(same) == 1 and without != "colour" else []
+        return [f"{item.colour} lamp"] if len(same) == 1 else []
     found = []
     for fields in (("shape",), ("colour", "shape"), ("size", "shape")):
-        if without not in fields:
-            said = [getattr(item, f) for f in fields]
-            if sum([getattr(other, f) for f in fields] == said for other in scene.shapes) == 1:
-                found.append(" ".join(said))
+        said = [getattr(item, f) for f in fields]
+        if sum([getattr(other, f) for f in fields] == said for other in scene.shapes) == 1:
+            found.append(" ".join(said))
     return found
 
 
-def _pick(items: Sequence[Item], scene: Scene, random: Random, without: str = "") -> tuple[Item, str] | None:
+def _pick(items: Sequence[Item], scene: Scene, random: Random) -> tuple[Item, str] | None:
     """An item that has a name of its own, and such a name."""
-    named = [(item, names) for item in items if (names := _names(item, scene, without))]
+    named = [(item, names) for item in items if (names := _names(item, scene))]
     if not named:
         return None
     item, names = random.choice(named)
@@ -113,46 +113,66 @@ def place_phrase(place: str) -> str:
 
 
 def _what(scene: Scene, random: Random) -> Question | None:
-    colours = Counter(item.colour for item in scene.shapes)
-    unique = [item for item in scene.shapes if colours[item.colour] == 1]
-    if unique and random.random() < 0.6:
-        item = random.choice(unique)
-        return _ask("what", item.shape, random, item.colour, wording="what colour")
     if not scene.shapes:
         return None
     item = random.choice(scene.shapes)
-    return _ask("what", item.shape, random, place_phrase(item.place), wording="what place")
+    return _ask("what", item.shape, random, place_phrase(item.place))
 
 
-def _colour(scene: Scene, random: Random) -> Question | None:
-    if picked := _pick(scene.shapes, scene, random, without="colour"):
-        return _ask("colour", picked[0].colour, random, picked[1])
-    return None
+def _of_a_shape(task: str) -> Callable[[Scene, Random], Question | None]:
+    """Asks for an attribute, of the task's name, of the shape in some place."""
+
+    def ask(scene: Scene, random: Random) -> Question | None:
+        if not scene.shapes:
+            return None
+        item = random.choice(scene.shapes)
+        return _ask(task, getattr(item, task), random, f"shape {place_phrase(item.place)}")
+
+    return ask
 
 
-def _size(scene: Scene, random: Random) -> Question | None:
-    if picked := _pick(scene.shapes, scene, random, without="size"):
-        return _ask("size", picked[0].size, random, picked[1])
-    return None
+def _lamp(scene: Scene, random: Random) -> Question | None:
+    if not scene.of("lamp"):
+        return None
+    lamp = random.choice(scene.of("lamp"))
+    way, answer = random.choice(
+        [
+            ("lamp yes", "yes" if lamp.on else "no"),
+            ("lamp state", "on" if lamp.on else "off"),
+            ("lamp colour", lamp.colour),
+        ]
+    )
+    return _ask("lamp", answer, random, f"lamp {place_phrase(lamp.place)}", wording=way)
 
 
 def _count(scene: Scene, random: Random) -> Question | None:
-    way = random.choice(["shape", "shape", "colour", "shapes", "lamps", "on"])
-    if way == "on":
-        if not scene.of("lamp"):
-            return None
-        return _ask("count", str(sum(lamp.on for lamp in scene.of("lamp"))), random, wording="on count")
-    if way == "lamps":
-        count, name = len(scene.of("lamp")), "lamps"
-    elif way == "shapes":
-        count, name = len(scene.shapes), "shapes"
-    else:
-        there = Counter(getattr(item, way) for item in scene.shapes)
-        known = SHAPES if way == "shape" else tuple(COLOURS)
-        kind = random.choice([*there] if there and random.random() < 0.8 else known)
-        name = {"cross": "crosses"}.get(kind, kind + "s") if way == "shape" else f"{kind} shapes"
-        count = there[kind]
-    return _ask("count", str(count), random, name) if count <= MOST else None
+    lamps = scene.of("lamp")
+    counts = {"shapes": len(scene.shapes), "lamps": len(lamps), "": sum(lamp.on for lamp in lamps)}
+    name = random.choice([name for name, count in counts.items() if count <= MOST])
+    return _ask("count", str(counts[name]), random, name, wording="count" if name else "on count")
+
+
+def _tally(scene: Scene, random: Random) -> Question | None:
+    way, known = random.choice([("shape", SHAPES), ("colour", tuple(COLOURS))])
+    there = Counter(getattr(item, way) for item in scene.shapes)
+    kind = random.choice([*there] if there and random.random() < 0.8 else known)
+    name = {"cross": "crosses"}.get(kind, kind + "s") if way == "shape" else f"{kind} shapes"
+    return _ask("tally", str(there[kind]), random, name, wording="count") if there[kind] <= MOST else None
+
+
+def _which(scene: Scene, random: Random) -> Question | None:
+    colours = Counter(item.colour for item in scene.shapes)
+    unique = [item for item in scene.shapes if colours[item.colour] == 1]
+    if not unique:
+        return None
+    item = random.choice(unique)
+    return _ask("which", item.shape, random, item.colour)
+
+
+def _about(scene: Scene, random: Random) -> Question | None:
+    if picked := _pick([item for item in scene.items if item.span == 1], scene, random):
+        return _ask("about", f"{_thing(picked[0])}, {picked[0].place}", random, picked[1])
+    return None
 
 
 def _where(scene: Scene, random: Random) -> Question | None:
@@ -202,21 +222,6 @@ def _exists(scene: Scene, random: Random) -> Question | None:
     return _ask("exists", "no", random, _a(f"{colour} {shape}"))
 
 
-def _lamp(scene: Scene, random: Random) -> Question | None:
-    lamps = scene.of("lamp")
-    colours = Counter(lamp.colour for lamp in lamps)
-    on = [lamp for lamp in lamps if lamp.on]
-    if len(on) == 1 and random.random() < 0.3:
-        return _ask("lamp", on[0].colour, random, wording="lamp colour")
-    alone = [lamp for lamp in lamps if colours[lamp.colour] == 1]
-    if not alone:
-        return None
-    lamp = random.choice(alone)
-    if random.random() < 0.5:
-        return _ask("lamp", "yes" if lamp.on else "no", random, lamp.colour, wording="lamp yes")
-    return _ask("lamp", "on" if lamp.on else "off", random, lamp.colour, wording="lamp state")
-
-
 def _reading(kind: str) -> Callable[[Scene, Random], Question | None]:
     def ask(scene: Scene, random: Random) -> Question | None:
         items = scene.of(kind)
@@ -231,14 +236,17 @@ def _describe(scene: Scene, random: Random) -> Question:
 
 ASK: dict[str, Callable[[Scene, Random], Question | None]] = {
     "what": _what,
-    "colour": _colour,
-    "size": _size,
-    "count": _count,
-    "where": _where,
+    "colour": _of_a_shape("colour"),
+    "size": _of_a_shape("size"),
+    "lamp": _lamp,
     "place": _place,
+    "which": _which,
+    "about": _about,
+    "where": _where,
+    "tally": _tally,
     "relation": _relation,
     "exists": _exists,
-    "lamp": _lamp,
+    "count": _count,
     "display": _reading("display"),
     "label": _reading("label"),
     "gauge": _reading("gauge"),

@@ -29,7 +29,7 @@ COLOURS = {
     "black": (25, 25, 25),
 }
 SIZES = ("small", "large")
-DIAMETERS = {"small": (30, 38), "large": (54, 64)}
+DIAMETERS = {"small": (36, 42), "large": (54, 64)}
 LAMPS = ("red", "yellow", "green", "blue")
 SEGMENTS = {"red": (255, 70, 50), "green": (90, 255, 110), "yellow": (255, 205, 60), "blue": (90, 190, 255)}
 WORDS = tuple("PUMP FAN OPEN SHUT HOT COLD STOP START OIL GAS WATER MAIN TEST EXIT FUSE VALVE".split())
@@ -45,6 +45,7 @@ UNSEEN = frozenset(
         ("red", "circle"),
     }
 )
+DIGITS = 3  # of a display, at most
 INSTRUMENTS = ("display", "label", "gauge")
 BACKGROUNDS = [(150,) * 3, (105,) * 3, (190,) * 3]
 BACKGROUNDS += [(200, 185, 160), (150, 170, 190), (120, 105, 90), (75, 85, 95)]
@@ -139,7 +140,7 @@ def _instruments(random: Random, free: list[int], tall: bool, kinds: Collection[
             free.remove(c)
         item = Item(kind, cell, span, tilt=random.uniform(-5, 5))
         if kind == "display":
-            item.text = str(random.randrange(10 ** random.randint(1, 4)))
+            item.text = str(random.randrange(10 ** random.randint(1, DIGITS)))
             item.colour = random.choice([*SEGMENTS])
         else:
             item.text = random.choice(WORDS) if random.random() < 0.75 else str(random.randrange(10, 1000))
@@ -306,7 +307,8 @@ def _draw_display(picture: Image.Image, item: Item, random: Random) -> None:
     draw.rectangle((0, 0, w - 1, h - 1), outline=(70, 72, 75, 255), width=3)
     lit = (*_shade(SEGMENTS[item.colour], random), 255)
     dark = (34, 38, 36, 255) if random.random() < 0.3 else None
-    step, wide, high = (w - 14) / 4, (w - 14) / 4 * 0.6, h * 0.33
+    step = (w - 14) / DIGITS
+    wide, high = step * 0.6, h * 0.33
     thick = max(5, round(wide * 0.26))
     left = w / 2 - step * len(item.text) / 2 + (step - wide) / 2
     item.characters = []

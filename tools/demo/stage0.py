@@ -22,10 +22,8 @@ WEIGHTS = {
     "slot": 0.3,
     "on": 0.5,
     "place": 0.5,
-    "of_shape": 0.3,
-    "of_colour": 0.5,
 }
-WEIGHTS |= {"shapes": 0.5, "lamps_on": 0.5} | {f"text{i}": 0.3 for i in range(TEXT)}
+WEIGHTS |= {f"text{i}": 0.3 for i in range(TEXT)}
 
 
 def batch(pictures: Pictures, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:

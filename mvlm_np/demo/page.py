@@ -1,0 +1,71 @@
+"""One self-contained HTML page of what the demo model was asked, answered, and looked at."""
+
+import io
+from base64 import b64encode
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mvlm_np.demo import PICTURES
+from mvlm_np.demo.asking import Shown
+from mvlm_np.errors import UserError
+
+SIDE = 256  # pixels of a picture on the page
+HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>mvlm demo</title>
+<style>
+body { font: 16px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
+section { display: flex; flex-wrap: wrap; gap: 1em; border-top: 1px solid #ccc; padding: 1em 0 }
+figure { margin: 0; width: 256px } img { width: 100%; display: block }
+figcaption b { font-weight: 600 } .differs { color: #b00020 }
+</style></head><body>
+<h1>What the demo model sees</h1>
+<p>A small MobileVLM V2, trained by this project on drawn pictures like these, and run by mvlm-np.
+The bright patches are where the decoder looked as it began its answer: attention to the picture's
+12 × 12 tokens, averaged over heads and layers.</p>
+"""
+
+
+def write_page(path: Path, shown: Sequence[Shown]) -> None:
+    """Writes the page; the pictures and maps are in it. UserError: it cannot be written."""
+    try:
+        path.write_text(HEAD + "".join(map(_section, shown)) + "</body></html>\n", "utf-8")
+    except OSError as error:
+        raise UserError(path, f"cannot be written ({error.strerror})", "a place in a folder") from None
+
+
+def _section(shown: Shown) -> str:
+    picture = square(Image.open(PICTURES / shown.picture))
+    figures = [_figure(picture, f"{escape(shown.picture)}<br>encoded in {1000 * shown.seconds:.0f} ms")]
+    for asked in shown.asked:
+        differs = "" if asked.answer == asked.expected else f", expected {escape(asked.expected)}"
+        style = ' class="differs"' if differs else ""
+        said = f"{escape(asked.question)}<br><b{style}>{escape(asked.answer)}</b>{differs}"
+        figures.append(_figure(lit(picture, asked.attention), f"{said}<br>{1000 * asked.seconds:.0f} ms"))
+    return f"<section>{''.join(figures)}</section>\n"
+
+
+def _figure(picture: Image.Image, caption: str) -> str:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=90)
+    source = f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
+    return f'<figure><img src="{source}" alt=""><figcaption>{caption}</figcaption></figure>'
+
+
+def square(picture: Image.Image) -> Image.Image:
+    """Padded as the model sees it, SIDE pixels each way."""
+    longer = max(picture.size)
+    whole = Image.new("RGB", (longer, longer), (122, 116, 104))
+    whole.paste(picture, ((longer - picture.width) // 2, (longer - picture.height) // 2))
+    return whole.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def lit(picture: Image.Image, attention: np.ndarray) -> Image.Image:
+    """The picture darkened where nobody looked; the most watched patch keeps its light."""
+    share = attention / attention.max()
+    light = Image.fromarray((40 + 215 * share**0.5).astype(np.uint8))
+    return Image.composite(picture, Image.new("RGB", picture.size), light.resize(picture.size))
