@@ -1,6 +1,8 @@
 """What a user gets: the wheel, the sdist, and the ways to install them."""
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -161,3 +163,15 @@ def test_importing_kernels_by_the_other_projects_name_fails_lint() -> None:
     command = [sys.executable, "-m", "ruff", "check", *options, "-"]
     done = subprocess.run(command, cwd=ROOT, input=code, capture_output=True, text=True)
     assert [(found["code"], found["location"]["row"]) for found in json.loads(done.stdout)] == [("TID251", 1)]
+
+
+def test_what_the_readme_says_of_the_model_in_the_box_works_from_the_wheel(
+    wheel: Path, tmp_path: Path
+) -> None:
+    ZipFile(wheel).extractall(tmp_path)  # what installing it would do
+    readme = (ROOT / "README.md").read_text("utf-8")
+    commands = re.findall(r"^mvlm ((?:demo|ask mvlm_np/demo)\b[^#\n]*)", readme, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        assert run(sys.executable, "-m", "mvlm_np", *shlex.split(command), cwd=tmp_path)
+    assert (tmp_path / "demo.html").stat().st_size > 100_000
