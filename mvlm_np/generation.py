@@ -16,7 +16,7 @@ import numpy as np
 
 from mvlm_np.errors import GenerationError
 
-BEAMS = 64  # at most; each takes memory of its own
+BEAMS = 128  # at most; each takes memory of its own
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Settings:
     temperature     0 takes the likeliest token; from 1e-6 to 1e6 logits are divided by it and sampled
     top_p           sample from the likeliest tokens that together reach this probability; None: from all
     top_k           sample from the k likeliest tokens; None or 0: from all
-    num_beams       1, or the number of continuations followed side by side, up to 64
+    num_beams       1, or the number of continuations followed side by side, up to 128
     seed            of the sampling; None: a different answer each time
     """
 

@@ -66,7 +66,7 @@ def answer(toy: Toy, settings: Settings, stop: generation.Stop = never, prompt_l
         "temperature": [-0.1, -1e-9, 1e-7, 1e-300, 1e7, 10**400, np.nan, np.inf, "1", None, True, 1j, [1]],
         "top_p": [0, -0.5, 1.0001, np.nan, -np.inf, "0.9", False, 1j],
         "top_k": [-1, 5.0, "50", True],
-        "num_beams": [0, -3, 65, 10**20, 2.0, None, True],
+        "num_beams": [0, -3, 129, 10**20, 2.0, None, True],
         "seed": [-1, 0.5, "0", False],
     }.items(),
 )
