@@ -147,7 +147,7 @@ def narrow(x: np.ndarray, dtype: DTypeLike) -> Stored:
         return Stored(np.clip(q, -127, 127).astype(np.int8), scales)
     if dtype == np.float16:
         x = np.clip(x, -65504, 65504)
-    return Stored(x.astype(dtype), np.empty((*x.shape[:-1], 0), np.float32))
+    return Stored(x.astype(dtype, copy=False), np.empty((*x.shape[:-1], 0), np.float32))
 
 
 def widen(stored: Stored) -> np.ndarray:

@@ -9,6 +9,7 @@ import argparse
 import sys
 from time import perf_counter
 
+from mvlm_np import demo
 from mvlm_np.cli import options
 
 
@@ -21,6 +22,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    named = args.model
     arguments = options.model_arguments(args, or_demo=True)
     import json
 
@@ -36,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     watch = ProgressWatch(None if shown else args.max_new_tokens)
     try:
         chat = model.chat(args.image or None, conv_mode=args.conv_mode, watch=watch)
+        if not named:
+            print(f"mvlm: note: {demo.NOTE}", file=sys.stderr)
         text = ""
         for piece in chat.stream(args.question, **settings):
             text += piece

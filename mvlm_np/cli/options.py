@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from typing import Any
 
 from mvlm_np import demo
@@ -49,9 +48,8 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
 
 
 def model_arguments(args: argparse.Namespace, or_demo: bool = False) -> dict[str, Any]:
-    """Keyword arguments for `load`. or_demo: without a model the embedded one answers, and stderr says so."""
+    """Keyword arguments for `load`. or_demo: without a model the embedded one answers."""
     if not args.model and or_demo:
-        print(f"mvlm: note: {demo.NOTE}", file=sys.stderr)
         args.model = str(demo.MODEL)
     if not args.model:
         raise UserError("--model", "is missing", "a model folder", "name one, or set MVLM_MODEL")

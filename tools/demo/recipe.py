@@ -23,7 +23,7 @@ from tools.demo.language import (
     write_features,
 )
 from tools.demo.network import build_decoder, build_projector
-from tools.demo.questions import questions, record
+from tools.demo.questions import BY_PLACE, questions, record
 from tools.demo.scenes import render, scene
 from tools.demo.stage0 import train_tower
 
@@ -47,7 +47,7 @@ class Recipe:
     shards: int  # of data.SHARD pictures
     vocabulary: int = 640
     instruments: tuple[str, ...] = ("display",)
-    tasks: tuple[str, ...] = ("what", "colour", "size", "lamp", "place", "count", "display", "describe")
+    tasks: tuple[str, ...] = (*BY_PLACE, "count", "display", "describe")
     seed: int = 0
     check_every: int = 250
 
