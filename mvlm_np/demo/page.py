@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mvlm_np.config import ImageConfig
 from mvlm_np.demo import PICTURES
 from mvlm_np.demo.asking import Shown
 from mvlm_np.errors import UserError
+from mvlm_np.inputs.image import preprocess
 
 SIDE = 256  # pixels of a picture on the page
 HEAD = """<!doctype html>
@@ -57,11 +59,11 @@ def _figure(picture: Image.Image, caption: str) -> str:
 
 
 def square(picture: Image.Image) -> Image.Image:
-    """Padded as the model sees it, SIDE pixels each way."""
-    longer = max(picture.size)
-    whole = Image.new("RGB", (longer, longer), (122, 116, 104))
-    whole.paste(picture, ((longer - picture.width) // 2, (longer - picture.height) // 2))
-    return whole.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    """As the model sees it, padded, but SIDE pixels each way."""
+    config = ImageConfig(resize=SIDE, crop=(SIDE, SIDE))
+    mean, std = (np.reshape(values, (3, 1, 1)) for values in (config.mean, config.std))
+    pixels = 255 * (preprocess(picture, config) * std + mean)
+    return Image.fromarray(pixels.round().astype(np.uint8).transpose(1, 2, 0))
 
 
 def lit(picture: Image.Image, attention: np.ndarray) -> Image.Image:
