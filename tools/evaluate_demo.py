@@ -6,9 +6,9 @@
     python tools/evaluate_demo.py --grey                            # what the language alone guesses
     python tools/evaluate_demo.py --split unseen                    # colours and shapes never seen together
 
-An answer counts if it is exactly right; of a description, the share of its facts does. The intervals hold
-95 %: Wilson's for right and wrong, the normal one for descriptions and for paired differences. Exit code 1:
-`--least` is not reached.
+An answer counts if it is exactly right; of a description or a list, the share of its facts does. The
+intervals hold 95 %: Wilson's for right and wrong, the normal one for shares and for paired differences. Exit
+code 1: `--least` is not reached.
 """
 
 import argparse
@@ -150,10 +150,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             grey=args.grey,
             progress=shown.update,
         )
-    print(f"{'task':10} {'n':>5} {'score':>7}   95 % interval")
+    print(f"{'task':13} {'n':>5} {'score':>7}   95 % interval")
     rows = table(answered)
     for task, n, mean, low, high in rows:
-        print(f"{task:10} {n:5} {mean:7.1%}   {low:.1%} to {high:.1%}")
+        print(f"{task:13} {n:5} {mean:7.1%}   {low:.1%} to {high:.1%}")
     print(f"{(perf_counter() - start) / len(answered):.3f} s a question")
     for name, question, answer in [a for a in answered if score(a[1], a[2]) < 1][: args.wrong]:
         print(f"{name} -> {answer!r}, expected {question.answer!r}")

@@ -165,4 +165,4 @@ def draw_curve(losses: list[float], steps: int, path: Path) -> None:
 
 
 def to_device(*arrays: Any) -> tuple[Tensor, ...]:
-    return tuple(torch.as_tensor(a).to(device(), non_blocking=True) for a in arrays)
+    return tuple(torch.tensor(a).to(device(), non_blocking=True) for a in arrays)

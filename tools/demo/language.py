@@ -25,9 +25,9 @@ from tools.demo.network import features, pixel_values
 from tools.demo.questions import TASKS, Question, questions
 from tools.demo.scenes import WORDS, scene
 
-CAPTIONS = ("describe", "place")
+CAPTIONS = ("place", "about", "list", "describe")
 IGNORED = -100
-BLOCK = 96  # tokens; a whole description fits into it
+BLOCK = 96  # tokens; nearly every description fits into it
 
 
 # ---------------------------------------------------------------- the tokenizer

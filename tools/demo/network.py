@@ -115,14 +115,31 @@ AttentionInterface.register(ATTENTION, attend)
 
 
 def build_decoder(settings: Mapping[str, Any]) -> Any:
-    """The LLaMA of a `config.json`, with random weights."""
+    """The LLaMA of a `config.json`, with random weights, as large as its width asks for."""
     config = llama_config(settings)
+    config.initializer_range = config.hidden_size**-0.5  # the usual 0.02 suits a width of 2,500
     config._attn_implementation = ATTENTION
     return LlamaForCausalLM(config)
 
 
-def build_projector(vision: Mapping[str, Any], settings: Mapping[str, Any]) -> LDPv2:
-    return LDPv2(vision["hidden_size"], settings["hidden_size"])
+def build_projector(
+    vision: Mapping[str, Any], settings: Mapping[str, Any], heads: "DenseHeads", seen: Tensor
+) -> LDPv2:
+    """An LDPv2 whose tokens begin as the answers of the heads of stage 0, as many as fit, each apart from the
+    others; among random mixtures of them the decoder would have to find them first.
+
+    seen: features (B, patches, V), whose spread stands for that of every patch, by which the heads divide.
+    """
+    projector = LDPv2(vision["hidden_size"], settings["hidden_size"])
+    first, _, second = projector.mlp.mlp
+    spread = (seen - seen.mean(-1, keepdim=True)).square().mean().sqrt()
+    with torch.no_grad():
+        weight = (heads.answers.weight * heads.norm.weight)[: len(first.weight)]
+        first.weight[: len(weight)] = (weight - weight.mean(1, keepdim=True)) / spread
+        first.bias[: len(weight)] = heads.answers(heads.norm.bias)[: len(weight)]
+        second.weight.copy_(torch.eye(len(second.weight)))
+        second.bias.zero_()
+    return projector
 
 
 def pixel_values(pixels: Tensor) -> Tensor:
@@ -141,7 +158,7 @@ def features(tower: Any, pixels: Tensor) -> Tensor:
 
 
 class DenseHeads(nn.Module):
-    """Answers every question of `dense.HEADS` about every patch; thrown away after stage 0."""
+    """Answers every question of `dense.HEADS` about every patch."""
 
     def __init__(self, V: int):
         super().__init__()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 from typing import NamedTuple
 
-from tools.demo.scenes import COLOURS, PLACES, SHAPES, UNSEEN, Item, Scene
+from tools.demo.scenes import COLOURS, INSTRUMENTS, PLACES, SHAPES, UNSEEN, Item, Scene
 
 Json = dict[str, object]
 MOST = 6  # counts go from 0 to this
@@ -17,6 +17,10 @@ class Question(NamedTuple):
     answer: str
 
 
+Task = Callable[[Scene, Random], Question | None]
+Meant = tuple[Item, str]  # and what it is called
+Choice = Callable[[Scene, Random, str], Meant | None]
+
 WHERE = {
     "left": "on the left",
     "right": "on the right",
@@ -24,7 +28,6 @@ WHERE = {
     "top": "at the top",
     "bottom": "at the bottom",
 }
-SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}  # rows, columns
 
 WORDINGS = {
     "what": ("Which shape is {0}?", "What shape is {0}?", "What shape do you see {0}?"),
@@ -45,7 +48,6 @@ WORDINGS = {
     ),
     "about": ("Describe the {0}.", "Tell me about the {0}.", "What about the {0}?"),
     "where": ("Where is the {0}?", "Where do you see the {0}?", "In which place is the {0}?"),
-    "relation": ("Is the {0} {1} the {2}?",),
     "exists": ("Is there {0}?", "Do you see {0}?", "Is {0} in the picture?"),
     "lamp yes": ("Is the {0} on?", "Is the {0} lit?"),
     "lamp state": ("Is the {0} on or off?", "What is the state of the {0}?"),
@@ -53,21 +55,23 @@ WORDINGS = {
     "display": ("What does the display say?", "Read the display.", "What number is on the display?"),
     "label": ("What does the label say?", "Read the label.", "What is written on the label?"),
     "gauge": ("What does the gauge say?", "Read the gauge.", "What value does the gauge show?"),
+    "list": ("List the things.", "What things are there?", "Name the things you see."),
     "describe": ("Describe the picture.", "What is in the picture?", "What do you see?"),
 }
-# By what is asked, and how a thing is named: by its place, or by what it is.
+# A thing is meant by its place, or by what it is.
 BY_PLACE = ("what", "colour", "size", "lamp", "place")
-BY_CONTENT = ("which", "about", "where", "tally", "relation", "exists")
-TASKS = (*BY_PLACE, *BY_CONTENT, "count", "display", "label", "gauge", "describe")
+BY_NAME = ("which", "named colour", "named size", "named lamp", "about", "where")
+WHOLE = ("list", "describe")
+TASKS = (*BY_PLACE, *BY_NAME, "tally", "exists", "count", "display", "label", "gauge", *WHOLE)
 
 
 def questions(
     scene: Scene, random: Random, tasks: Iterable[str] = TASKS, each: int = 1
 ) -> Iterator[Question]:
-    """Up to `each` questions of every task that makes sense for the scene, no text twice; one description."""
+    """Up to `each` questions of every task that fits the scene, one of the whole; no text twice."""
     asked = set()
     for task in tasks:
-        for _ in range(1 if task == "describe" else each):
+        for _ in range(1 if task in WHOLE else each):
             found = ASK[task](scene, random)
             if found and found.text not in asked:
                 asked.add(found.text)
@@ -81,28 +85,38 @@ def _ask(task: str, answer: str, random: Random, *names: str, wording: str = "")
 # ---------------------------------------------------------------- what a thing can be called
 
 
+def _named(noun: str, scene: Scene) -> list[Item]:
+    """All items that a noun means: a shape's own, "shape" or "lamp"."""
+    return [item for item in scene.items if noun in (item.shape, item.kind)]
+
+
 def _names(item: Item, scene: Scene) -> list[str]:
-    """Names that fit this item alone."""
-    if item.kind in ("display", "gauge", "label"):
-        return [item.kind]
-    if item.kind == "lamp":
-        same = [lamp for lamp in scene.of("lamp") if lamp.colour == item.colour]
-        return [f"{item.colour} lamp"] if len(same) == 1 else []
+    """Nouns, with or without a colour, that mean this item alone."""
     found = []
-    for fields in (("shape",), ("colour", "shape"), ("size", "shape")):
-        said = [getattr(item, f) for f in fields]
-        if sum([getattr(other, f) for f in fields] == said for other in scene.shapes) == 1:
-            found.append(" ".join(said))
+    for noun in filter(None, (item.shape, item.kind)):
+        colours = [other.colour for other in _named(noun, scene)]
+        if len(colours) == 1:
+            found.append(noun)
+        if colours.count(item.colour) == 1:
+            found.append(f"{item.colour} {noun}")
     return found
 
 
-def _pick(items: Sequence[Item], scene: Scene, random: Random) -> tuple[Item, str] | None:
+def _by_name(scene: Scene, random: Random, *kinds: str) -> Meant | None:
     """An item that has a name of its own, and such a name."""
-    named = [(item, names) for item in items if (names := _names(item, scene))]
-    if not named:
+    items = [item for item in scene.items if item.kind in kinds]
+    meant = [(item, names) for item in items if (names := _names(item, scene))]
+    if not meant:
         return None
-    item, names = random.choice(named)
+    item, names = random.choice(meant)
     return item, random.choice(names)
+
+
+def _by_place(scene: Scene, random: Random, kind: str) -> Meant | None:
+    if not scene.of(kind):
+        return None
+    item = random.choice(scene.of(kind))
+    return item, f"{kind} {place_phrase(item.place)}"
 
 
 def place_phrase(place: str) -> str:
@@ -119,30 +133,28 @@ def _what(scene: Scene, random: Random) -> Question | None:
     return _ask("what", item.shape, random, place_phrase(item.place))
 
 
-def _of_a_shape(task: str) -> Callable[[Scene, Random], Question | None]:
-    """Asks for an attribute, of the task's name, of the shape in some place."""
-
+def _of_a_shape(attribute: str, choose: Choice, task: str) -> Task:
     def ask(scene: Scene, random: Random) -> Question | None:
-        if not scene.shapes:
+        item, name = choose(scene, random, "shape") or (None, "")
+        if not item or (attribute == "colour" and item.colour in name):
             return None
-        item = random.choice(scene.shapes)
-        return _ask(task, getattr(item, task), random, f"shape {place_phrase(item.place)}")
+        return _ask(task, getattr(item, attribute), random, name, wording=attribute)
 
     return ask
 
 
-def _lamp(scene: Scene, random: Random) -> Question | None:
-    if not scene.of("lamp"):
-        return None
-    lamp = random.choice(scene.of("lamp"))
-    way, answer = random.choice(
-        [
-            ("lamp yes", "yes" if lamp.on else "no"),
-            ("lamp state", "on" if lamp.on else "off"),
-            ("lamp colour", lamp.colour),
-        ]
-    )
-    return _ask("lamp", answer, random, f"lamp {place_phrase(lamp.place)}", wording=way)
+def _of_a_lamp(choose: Choice, task: str) -> Task:
+    def ask(scene: Scene, random: Random) -> Question | None:
+        lamp, name = choose(scene, random, "lamp") or (None, "")
+        if not lamp:
+            return None
+        answers = {"lamp yes": "yes" if lamp.on else "no", "lamp state": "on" if lamp.on else "off"}
+        if lamp.colour not in name:
+            answers["lamp colour"] = lamp.colour
+        way = random.choice([*answers])
+        return _ask(task, answers[way], random, name, wording=way)
+
+    return ask
 
 
 def _count(scene: Scene, random: Random) -> Question | None:
@@ -153,16 +165,21 @@ def _count(scene: Scene, random: Random) -> Question | None:
 
 
 def _tally(scene: Scene, random: Random) -> Question | None:
-    way, known = random.choice([("shape", SHAPES), ("colour", tuple(COLOURS))])
-    there = Counter(getattr(item, way) for item in scene.shapes)
-    kind = random.choice([*there] if there and random.random() < 0.8 else known)
-    name = {"cross": "crosses"}.get(kind, kind + "s") if way == "shape" else f"{kind} shapes"
-    return _ask("tally", str(there[kind]), random, name, wording="count") if there[kind] <= MOST else None
+    """How many there are of a shape, of a colour or of both; mostly such as are there."""
+    item = random.choice(scene.shapes) if scene.shapes and random.random() < 0.8 else None
+    shape = item.shape if item else random.choice(SHAPES)
+    colour = item.colour if item else random.choice([*COLOURS])
+    if (colour, shape) in UNSEEN:
+        return None
+    noun, shade = random.choice([(shape, ""), ("shape", colour), (shape, colour)])
+    number = sum(shade in ("", other.colour) for other in _named(noun, scene))
+    name = f"{shade} {noun}{'es' if noun == 'cross' else 's'}".strip()
+    return _ask("tally", str(number), random, name, wording="count") if number <= MOST else None
 
 
 def _which(scene: Scene, random: Random) -> Question | None:
-    colours = Counter(item.colour for item in scene.shapes)
-    unique = [item for item in scene.shapes if colours[item.colour] == 1]
+    colours = [item.colour for item in scene.shapes]
+    unique = [item for item in scene.shapes if colours.count(item.colour) == 1]
     if not unique:
         return None
     item = random.choice(unique)
@@ -170,14 +187,14 @@ def _which(scene: Scene, random: Random) -> Question | None:
 
 
 def _about(scene: Scene, random: Random) -> Question | None:
-    if picked := _pick([item for item in scene.items if item.span == 1], scene, random):
-        return _ask("about", f"{_thing(picked[0])}, {picked[0].place}", random, picked[1])
+    if meant := _by_name(scene, random, "shape", "lamp"):
+        return _ask("about", f"{_thing(meant[0])}, {meant[0].place}", random, meant[1])
     return None
 
 
 def _where(scene: Scene, random: Random) -> Question | None:
-    if picked := _pick([item for item in scene.items if item.span == 1], scene, random):
-        return _ask("where", picked[0].place, random, picked[1])
+    if meant := _by_name(scene, random, "shape", "lamp"):
+        return _ask("where", meant[0].place, random, meant[1])
     return None
 
 
@@ -190,20 +207,6 @@ def _place(scene: Scene, random: Random) -> Question | None:
         return _ask("place", "nothing", random, place_phrase(PLACES[random.choice(free)])) if free else None
     item = random.choice([*things.values()])
     return _ask("place", _thing(item), random, place_phrase(item.place))
-
-
-def _relation(scene: Scene, random: Random) -> Question | None:
-    items = [item for item in scene.items if item.span == 1]
-    first = _pick(items, scene, random)
-    second = first and _pick([item for item in items if item is not first[0]], scene, random)
-    if not first or not second:
-        return None
-    (ra, ca), (rb, cb) = divmod(first[0].cell, 3), divmod(second[0].cell, 3)
-    along = [side for side, (r, c) in SIDES.items() if (r and ra != rb) or (c and ca != cb)]
-    side = random.choice(along)
-    r, c = SIDES[side]
-    holds = r * (ra - rb) > 0 or c * (ca - cb) > 0
-    return _ask("relation", "yes" if holds else "no", random, first[1], side, second[1])
 
 
 def _exists(scene: Scene, random: Random) -> Question | None:
@@ -222,7 +225,7 @@ def _exists(scene: Scene, random: Random) -> Question | None:
     return _ask("exists", "no", random, _a(f"{colour} {shape}"))
 
 
-def _reading(kind: str) -> Callable[[Scene, Random], Question | None]:
+def _reading(kind: str) -> Task:
     def ask(scene: Scene, random: Random) -> Question | None:
         items = scene.of(kind)
         return _ask(kind, items[0].text or str(items[0].value), random) if items else None
@@ -230,28 +233,8 @@ def _reading(kind: str) -> Callable[[Scene, Random], Question | None]:
     return ask
 
 
-def _describe(scene: Scene, random: Random) -> Question:
-    return _ask("describe", description(scene), random)
-
-
-ASK: dict[str, Callable[[Scene, Random], Question | None]] = {
-    "what": _what,
-    "colour": _of_a_shape("colour"),
-    "size": _of_a_shape("size"),
-    "lamp": _lamp,
-    "place": _place,
-    "which": _which,
-    "about": _about,
-    "where": _where,
-    "tally": _tally,
-    "relation": _relation,
-    "exists": _exists,
-    "count": _count,
-    "display": _reading("display"),
-    "label": _reading("label"),
-    "gauge": _reading("gauge"),
-    "describe": _describe,
-}
+def _whole(task: str, say: Callable[[Scene], str]) -> Task:
+    return lambda scene, random: _ask(task, say(scene), random)
 
 
 # ---------------------------------------------------------------- descriptions
@@ -262,6 +245,23 @@ def description(scene: Scene) -> str:
     return ", ".join(map(_phrase, scene.items))
 
 
+def listing(scene: Scene) -> str:
+    """All items, each behind its name, by shape and colour; of several with one name, how many."""
+    found: dict[str, list[Item]] = {}
+    for noun in (*SHAPES, "lamp"):
+        for item in sorted(_named(noun, scene), key=lambda item: [*COLOURS].index(item.colour)):
+            found.setdefault(f"{item.colour} {noun}", []).append(item)
+    phrases = [
+        f"{name}: {_state(same[0])} {same[0].place}" if len(same) == 1 else f"{name}: {len(same)}"
+        for name, same in found.items()
+    ]
+    return ", ".join(phrases + [_phrase(item) for item in scene.items if item.kind in INSTRUMENTS])
+
+
+def _state(item: Item) -> str:
+    return item.size or ("on" if item.on else "off")
+
+
 def _a(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
@@ -270,7 +270,7 @@ def _thing(item: Item) -> str:
     if item.kind == "shape":
         return f"a {item.size} {item.colour} {item.shape}"
     if item.kind == "lamp":
-        return f"a {item.colour} lamp {'on' if item.on else 'off'}"
+        return f"a {item.colour} lamp {_state(item)}"
     return f"a {item.kind} that says {item.text or item.value}"
 
 
@@ -280,8 +280,37 @@ def _phrase(item: Item) -> str:
     return f"{item.kind}: {item.text or item.value}"
 
 
+# ---------------------------------------------------------------- all tasks
+
+
+ASK: dict[str, Task] = {
+    "what": _what,
+    "colour": _of_a_shape("colour", _by_place, "colour"),
+    "size": _of_a_shape("size", _by_place, "size"),
+    "lamp": _of_a_lamp(_by_place, "lamp"),
+    "place": _place,
+    "which": _which,
+    "named colour": _of_a_shape("colour", _by_name, "named colour"),
+    "named size": _of_a_shape("size", _by_name, "named size"),
+    "named lamp": _of_a_lamp(_by_name, "named lamp"),
+    "about": _about,
+    "where": _where,
+    "tally": _tally,
+    "exists": _exists,
+    "count": _count,
+    "display": _reading("display"),
+    "label": _reading("label"),
+    "gauge": _reading("gauge"),
+    "list": _whole("list", listing),
+    "describe": _whole("describe", description),
+}
+
+
+# ---------------------------------------------------------------- scores
+
+
 def facts(description: str) -> Counter[tuple[str, str]]:
-    """What a description claims: each word of a phrase together with the place or the instrument before it.
+    """What a description or a list claims: each word of a phrase together with the place or name before it.
 
     "middle: a small red star" claims (middle, small), (middle, red) and (middle, star).
     """
@@ -293,8 +322,8 @@ def facts(description: str) -> Counter[tuple[str, str]]:
 
 
 def score(question: Question, answer: str) -> float:
-    """1 or 0; for a description the share of right facts, of those claimed or true, if more."""
-    if question.task != "describe":
+    """1 or 0; for a description or a list the share of right facts, of those claimed or true, if more."""
+    if question.task not in WHOLE:
         return float(answer == question.answer)
     claimed, true = facts(answer), facts(question.answer)
     return (claimed & true).total() / max(claimed.total(), true.total(), 1)

@@ -7,11 +7,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
 
 from mvlm_np.inputs.tokenizer import Tokenizer
 from tools.demo.data import Pictures, start_rendering, write_shard
-from tools.demo.fitting import device, processes, rank, wait_for_all
+from tools.demo.fitting import device, processes, rank, to_device, wait_for_all
 from tools.demo.folder import model_config, write_model
 from tools.demo.language import (
     CAPTIONS,
@@ -23,8 +24,8 @@ from tools.demo.language import (
     write_features,
 )
 from tools.demo.network import build_decoder, build_projector
-from tools.demo.questions import BY_PLACE, questions, record
-from tools.demo.scenes import render, scene
+from tools.demo.questions import TASKS, questions, record
+from tools.demo.scenes import INSTRUMENTS, render, scene
 from tools.demo.stage0 import train_tower
 
 IMAGE_TOKENS = 144  # LDPv2's
@@ -46,8 +47,8 @@ class Recipe:
     stages: tuple[Stage, Stage, Stage]
     shards: int  # of data.SHARD pictures
     vocabulary: int = 640
-    instruments: tuple[str, ...] = ("display",)
-    tasks: tuple[str, ...] = (*BY_PLACE, "count", "display", "describe")
+    instruments: tuple[str, ...] = INSTRUMENTS
+    tasks: tuple[str, ...] = TASKS
     seed: int = 0
     check_every: int = 250
 
@@ -69,16 +70,16 @@ def _decoder(width: int, intermediate: int, layers: int) -> dict[str, Any]:
         "hidden_size": width,
         "intermediate_size": intermediate,
         "num_hidden_layers": layers,
-        "num_attention_heads": width // 32,
-        "num_key_value_heads": width // 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
     }
 
 
 RECIPES = {
     "demo": Recipe(
         _vision(128, 5),
-        _decoder(128, 352, 5),
-        (Stage(9000, 32, 3e-3), Stage(1000, 8, 1.5e-3, 4), Stage(3500, 8, 1.5e-3, 2)),
+        _decoder(192, 384, 4),
+        (Stage(8000, 32, 3e-3), Stage(1500, 8, 1.5e-3, 2), Stage(7000, 8, 1.5e-3)),
         shards=160,
     ),
     # A minute's worth, for the tests: it learns, but not much.
@@ -128,7 +129,7 @@ def train(
     config = model_config(recipe.vision, recipe.decoder, tokenizer.vocab_size)
 
     first, *later = recipe.stages
-    tower, losses = train_tower(
+    tower, heads, losses = train_tower(
         recipe.vision,
         folder,
         training,
@@ -152,10 +153,11 @@ def train(
                 write_features(tower, part, shard, folder)
     wait_for_all()
 
-    torch.manual_seed(recipe.seed)
-    projector, decoder = build_projector(recipe.vision, config), build_decoder(config)
-    projector.to(device()), decoder.to(device())
     seen, held_out = (Seen(folder, p.split, p.shards, recipe.instruments) for p in (training, validation))
+    (sample,) = to_device(held_out.features[0].astype(np.float32))
+    torch.manual_seed(recipe.seed)
+    projector = build_projector(recipe.vision, config, heads, sample).to(device())
+    decoder = build_decoder(config).to(device())
     prompts = Prompts(tokenizer)
 
     def check(step: int) -> str:

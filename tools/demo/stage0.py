@@ -15,9 +15,12 @@ from tools.demo.dense import HEADS, NONE, TEXT
 from tools.demo.fitting import device, fit, rank, share, to_device
 from tools.demo.network import DenseHeads, build_tower, features, pixel_values
 
-# Shapes are what takes longest; and how many there are of one cannot be learnt before what it is.
+# Shapes are what takes longest, and nothing of what a shape names can be known before.
 WEIGHTS = {
     "shape": 3.0,
+    "pair_count": 2.0,
+    "noun_count": 2.0,
+    "colour_count": 2.0,
     "centre": 0.3,
     "slot": 0.3,
     "on": 0.5,
@@ -80,8 +83,8 @@ def train_tower(
     seed: int = 0,
     stop_at: int | None = None,
     check_every: int = 250,
-) -> tuple[Any, list[float]]:
-    """Returns the tower and the losses."""
+) -> tuple[Any, DenseHeads, list[float]]:
+    """Returns the tower, the heads and the losses."""
     torch.manual_seed(seed)
     tower, heads = build_tower(settings).to(device()), DenseHeads(settings["hidden_size"]).to(device())
 
@@ -97,4 +100,4 @@ def train_tower(
     losses = fit(
         "stage0", folder, modules, loss_of, steps, rate, stop_at=stop_at, check=check, check_every=check_every
     )
-    return tower, losses
+    return tower, heads, losses
