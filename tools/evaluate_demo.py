@@ -80,9 +80,9 @@ def interval(scores: Sequence[float]) -> tuple[float, float, float]:
     if set(scores) <= {0.0, 1.0}:
         middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
         half = z * sqrt(mean * (1 - mean) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return mean, middle - half, middle + half
+        return mean, max(0.0, middle - half), middle + half
     half = z * float(np.std(scores)) / sqrt(n)
-    return mean, mean - half, min(1.0, mean + half)
+    return mean, max(0.0, mean - half), min(1.0, mean + half)
 
 
 def table(answered: Answered) -> list[tuple[str, int, float, float, float]]:

@@ -1,7 +1,7 @@
 """The demo model: a small MobileVLM V2 that this project has trained itself, and pictures to ask it about.
 
-It knows made-up pictures of shapes, lamps and instruments, and nothing else; docs/demo.md says how well. To the
-rest of the package it is a model folder like any other.
+It knows made-up pictures of shapes, lamps and instruments, and nothing else; docs/demo.md says how well. To
+the rest of the package it is a model folder like any other.
 """
 
 from pathlib import Path
