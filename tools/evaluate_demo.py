@@ -29,9 +29,8 @@ from PIL import Image
 from mvlm_np.cli.progress import bar, load_with_bar
 from mvlm_np.demo import MODEL
 from mvlm_np.errors import UserError
-from tools.demo.questions import Question, questions, score
-from tools.demo.recipe import RECIPES
-from tools.demo.scenes import SPLITS, render, scene
+from tools.demo.questions import TASKS, Question, questions, score
+from tools.demo.scenes import INSTRUMENTS, SPLITS, render, scene
 
 Answered = list[tuple[str, Question, str]]  # an identifier, the question, the answer
 
@@ -98,6 +97,8 @@ def table(answered: Answered) -> list[tuple[str, int, float, float, float]]:
 def paired(answered: Answered, earlier: dict[str, str]) -> tuple[int, int, tuple[float, float, float]]:
     """Questions in common, answers that differ, and the difference of the scores with its interval."""
     common = [(q, answer, earlier[name]) for name, q, answer in answered if name in earlier]
+    if not common:
+        raise UserError("--against", "none of these questions is in that file", fix="ask the same ones")
     differences = [score(q, now) - score(q, then) for q, now, then in common]
     mean, half = float(np.mean(differences)), 1.96 * float(np.std(differences)) / sqrt(len(differences))
     return len(common), sum(now != then for _, now, then in common), (mean, mean - half, mean + half)
@@ -114,7 +115,6 @@ def load(args: argparse.Namespace) -> Any:
 
 
 def parser() -> argparse.ArgumentParser:
-    recipe = RECIPES["demo"]
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--model", metavar="PATH", type=Path, default=MODEL, help="default: the embedded model")
     top.add_argument("--precision", metavar="P", help="float32, int8 or int4 (default: as stored)")
@@ -122,8 +122,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--threads", metavar="N", type=int)
     top.add_argument("--split", choices=SPLITS[1:], default="test")
     top.add_argument("--questions", metavar="N", type=int, default=4000)
-    top.add_argument("--tasks", nargs="+", default=recipe.tasks, help="default: those it was trained for")
-    top.add_argument("--instruments", nargs="*", default=recipe.instruments, help="as --tasks")
+    top.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="default: all")
     top.add_argument("--grey", action="store_true", help="even grey in place of every picture")
     top.add_argument("--save", metavar="FILE", type=Path, help="write the answers as JSON")
     top.add_argument("--against", metavar="FILE", type=Path, help="compare, paired, with saved answers")
@@ -132,13 +131,29 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def saved(args: argparse.Namespace) -> dict[str, str]:
+    """The answers to compare with. UserError: they cannot be read, or those of this run not saved."""
+    if args.questions < 1:
+        raise UserError("--questions", args.questions, "a number above 0")
+    if args.save and not args.save.parent.is_dir():
+        raise UserError(args.save, "there is no such folder", fix="make it first")
+    try:
+        return json.loads(args.against.read_text()) if args.against else {}
+    except (OSError, ValueError) as error:
+        raise UserError(args.against, error, "a file that --save has written") from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
-        model = load(args)
+        return run(args)
     except UserError as error:
         print(f"evaluate_demo: {error}", file=sys.stderr)
         return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    earlier, model = saved(args), load(args)
     start = perf_counter()
     with bar("questions", args.questions) as shown:
         answered = evaluate(
@@ -146,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.split,
             args.questions,
             tasks=args.tasks,
-            instruments=args.instruments,
+            instruments=INSTRUMENTS,
             grey=args.grey,
             progress=shown.update,
         )
@@ -157,14 +172,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{(perf_counter() - start) / len(answered):.3f} s a question")
     for name, question, answer in [a for a in answered if score(a[1], a[2]) < 1][: args.wrong]:
         print(f"{name} -> {answer!r}, expected {question.answer!r}")
+    if args.save:
+        args.save.write_text(json.dumps({name: answer for name, _, answer in answered}, indent=0) + "\n")
     if args.against:
-        n, differing, (mean, low, high) = paired(answered, json.loads(args.against.read_text()))
+        n, differing, (mean, low, high) = paired(answered, earlier)
         print(
             f"against {args.against}: {n} questions, {differing} answers differ, "
             f"score {100 * mean:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
         )
-    if args.save:
-        args.save.write_text(json.dumps({name: answer for name, _, answer in answered}, indent=0) + "\n")
     return int(rows[-1][2] < args.least)
 
 
