@@ -30,18 +30,18 @@ from mvlm_np.cli.progress import bar, load_with_bar
 from mvlm_np.demo import MODEL
 from mvlm_np.errors import UserError
 from tools.demo.questions import TASKS, Question, questions, score
-from tools.demo.scenes import INSTRUMENTS, SPLITS, render, scene
+from tools.demo.scenes import SPLITS, render, scene
 
 Answered = list[tuple[str, Question, str]]  # an identifier, the question, the answer
 
 
 def asked(
-    split: str, count: int, tasks: Sequence[str], instruments: Sequence[str], each: int = 1
+    split: str, count: int, tasks: Sequence[str], each: int = 1
 ) -> Iterator[tuple[int, list[Question]]]:
     """Scenes of a split and questions about them, until there are `count`."""
     number = 0
     while count > 0:
-        picture = scene(split, number, instruments)
+        picture = scene(split, number)
         found = list(questions(picture, Random(f"{picture.seed}/questions"), tasks, each))[:count]
         yield number, found
         number, count = number + 1, count - len(found)
@@ -52,15 +52,14 @@ def evaluate(
     split: str = "test",
     count: int = 4000,
     *,
-    tasks: Sequence[str],
-    instruments: Sequence[str],
+    tasks: Sequence[str] = TASKS,
     grey: bool = False,
     progress: Any = lambda n: None,
 ) -> Answered:
     """The model's answers. grey: every picture is replaced by an even grey of its size."""
     answered: Answered = []
-    for number, found in asked(split, count, tasks, instruments):
-        picture = render(scene(split, number, instruments))
+    for number, found in asked(split, count, tasks):
+        picture = render(scene(split, number))
         if grey:
             picture = Image.new("RGB", picture.size, (128, 128, 128))
         chat = model.chat(picture)
@@ -161,7 +160,6 @@ def run(args: argparse.Namespace) -> int:
             args.split,
             args.questions,
             tasks=args.tasks,
-            instruments=INSTRUMENTS,
             grey=args.grey,
             progress=shown.update,
         )

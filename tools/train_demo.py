@@ -44,12 +44,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    recipe = RECIPES[args.recipe]
     if args.write_data:
-        write_data(args.folder, "train", args.write_data, recipe)
+        write_data(args.folder, "train", args.write_data)
         return 0
     if args.write_pictures:
-        write_pictures(args.folder, recipe)
+        write_pictures(args.folder)
         return 0
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.processes == 1:

@@ -131,7 +131,7 @@ def test_a_description_scores_by_its_facts() -> None:
 
 
 def test_the_data_is_in_upstreams_format(tmp_path: Path) -> None:
-    write_data(tmp_path, "train", 3, RECIPES["minute"])
+    write_data(tmp_path, "train", 3)
     for entry in json.loads((tmp_path / "data.json").read_text()):
         assert (tmp_path / entry["image"]).exists()
         said = entry["conversations"]
@@ -159,10 +159,7 @@ def test_questions_behind_one_picture_are_read_as_if_each_stood_alone() -> None:
     projector, decoder = LDPv2(64, 64), build_decoder(config)
     prompts, seen = Prompts(tokenizer), torch.randn(2, 64, 64)
     tails = [
-        [
-            prompts.tail((q.text, q.answer))
-            for q in questions(scene("test", n), Random(n), recipe.tasks, each=2)
-        ]
+        [prompts.tail((q.text, q.answer)) for q in questions(scene("test", n), Random(n), each=2)]
         for n in (0, 2)
     ]
     with torch.inference_mode():
@@ -240,11 +237,7 @@ def test_what_it_writes_is_a_model_like_any_other(trained: tuple[Path, Path]) ->
     _, folder = trained
     model = mvlm_np.load(folder)
     assert model.notes == []
-    recipe = RECIPES["minute"]
-    ours, theirs = (
-        evaluate(m, "validation", 40, tasks=recipe.tasks, instruments=recipe.instruments)
-        for m in (model, TorchModel(folder))
-    )
+    ours, theirs = (evaluate(m, "validation", 40) for m in (model, TorchModel(folder)))
     assert [answer for *_, answer in ours] == [answer for *_, answer in theirs]
     n, differing, (mean, low, high) = paired(ours, {name: answer for name, _, answer in theirs})
     assert (n, differing, mean, low, high) == (40, 0, 0, 0, 0)

@@ -6,7 +6,6 @@ and `.labels.npy`, int8 (SHARD, patches, heads). Which scenes they show follows 
 
 import multiprocessing
 import os
-from collections.abc import Collection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tools.demo import dense
-from tools.demo.scenes import INSTRUMENTS, Scene, render, scene
+from tools.demo.scenes import Scene, render, scene
 
 SHARD = 256  # pictures
 GREY = (122, 116, 104)  # upstream's padding
@@ -42,13 +41,11 @@ def path(folder: Path, split: str, shard: int, what: str) -> Path:
     return folder / f"{split}-{shard:04}.{what}.npy"
 
 
-def write_shard(
-    folder: Path, split: str, shard: int, side: int, grid: int, instruments: Collection[str] = INSTRUMENTS
-) -> None:
+def write_shard(folder: Path, split: str, shard: int, side: int, grid: int) -> None:
     """Renders a shard, unless it is there. Both files appear when they are whole, the labels last."""
     if path(folder, split, shard, "labels").exists():
         return
-    pairs = [picture_and_labels(scene(split, number, instruments), side, grid) for number in numbers(shard)]
+    pairs = [picture_and_labels(scene(split, number), side, grid) for number in numbers(shard)]
     for what, arrays in zip(("pixels", "labels"), zip(*pairs, strict=True), strict=True):
         partial = folder / f"{split}-{shard}.{what}.{os.getpid()}.partial"
         with open(partial, "wb") as file:
@@ -56,11 +53,9 @@ def write_shard(
         partial.replace(path(folder, split, shard, what))
 
 
-def _work(
-    folder: Path, split: str, shards: list[int], side: int, grid: int, instruments: Collection[str]
-) -> None:
+def _work(folder: Path, split: str, shards: list[int], side: int, grid: int) -> None:
     for shard in shards:
-        write_shard(folder, split, shard, side, grid, instruments)
+        write_shard(folder, split, shard, side, grid)
 
 
 def start_rendering(
@@ -69,7 +64,6 @@ def start_rendering(
     shards: int,
     side: int,
     grid: int,
-    instruments: Collection[str],
     workers: int = 1,
 ) -> list[BaseProcess]:
     """Processes that render whatever of the first `shards` is missing, and end with this one."""
@@ -77,7 +71,7 @@ def start_rendering(
     context = multiprocessing.get_context("spawn")
     started: list[BaseProcess] = []
     for worker in range(workers):
-        arguments = (folder, split, list(range(worker, shards, workers)), side, grid, instruments)
+        arguments = (folder, split, list(range(worker, shards, workers)), side, grid)
         started.append(context.Process(target=_work, args=arguments, daemon=True))
         started[-1].start()
     return started

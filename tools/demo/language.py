@@ -5,7 +5,7 @@ picture are read behind one copy of it: each sees the picture and itself, and no
 """
 
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -179,8 +179,8 @@ def write_features(tower: Any, pictures: Pictures, shard: int, folder: Path) -> 
 class Seen:
     """The features of a split's pictures, and the questions about them."""
 
-    def __init__(self, folder: Path, split: str, shards: int, instruments: Collection[str]):
-        self.split, self.instruments = split, instruments
+    def __init__(self, folder: Path, split: str, shards: int):
+        self.split = split
         files = [path(folder, split, shard, "features") for shard in range(shards)]
         self.features = {s: np.load(file, mmap_mode="r") for s, file in enumerate(files) if file.exists()}
 
@@ -194,7 +194,7 @@ class Seen:
         talks = []
         for i in chosen:
             number = numbers(shard)[i]
-            picture, choose = scene(self.split, number, self.instruments), Random(f"{step}/{number}")
+            picture, choose = scene(self.split, number), Random(f"{step}/{number}")
             asked = [loosely(q, choose) for q in questions(picture, choose, tasks, each)]
             choose.shuffle(asked)
             talks.append(list(_turns(asked, choose)))
@@ -257,12 +257,12 @@ def train_language(
 
 @torch.inference_mode()
 def token_accuracy(
-    prompts: Prompts, projector: nn.Module, decoder: Any, seen: Seen, image_tokens: int, tasks: Sequence[str]
+    prompts: Prompts, projector: nn.Module, decoder: Any, seen: Seen, image_tokens: int
 ) -> Mapping[str, float]:
     """The share of answers that are right in every token, each asked for after the right ones."""
-    right: dict[str, list[bool]] = {task: [] for task in tasks}
+    right: dict[str, list[bool]] = {task: [] for task in TASKS}
     for step in range(16):
-        x, talks = seen.batch(step, 16, 1234, tasks, 1)
+        x, talks = seen.batch(step, 16, 1234, TASKS, 1)
         single = [[q for turns in of_one for q in turns] for of_one in talks]
         tails = [[prompts.tail((q.text, q.answer)) for q in of_one] for of_one in single]
         packed = pack(prompts, tails, image_tokens)

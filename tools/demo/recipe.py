@@ -25,7 +25,7 @@ from tools.demo.language import (
 )
 from tools.demo.network import build_decoder, build_projector
 from tools.demo.questions import TASKS, questions, record
-from tools.demo.scenes import INSTRUMENTS, render, scene
+from tools.demo.scenes import render, scene
 from tools.demo.stage0 import train_tower
 
 IMAGE_TOKENS = 144  # LDPv2's
@@ -47,8 +47,6 @@ class Recipe:
     stages: tuple[Stage, Stage, Stage]
     shards: int  # of data.SHARD pictures
     vocabulary: int = 640
-    instruments: tuple[str, ...] = INSTRUMENTS
-    tasks: tuple[str, ...] = TASKS
     seed: int = 0
     check_every: int = 250
 
@@ -120,8 +118,8 @@ def train(
     training, validation = Pictures(kept, "train", recipe.shards), Pictures(kept, "validation", 1)
     tokenizer_file, rendering = folder / "tokenizer.model", []
     if rank() == 0:
-        rendering = start_rendering(kept, "train", recipe.shards, side, grid, recipe.instruments, workers)
-        write_shard(kept, "validation", 0, side, grid, recipe.instruments)
+        rendering = start_rendering(kept, "train", recipe.shards, side, grid, workers)
+        write_shard(kept, "validation", 0, side, grid)
         if not tokenizer_file.exists():
             tokenizer_file.write_bytes(train_tokenizer(recipe.vocabulary))
     wait_for_all()
@@ -153,7 +151,7 @@ def train(
                 write_features(tower, part, shard, folder)
     wait_for_all()
 
-    seen, held_out = (Seen(folder, p.split, p.shards, recipe.instruments) for p in (training, validation))
+    seen, held_out = (Seen(folder, p.split, p.shards) for p in (training, validation))
     (sample,) = to_device(held_out.features[0].astype(np.float32))
     torch.manual_seed(recipe.seed)
     projector = build_projector(recipe.vision, config, heads, sample).to(device())
@@ -161,7 +159,7 @@ def train(
     prompts = Prompts(tokenizer)
 
     def check(step: int) -> str:
-        accuracy = token_accuracy(prompts, projector, decoder, held_out, IMAGE_TOKENS, recipe.tasks)
+        accuracy = token_accuracy(prompts, projector, decoder, held_out, IMAGE_TOKENS)
         return " ".join(f"{task} {100 * share:.1f}" for task, share in accuracy.items())
 
     def write() -> None:
@@ -183,7 +181,7 @@ def train(
             decoder,
             seen,
             IMAGE_TOKENS,
-            tasks=CAPTIONS if number == 1 else recipe.tasks,
+            tasks=CAPTIONS if number == 1 else TASKS,
             each=stage.each,
             steps=stage.steps,
             size=stage.size,
@@ -210,28 +208,28 @@ def with_adapter(decoder: Any, rank: int) -> Any:
     return get_peft_model(decoder, settings)
 
 
-def write_pictures(folder: Path, recipe: Recipe, count: int = 10, each: int = 4) -> None:
+def write_pictures(folder: Path, count: int = 10, each: int = 4) -> None:
     """The pictures of `mvlm demo`, and `questions.json`: what is asked about each, and the right answers."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for number in range(count):
-        shown = scene("demo", number, recipe.instruments)
+        shown = scene("demo", number)
         name = f"{number}.png"
         render(shown).save(folder / name, optimize=True)
         random = Random(shown.seed)
-        asked = list(questions(shown, random, recipe.tasks))
+        asked = list(questions(shown, random))
         asked = sorted(random.sample(asked, min(each, len(asked))), key=asked.index)
         entries.append({"picture": name, "questions": {q.text: q.answer for q in asked}})
     (folder / "questions.json").write_text(json.dumps(entries, indent=1) + "\n")
 
 
-def write_data(folder: Path, split: str, count: int, recipe: Recipe) -> None:
+def write_data(folder: Path, split: str, count: int) -> None:
     """Pictures and conversations in upstream's format: `data.json` and one PNG for each scene."""
     folder.mkdir(parents=True, exist_ok=True)
     records = []
     for number in range(count):
-        shown = scene(split, number, recipe.instruments)
+        shown = scene(split, number)
         name = f"{split}-{number}"
         render(shown).save(folder / f"{name}.png")
-        records.append(record(name, list(questions(shown, Random(shown.seed), recipe.tasks))))
+        records.append(record(name, list(questions(shown, Random(shown.seed)))))
     (folder / "data.json").write_text(json.dumps(records, indent=1) + "\n")

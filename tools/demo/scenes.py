@@ -5,7 +5,6 @@ labels and gauges. It is drawn with Pillow at twice the size that the model sees
 noise, blur, tilt, lighting and aspect ratio. A scene follows from its seed alone: `scene("train", 17)`.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import cos, pi, radians, sin
@@ -92,15 +91,15 @@ class Scene:
 # ---------------------------------------------------------------- what stands where
 
 
-def scene(split: str, number: int, instruments: Collection[str] = INSTRUMENTS) -> Scene:
-    """The scene of this number. instruments: which may occur, besides shapes and lamps."""
+def scene(split: str, number: int) -> Scene:
+    """The scene of this number, always the same."""
     assert split in SPLITS
     seed = f"{split}/{number}"
     random = Random(seed)
     width, height = random.choice([(256, 256), (256, 256), (256, 192), (192, 256), (256, 220)])
     free, items = [*range(9)], []
     if split != "unseen" and random.random() < 0.5:
-        items = _instruments(random, free, width < height, instruments)
+        items = _instruments(random, free, width < height)
         shapes = random.randint(0, min(5, len(free)))
     else:
         shapes = random.choice([1, 2, 3, 4, 5, 6, 7, 8, 9])
@@ -129,10 +128,10 @@ def _shapes(random: Random, free: list[int], count: int, unseen: bool) -> list[I
     return items
 
 
-def _instruments(random: Random, free: list[int], tall: bool, kinds: Collection[str]) -> list[Item]:
+def _instruments(random: Random, free: list[int], tall: bool) -> list[Item]:
     """Lamps, and a display, a label, a gauge or several of them."""
     items: list[Item] = []
-    wanted = [kind for kind in ("display", "label") if kind in kinds and random.random() < 0.7]
+    wanted = [kind for kind in ("display", "label") if random.random() < 0.7]
     for kind, row in zip(wanted, random.sample(range(3), len(wanted)), strict=True):
         span = 3 if tall else 2
         cell = 3 * row + random.randint(0, 3 - span)
@@ -145,7 +144,7 @@ def _instruments(random: Random, free: list[int], tall: bool, kinds: Collection[
         else:
             item.text = random.choice(WORDS) if random.random() < 0.75 else str(random.randrange(10, 1000))
         items.append(item)
-    if "gauge" in kinds and random.random() < 0.5:
+    if random.random() < 0.5:
         cell = free.pop(random.randrange(len(free)))
         items.append(Item("gauge", cell, value=random.randint(0, 10), tilt=random.uniform(-5, 5)))
     lamps = random.randint(0 if items else 1, min(4, len(free)))
