@@ -1,7 +1,8 @@
 """What each patch of a picture is to tell: the labels that the vision tower learns from first.
 
 There is no pretrained CLIP to begin with. So each patch is asked many small questions at once, whose answers
-the scene knows. The heads that answer are thrown away afterwards. The questions are of two kinds:
+the scene knows. The heads that answer do not stay, but the projector begins with them. The questions are of
+two kinds:
 
 - What covers the patch: which kind of thing, in which shape and colour, which character, what the whole text
   says.
