@@ -35,14 +35,12 @@ from tools.demo.scenes import SPLITS, render, scene
 Answered = list[tuple[str, Question, str]]  # an identifier, the question, the answer
 
 
-def asked(
-    split: str, count: int, tasks: Sequence[str], each: int = 1
-) -> Iterator[tuple[int, list[Question]]]:
+def asked(split: str, count: int, tasks: Sequence[str]) -> Iterator[tuple[int, list[Question]]]:
     """Scenes of a split and questions about them, until there are `count`."""
     number = 0
     while count > 0:
         picture = scene(split, number)
-        found = list(questions(picture, Random(f"{picture.seed}/questions"), tasks, each))[:count]
+        found = list(questions(picture, Random(f"{picture.seed}/questions"), tasks))[:count]
         yield number, found
         number, count = number + 1, count - len(found)
 
@@ -130,16 +128,12 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def saved(args: argparse.Namespace) -> dict[str, str]:
-    """The answers to compare with. UserError: they cannot be read, or those of this run not saved."""
-    if args.questions < 1:
-        raise UserError("--questions", args.questions, "a number above 0")
-    if args.save and not args.save.parent.is_dir():
-        raise UserError(args.save, "there is no such folder", fix="make it first")
+def saved(file: Path) -> dict[str, str]:
+    """Answers that `--save` has written. UserError: it has not."""
     try:
-        return json.loads(args.against.read_text()) if args.against else {}
+        return json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(args.against, error, "a file that --save has written") from None
+        raise UserError(file, error, "a file that --save has written") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -152,7 +146,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    earlier, model = saved(args), load(args)
+    if args.questions < 1:
+        raise UserError("--questions", args.questions, "a number above 0")
+    if args.save and not args.save.parent.is_dir():
+        raise UserError(args.save, "there is no such folder", fix="make it first")
+    earlier = saved(args.against) if args.against else {}
+    model = load(args)
     start = perf_counter()
     with bar("questions", args.questions) as shown:
         answered = evaluate(

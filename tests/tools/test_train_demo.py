@@ -82,7 +82,7 @@ def test_the_notice_board_tells_how_many_there_are_of_a_name_and_what_a_single_o
 
     for colour in COLOURS:
         for noun in dense.NOUNS:
-            named = [item for item in shown.items if noun in (item.shape, item.kind)]
+            named = [item for item in shown.items if noun in (item.kind, item.shape)]
             same = [item for item in named if item.colour == colour]
             assert told(noun, colour, "noun_count") == len(named)
             assert told(noun, colour, "colour_count") == sum(i.colour == colour for i in shown.shapes)

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tools.demo.scenes import COLOURS, SHAPES, SIZES, UNSEEN, Item, Scene
+from tools.demo.scenes import COLOURS, INSTRUMENTS, SHAPES, SIZES, UNSEEN, Item, Scene
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-KINDS = ("shape", "lamp", "display", "label", "gauge")  # 0 is the wall
+KINDS = ("shape", "lamp", *INSTRUMENTS)  # 0 is the wall
 TEXT = 5  # characters at most
 NOUNS = (*SHAPES, "lamp", "shape")  # the rows of the notice board
 # Each question and how many answers it has.
@@ -60,7 +60,6 @@ def labels(scene: Scene, grid: int) -> np.ndarray:
     found = np.full((grid, grid, len(HEADS)), NONE, np.int8)
     found[..., 0] = 0
     covered = np.zeros((grid, grid))
-    facts = {id(item): _facts(item) for item in scene.items}
     order = list(HEADS)
     for item in scene.items:
         x, y = (item.centre[0] + left) / patch, (item.centre[1] + top) / patch
@@ -72,7 +71,7 @@ def labels(scene: Scene, grid: int) -> np.ndarray:
         share[middle] = max(share[middle], 1.5)
         here = (share > 0.3) & (share > covered)
         covered[here] = share[here]
-        for name, answer in facts[id(item)].items():
+        for name, answer in _facts(item).items():
             found[..., order.index(name)][here] = answer
         found[..., order.index("centre")][here] = 0
         found[(*middle, order.index("centre"))] = 1
@@ -115,7 +114,7 @@ def _facts(item: Item) -> dict[str, int]:
 def _board(scene: Scene, noun: str, colour: str) -> dict[str, int]:
     """What the notice board tells in the row of this noun and the column of this colour."""
     facts = {"row": NOUNS.index(noun), "column": [*COLOURS].index(colour)}
-    named = [item for item in scene.items if noun in (item.shape, item.kind)]
+    named = scene.of(noun)
     facts |= _known("noun", named)
     facts |= _known("colour", [item for item in scene.shapes if item.colour == colour])
     if (colour, noun) not in UNSEEN:

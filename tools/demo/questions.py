@@ -85,16 +85,11 @@ def _ask(task: str, answer: str, random: Random, *names: str, wording: str = "")
 # ---------------------------------------------------------------- what a thing can be called
 
 
-def _named(noun: str, scene: Scene) -> list[Item]:
-    """All items that a noun means: a shape's own, "shape" or "lamp"."""
-    return [item for item in scene.items if noun in (item.shape, item.kind)]
-
-
 def _names(item: Item, scene: Scene) -> list[str]:
     """Nouns, with or without a colour, that mean this item alone."""
     found = []
     for noun in filter(None, (item.shape, item.kind)):
-        colours = [other.colour for other in _named(noun, scene)]
+        colours = [other.colour for other in scene.of(noun)]
         if len(colours) == 1:
             found.append(noun)
         if colours.count(item.colour) == 1:
@@ -172,7 +167,7 @@ def _tally(scene: Scene, random: Random) -> Question | None:
     if (colour, shape) in UNSEEN:
         return None
     noun, shade = random.choice([(shape, ""), ("shape", colour), (shape, colour)])
-    number = sum(shade in ("", other.colour) for other in _named(noun, scene))
+    number = sum(shade in ("", other.colour) for other in scene.of(noun))
     name = f"{shade} {noun}{'es' if noun == 'cross' else 's'}".strip()
     return _ask("tally", str(number), random, name, wording="count") if number <= MOST else None
 
@@ -186,16 +181,12 @@ def _which(scene: Scene, random: Random) -> Question | None:
     return _ask("which", item.shape, random, item.colour)
 
 
-def _about(scene: Scene, random: Random) -> Question | None:
-    if meant := _by_name(scene, random, "shape", "lamp"):
-        return _ask("about", f"{_thing(meant[0])}, {meant[0].place}", random, meant[1])
-    return None
+def _of_any(task: str, tell: Callable[[Item], str]) -> Task:
+    def ask(scene: Scene, random: Random) -> Question | None:
+        meant = _by_name(scene, random, "shape", "lamp")
+        return _ask(task, tell(meant[0]), random, meant[1]) if meant else None
 
-
-def _where(scene: Scene, random: Random) -> Question | None:
-    if meant := _by_name(scene, random, "shape", "lamp"):
-        return _ask("where", meant[0].place, random, meant[1])
-    return None
+    return ask
 
 
 def _place(scene: Scene, random: Random) -> Question | None:
@@ -249,7 +240,7 @@ def listing(scene: Scene) -> str:
     """All items, each behind its name, by shape and colour; of several with one name, how many."""
     found: dict[str, list[Item]] = {}
     for noun in (*SHAPES, "lamp"):
-        for item in sorted(_named(noun, scene), key=lambda item: [*COLOURS].index(item.colour)):
+        for item in sorted(scene.of(noun), key=lambda item: [*COLOURS].index(item.colour)):
             found.setdefault(f"{item.colour} {noun}", []).append(item)
     phrases = [
         f"{name}: {_state(same[0])} {same[0].place}" if len(same) == 1 else f"{name}: {len(same)}"
@@ -293,8 +284,8 @@ ASK: dict[str, Task] = {
     "named colour": _of_a_shape("colour", _by_name, "named colour"),
     "named size": _of_a_shape("size", _by_name, "named size"),
     "named lamp": _of_a_lamp(_by_name, "named lamp"),
-    "about": _about,
-    "where": _where,
+    "about": _of_any("about", lambda item: f"{_thing(item)}, {item.place}"),
+    "where": _of_any("where", lambda item: item.place),
     "tally": _tally,
     "exists": _exists,
     "count": _count,

@@ -84,8 +84,9 @@ class Scene:
     def shapes(self) -> list[Item]:
         return self.of("shape")
 
-    def of(self, kind: str) -> list[Item]:
-        return [item for item in self.items if item.kind == kind]
+    def of(self, noun: str) -> list[Item]:
+        """The items of a kind ("lamp", "shape") or of a shape ("star")."""
+        return [item for item in self.items if noun in (item.kind, item.shape)]
 
 
 # ---------------------------------------------------------------- what stands where
