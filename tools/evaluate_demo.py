@@ -29,6 +29,7 @@ from PIL import Image
 from mvlm_np.cli.progress import bar, load_with_bar
 from mvlm_np.demo import MODEL
 from mvlm_np.errors import UserError
+from tools.arguments import at_least_1
 from tools.demo.questions import TASKS, Question, questions, score
 from tools.demo.scenes import SPLITS, render, scene
 
@@ -118,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--backend", metavar="B", default="auto", help="auto, numba, numpy or torch")
     top.add_argument("--threads", metavar="N", type=int)
     top.add_argument("--split", choices=SPLITS[1:], default="test")
-    top.add_argument("--questions", metavar="N", type=int, default=4000)
+    top.add_argument("--questions", metavar="N", type=at_least_1, default=4000)
     top.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="default: all")
     top.add_argument("--grey", action="store_true", help="even grey in place of every picture")
     top.add_argument("--save", metavar="FILE", type=Path, help="write the answers as JSON")
@@ -146,8 +147,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.questions < 1:
-        raise UserError("--questions", args.questions, "a number above 0")
     if args.save and not args.save.parent.is_dir():
         raise UserError(args.save, "there is no such folder", fix="make it first")
     earlier = saved(args.against) if args.against else {}

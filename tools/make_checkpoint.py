@@ -31,6 +31,7 @@ from mvlm_np.cli.progress import bar
 from mvlm_np.config import Config, ImageConfig
 from mvlm_np.errors import CheckpointError, UserError
 from mvlm_np.loading import manifest
+from tools.arguments import at_least_1
 from tools.family import NAMES, files
 from tools.made_up_tokenizer import tokenizer_model
 
@@ -273,12 +274,6 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--seed", type=int, default=0)
     top.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.model to copy")
     return top
-
-
-def at_least_1(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise ValueError
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

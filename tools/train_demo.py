@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
 
+from tools.arguments import at_least_1
 from tools.demo.recipe import RECIPES, train, write_data, write_pictures
 
 # Two processes of one thread each wait for each other once a step; two threads, after every matrix product.
@@ -33,24 +34,32 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("folder", type=Path, metavar="FOLDER", help="where checkpoints and model are kept")
     top.add_argument("--recipe", choices=[*RECIPES], default="demo")
     top.add_argument("--pictures", type=Path, metavar="FOLDER", help="where to keep rendered pictures")
-    top.add_argument("--workers", type=int, default=1, metavar="N", help="processes that render (1)")
-    top.add_argument("--processes", type=int, default=1, metavar="N", help=PROCESSES)
-    top.add_argument("--threads", type=int, metavar="N", help="threads of torch in each process (all cores)")
+    top.add_argument("--workers", type=at_least_1, default=1, metavar="N", help="processes that render (1)")
+    top.add_argument("--processes", type=at_least_1, default=1, metavar="N", help=PROCESSES)
+    top.add_argument(
+        "--threads", type=at_least_1, metavar="N", help="torch threads of each process (all cores)"
+    )
     top.add_argument("--lora", type=int, default=0, metavar="RANK", help="stage 2 as an adapter of this rank")
-    top.add_argument("--write-data", type=int, metavar="N", help="only write N scenes in upstream's format")
+    top.add_argument(
+        "--write-data", type=at_least_1, metavar="N", help="only write N scenes, in upstream's form"
+    )
     top.add_argument("--write-pictures", action="store_true", help="only write the pictures of `mvlm demo`")
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    try:
+        args.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"train_demo: {args.folder}: cannot be made ({error.strerror}); name another", file=sys.stderr)
+        return 2
     if args.write_data:
         write_data(args.folder, "train", args.write_data)
         return 0
     if args.write_pictures:
         write_pictures(args.folder)
         return 0
-    args.folder.mkdir(parents=True, exist_ok=True)
     if args.processes == 1:
         print(run(args))
         return 0
