@@ -1,11 +1,11 @@
-"""The fast twins of `mvlm_np.ops`, compiled by Numba. Installed and imported as `mvlm_np.kernels`."""
+"""The fast twins of the operations, compiled by Numba. Installed and imported as `mvlm_np.kernels`."""
 
 from collections.abc import Callable
 from typing import Any
 
 
-def vocabulary() -> dict[str, Callable]:
-    """The twins of `ops`, and of the products of `linear`, by those names. ImportError if there is no Numba.
+def operations() -> dict[str, Callable]:
+    """The twins of functions in `ops`, `kv_store` and `pack`, by name. ImportError if there is no Numba.
 
     A twin takes and returns what its namesake does; what it is not made for (another type than float32,
     an odd shape) it passes on to it. Nothing is compiled before it is called.
@@ -26,14 +26,13 @@ def vocabulary() -> dict[str, Callable]:
         "rope": attention.rope,
         "depthwise_conv": images.depthwise_conv,
         "adaptive_avg_pool": images.adaptive_avg_pool,
-        "packed_matmul": quantized.packed_matmul,
-        "prepare": quantized.prepare,
+        "packed_product": quantized.packed_product,
     }
 
 
 def all_kernels() -> list[Any]:
     """Every kernel, with its `name` and, as `compiled`, its machine code. ImportError: no Numba."""
-    vocabulary()
+    operations()
     from mvlm_np.kernels.kernel import KERNELS
 
     return KERNELS

@@ -8,7 +8,7 @@ depends on threads. Keys and values are read where they lie: float32, float16 or
 import numpy as np
 from numba import types
 
-from mvlm_np import ops
+from mvlm_np import kv_store, ops
 from mvlm_np.kernels.activations import exp
 from mvlm_np.kernels.arrays import FLOAT32, contiguous, float32, rows_contiguous
 from mvlm_np.kernels.compile import inline
@@ -27,7 +27,7 @@ from mvlm_np.kernels.simd import (
     total,
 )
 from mvlm_np.kernels.tiles import add_outer, store_tile, zeros
-from mvlm_np.ops import Stored
+from mvlm_np.kv_store import Stored, part
 
 # Queries of a tile: their sums, 16 lanes each, fill most registers of AVX-512, or AVX2's and NEON's.
 TILE = 12 if PATH == "avx512vnni" else 6
@@ -54,20 +54,18 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> np.n
 
 
 def cached_attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, keys: Stored, values: Stored, before: int
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, keys: Stored, values: Stored, past: int
 ) -> np.ndarray:
-    """`ops.cached_attention`, up to the rounding of its sums."""
+    """`kv_store.cached_attention`, up to the rounding of its sums."""
     if not _known(q, k, v, keys):
-        return ops.cached_attention(q, k, v, keys, values, before)
+        return kv_store.cached_attention(q, k, v, keys, values, past)
     if q.shape[1] == 1:
         nothing, as_beam = _NOTHING_SHARED[keys.numbers.dtype], (None,)
-        return _last_queries(
-            q, k, v, nothing, nothing, ops.part(keys, as_beam), ops.part(values, as_beam), before
-        )
-    end = before + q.shape[1]
-    for stored, rows in ((keys, k), (values, v)):
-        ops.put(stored, np.s_[:, before:end], rows)
-    return _attention(q, ops.part(keys, np.s_[:, :end]), ops.part(values, np.s_[:, :end]), True)
+        return _last_queries(q, k, v, nothing, nothing, part(keys, as_beam), part(values, as_beam), past)
+    stop = past + q.shape[1]
+    for cached, rows in ((keys, k), (values, v)):
+        kv_store.store(cached, np.s_[:, past:stop], rows)
+    return _attention(q, part(keys, np.s_[:, :stop]), part(values, np.s_[:, :stop]), True)
 
 
 def beam_attention(
@@ -78,12 +76,12 @@ def beam_attention(
     values: Stored,
     own_keys: Stored,
     own_values: Stored,
-    before: int,
+    past: int,
 ) -> np.ndarray:
-    """`ops.beam_attention`, up to the rounding of its sums."""
+    """`kv_store.beam_attention`, up to the rounding of its sums."""
     if not _known(q, k, v, keys):
-        return ops.beam_attention(q, k, v, keys, values, own_keys, own_values, before)
-    return _last_queries(q, k, v, keys, values, own_keys, own_values, before)
+        return kv_store.beam_attention(q, k, v, keys, values, own_keys, own_values, past)
+    return _last_queries(q, k, v, keys, values, own_keys, own_values, past)
 
 
 def _fit(q, k, v, causal):
@@ -93,35 +91,35 @@ def _fit(q, k, v, causal):
     return q.shape[0] % k.shape[0] == 0 and (q.shape[1] <= k.shape[1] or not causal)
 
 
-def _known(q, k, v, stored):
+def _known(q, k, v, keys):
     """Whether the types and the head size are those that the kernels are made for."""
     floats = q.dtype == k.dtype == v.dtype == FLOAT32
-    return floats and q.shape[2] % LANES == 0 and stored.numbers.dtype in _KINDS
+    return floats and q.shape[2] % LANES == 0 and keys.numbers.dtype in _KINDS
 
 
 def _attention(q, keys, values, causal):
     (H, T, d), S = q.shape, keys.numbers.shape[1]
     out, parts = np.empty((H, T, d), np.float32), -(-T // SHARE)
-    before = S - T if causal else S
+    past = S - T if causal else S
     arrays = *_bits(keys), *_bits(values)
     work = T / parts * S * (d / 16 + 1)
-    _MANY[keys.numbers.dtype](H * parts, work, rows_contiguous(q), *arrays, before, parts, out)
+    _MANY[keys.numbers.dtype](H * parts, work, rows_contiguous(q), *arrays, past, parts, out)
     return out
 
 
-def _last_queries(q, k, v, keys, values, own_keys, own_values, before):
+def _last_queries(q, k, v, keys, values, own_keys, own_values, past):
     (H, beams, d), K, S = q.shape, len(k), keys.numbers.shape[1]
     out = np.empty((H, beams, d), np.float32)
-    work = H // K * (S + before + 1) * d / 8
-    stored = *_bits(keys), *_bits(values), *_bits(own_keys), *_bits(own_values)
+    work = H // K * (S + past + 1) * d / 8
+    arrays = *_bits(keys), *_bits(values), *_bits(own_keys), *_bits(own_values)
     new = rows_contiguous(q), rows_contiguous(k), rows_contiguous(v)
-    _LAST[keys.numbers.dtype](beams * K, work, *new, *stored, before, out)
+    _LAST[keys.numbers.dtype](beams * K, work, *new, *arrays, past, out)
     return out
 
 
-def _bits(stored):
+def _bits(rows):
     """Numbers as Numba takes them, which knows no float16, and scales."""
-    numbers, scales = stored
+    numbers, scales = rows
     return numbers.view(np.uint16) if numbers.dtype == np.float16 else numbers, scales
 
 
@@ -225,24 +223,24 @@ def _many_queries(dtype, scale_of):
         reads(3, "A"), reads(3, "A", dtype), reads(3, "A"), reads(3, "A", dtype), reads(3, "A"),
         types.int64, types.int64, writes(3), name=f"_many_queries_{dtype}",
     )  # fmt: skip
-    def body(first, last, q, k, k_scales, v, v_scales, before, parts, out):
-        """Query t sees min(S, before + t + 1) positions."""
+    def body(first, last, q, k, k_scales, v, v_scales, past, parts, out):
+        """Query t sees min(S, past + t + 1) positions."""
         H, T, _ = q.shape
         group = H // len(k)
         length = (T + parts - 1) // parts
         for step in range(first, last):
             head, start = step // parts, step % parts * length
             stop = min(T, start + length)
-            seen = min(k.shape[1], before + stop)  # positions that any of these queries sees
+            seen = min(k.shape[1], past + stop)  # positions that any of these queries sees
             keys = _key_panels(k, k_scales, head // group, seen)
             values = _value_panels(v, v_scales, head // group, seen)
-            _attend(q[head], keys, values, before, start, stop, out[head])
+            _attend(q[head], keys, values, past, start, stop, out[head])
 
     return body
 
 
 @inline
-def _attend(q, keys, values, before, start, stop, out):
+def _attend(q, keys, values, past, start, stop, out):
     """Queries start .. stop - 1 of one head. q and out (T, d)."""
     d, seen = keys.shape[1], values.shape[1]
     # Rows and lanes that are beyond an end hold anything. What is computed from them is left there.
@@ -256,12 +254,12 @@ def _attend(q, keys, values, before, start, stop, out):
         for r in range(n):
             for i in range(d):
                 queries[r, i] = q[first + r, i] * scale
-        width = min(seen, before + first + n)
+        width = min(seen, past + first + n)
         for column in range(0, width, LANES):
             for r in range(0, n, TILE):
                 _tile(queries, r, keys[column // LANES], d, scores, column)
         for r in range(n):
-            sums[r] = exponentials(scores[r, : _up(width)], min(seen, before + first + r + 1))
+            sums[r] = exponentials(scores[r, : _up(width)], min(seen, past + first + r + 1))
         for column in range(0, d, LANES):
             for r in range(0, n, TILE):
                 _tile(scores, r, values[column // LANES], width, mixed, column)
@@ -286,18 +284,18 @@ def _last_query(dtype, scale_of, put):
     """The kernel for the next position of sequences that begin alike: q and out (H, beams, d).
 
     k and v (K, S, d) are what they share. k2 and v2 (beams, K, capacity, d) hold how each goes on, for
-    `before` positions and the one that is stored now, new_k and new_v (K, beams, d).
+    `past` positions and the one that is stored now, new_k and new_v (K, beams, d).
     """
     new, shared = reads(3, "A"), (reads(3, "A", dtype), reads(3, "A"))
     own = writes(4, "A", dtype), writes(4, "A")
 
     @inline
-    def store_new(q, new_k, new_v, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, before, out):
+    def store_new(q, new_k, new_v, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, past, out):
         for beam in range(len(k2)):
             for head in range(len(new_k)):
-                put(new_k[head, beam], k2[beam, head, before], k2_scales[beam, head, before])
-                put(new_v[head, beam], v2[beam, head, before], v2_scales[beam, head, before])
-        return q, new_k, new_v, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, before, out
+                put(new_k[head, beam], k2[beam, head, past], k2_scales[beam, head, past])
+                put(new_v[head, beam], v2[beam, head, past], v2_scales[beam, head, past])
+        return q, new_k, new_v, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, past, out
 
     @inline
     def _scores(q, k, scales, head, n, scores, start):
@@ -323,12 +321,10 @@ def _last_query(dtype, scale_of, put):
 
     @kernel(
         new, new, new, *shared, *shared, *own, *own, types.int64, writes(3),
-        name=f"_last_query_{dtype}", before=store_new,
+        name=f"_last_query_{dtype}", prepare=store_new,
     )  # fmt: skip
-    def body(
-        first, last, q, new_k, new_v, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, before, out
-    ):
-        K, S, own = len(new_k), k.shape[1], before + 1
+    def body(first, last, q, new_k, new_v, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, past, out):
+        K, S, own = len(new_k), k.shape[1], past + 1
         group, n = len(q) // K, S + own
         scores = np.empty((group, _up(n)), np.float32)
         for step in range(first, last):

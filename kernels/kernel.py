@@ -35,20 +35,20 @@ def writes(ndim, layout="C", dtype=types.float32):
     return types.Array(dtype, ndim, layout)
 
 
-def kernel(*signature, name=None, before=None, job=None):
+def kernel(*signature, name=None, prepare=None, job=None):
     """Decorates the body of a kernel with the types of its arguments. It returns nothing.
 
-    before(*args), an inline function, may come once before the steps: it returns the arguments of the body,
+    prepare(*args), an inline function, runs once, ahead of the steps: it returns the arguments of the body,
     whose types are `job`.
     """
-    return lambda body: Kernel(body, signature, name or body.__name__, before, job or signature)
+    return lambda body: Kernel(body, signature, name or body.__name__, prepare, job or signature)
 
 
 class Kernel:
-    def __init__(self, body, signature, name, before, job):
+    def __init__(self, body, signature, name, prepare, job):
         self.signature = types.void(pool_type, types.int64, types.int64, *signature)
         self.name = f"{body.__module__.rpartition('.')[2]}.{name.lstrip('_')}"
-        self._run = _runner(body, len(signature), before, job)
+        self._run = _runner(body, len(signature), prepare, job)
         self._run.__module__, self._run.__qualname__ = body.__module__, f"run{name}"
         KERNELS.append(self)
 
@@ -61,14 +61,14 @@ class Kernel:
         TEAM.run(self.compiled, steps, max(1, int(WORTH_SHARING // cost)), args)
 
 
-def _runner(body, count, before, signature):
+def _runner(body, count, prepare, signature):
     """run(pool, steps, least, *args), with as many arguments by name: a declared signature knows no *args."""
     args = "".join(f"a{i}, " for i in range(count))
     source = f"""
 def run(pool, steps, least, {args}):
-    function, data = job({f"before({args})" if before else f"({args})"})
+    function, data = job({f"prepare({args})" if prepare else f"({args})"})
     share_out(pool, steps, least, function, data)
 """
-    scope = {"job": job_of(body, signature), "share_out": share_out, "before": before}
+    scope = {"job": job_of(body, signature), "share_out": share_out, "prepare": prepare}
     exec(source, scope)
     return scope["run"]

@@ -14,12 +14,16 @@ int8 values are -127 .. 127, int4 values -8 .. 7. Rows past N and columns past K
 rows past N are 0.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-GROUP = 32  # columns that share a scale
+from mvlm_np import ops
+from mvlm_np.ops import GROUP
+
 ROWS = 16  # rows of a tile
+BITS = {"int8": 8, "int4": 4}
 
 
 class Packed(NamedTuple):
@@ -74,3 +78,22 @@ def unpack_groups(bits: int, values: np.ndarray) -> np.ndarray:
     if bits == 4:
         values = np.stack([values & 15, values >> 4], axis=-2).view(np.int8) - 8  # low nibbles go first
     return values.reshape(*values.shape[: -2 - (bits == 4)], GROUP)
+
+
+def packed_product(
+    matrices: Sequence[Packed], biases: Sequence[np.ndarray | None]
+) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """The product with up to three matrices that have the same input and agree in K and in bits.
+
+    Returns a function: x float32 (M, K) -> for each matrix `ops.quantized_matmul` of x with it, plus its bias
+    (N,) where it has one: float32 (M, N).
+    """
+
+    def product(x: np.ndarray) -> list[np.ndarray]:
+        outputs = []
+        for (bits, values, scales, N, K), bias in zip(matrices, biases, strict=True):
+            y = ops.quantized_matmul(x, *unpack(bits, values, scales, N, K))
+            outputs.append(y if bias is None else y + bias)
+        return outputs
+
+    return product

@@ -85,7 +85,7 @@ def _repeated(llvm_type, value):
 
 @intrinsic
 def store(typing, a, index, v):
-    """a[index : index + 16] = v; where `a` holds float16 as uint16, `ops.narrow` of v."""
+    """a[index : index + 16] = v; where `a` holds float16 as uint16, `kv_store.quantize` of v."""
 
     def generate(context, builder, signature, arguments):
         pointer, v = _pointer(context, builder, signature.args[0], *arguments[:2]), arguments[2]

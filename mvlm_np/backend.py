@@ -1,18 +1,63 @@
-"""The one table that says which functions compute the model's vocabulary.
+"""The one table that says which functions compute the model's operations.
 
-"numpy" is `ops`, the reference, and the products of `linear`. "numba" is the same vocabulary with the
-functions that `kernels` has in their place. Both are namespaces: `ops.rms_norm(...)` in the model is
-whichever was chosen at loading.
+`Ops` is what the model asks of a backend. "numpy" is the definitions themselves: `ops`, `kv_store`, and the
+product of `kernels.pack`. "numba" is the same with the functions that `kernels` has in their place.
+`ops.rms_norm(...)` in the model is whichever was chosen at loading.
 """
 
+from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, Protocol, cast
 
-from mvlm_np import ops
+import numpy as np
+
+from mvlm_np import kv_store, ops
 from mvlm_np.errors import UserError
-from mvlm_np.linear import packed_matmul, prepare
+from mvlm_np.kernels import pack
+from mvlm_np.kernels.pack import Packed
+from mvlm_np.kv_store import Stored
 
 NAMES = ("auto", "numba", "numpy")
+Array = np.ndarray
+
+
+class Ops(Protocol):
+    """The operations of a backend. `ops` defines and explains them; three say where else to look."""
+
+    def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array: ...
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array: ...
+    def quick_gelu(self, x: Array) -> Array: ...
+    def silu(self, x: Array) -> Array: ...
+    def swiglu(self, gate: Array, up: Array) -> Array: ...
+    def gelu(self, x: Array) -> Array: ...
+    def relu(self, x: Array) -> Array: ...
+    def hardsigmoid(self, x: Array) -> Array: ...
+    def hardswish(self, x: Array) -> Array: ...
+    def softmax(self, x: Array) -> Array: ...
+    def split_heads(self, x: Array, heads: int) -> Array: ...
+    def merge_heads(self, x: Array) -> Array: ...
+    def attention(self, q: Array, k: Array, v: Array, causal: bool) -> Array: ...
+    def rope_angles(self, positions: Array, d: int, theta: float) -> tuple[Array, Array]: ...
+    def rope(self, x: Array, cos: Array, sin: Array) -> Array: ...
+    def patches(self, pixels: Array, size: int) -> Array: ...
+    def depthwise_conv(self, x: Array, weight: Array, bias: Array | None, stride: int) -> Array: ...
+    def adaptive_avg_pool(self, x: Array, rows: int, cols: int) -> Array: ...
+
+    def cached_attention(
+        self, q: Array, k: Array, v: Array, keys: Stored, values: Stored, past: int
+    ) -> Array:
+        """`kv_store.cached_attention`"""
+
+    def beam_attention(
+        self, q: Array, k: Array, v: Array,
+        keys: Stored, values: Stored, own_keys: Stored, own_values: Stored, past: int,
+    ) -> Array:  # fmt: skip
+        """`kv_store.beam_attention`"""
+
+    def packed_product(
+        self, matrices: Sequence[Packed], biases: Sequence[Array | None]
+    ) -> Callable[[Array], list[Array]]:
+        """`kernels.pack.packed_product`"""
 
 
 def check(name: str) -> None:
@@ -21,22 +66,39 @@ def check(name: str) -> None:
         raise UserError("backend", f"found {name!r}", " or ".join(NAMES))
 
 
-def choose(name: str = "auto") -> SimpleNamespace:
-    """The vocabulary of a backend. "auto" is numba where it can be imported, else numpy."""
+def choose(name: str = "auto") -> Ops:
+    """The operations of a backend. "auto" is numba where it can be imported, else numpy."""
     check(name)
-    reference = {**vars(ops), "packed_matmul": packed_matmul, "prepare": prepare}
     if name == "numpy":
-        return SimpleNamespace(**reference)
+        return _namespace(REFERENCE)
     try:
         from mvlm_np import kernels
 
-        fast = kernels.vocabulary()
+        fast = kernels.operations()
     except ImportError as error:
         if name == "auto":
-            return SimpleNamespace(**reference)
+            return _namespace(REFERENCE)
         found = f"numba cannot be imported ({error})"
         raise UserError("backend", found, fix="install numba, or take numpy") from None
-    return SimpleNamespace(**{**reference, **fast})
+    return _namespace({**REFERENCE, **fast})
+
+
+def replaced(chosen: Ops, **functions: Callable) -> Ops:
+    """The same operations with some of them replaced, to watch them or to change what they compute."""
+    return _namespace({**vars(chosen), **functions})
+
+
+def _namespace(functions: dict[str, Callable]) -> Ops:
+    return cast(Ops, SimpleNamespace(**functions))
+
+
+_OPERATIONS = {name for name in vars(Ops) if not name.startswith("_")}
+REFERENCE: dict[str, Callable] = {
+    name: function
+    for module in (ops, kv_store, pack)
+    for name, function in vars(module).items()
+    if name in _OPERATIONS
+}
 
 
 def about_kernels() -> dict[str, Any]:

@@ -92,16 +92,6 @@ class Config:
         assert self.vision is not None
         return self.vision.grid**2 + (self.mm_vision_select_feature == "cls_patch")
 
-    @property
-    def image_tokens(self) -> int:
-        """Positions that one picture takes up in the decoder."""
-        assert self.vision is not None
-        if self.mm_projector_type == "ldpnetv2":
-            return 12 * 12
-        if self.mm_projector_type == "ldpnet":
-            return (-(-self.vision.grid // 2)) ** 2
-        return self.patch_tokens
-
 
 def _member(projector: str, sizes: tuple[int, int, int, int, int], **more: Any) -> Config:
     return Config(DecoderConfig(*sizes, **more), VisionConfig(), mm_projector_type=projector)

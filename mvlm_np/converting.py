@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from mvlm_np.checkpoints import names, packed
-from mvlm_np.checkpoints.binding import bits
+from mvlm_np.binder import VISION_TOWER
+from mvlm_np.checkpoints import packed
 from mvlm_np.checkpoints.folder import Checkpoint
 from mvlm_np.checkpoints.gguf_writer import write_gguf_pair
 from mvlm_np.checkpoints.json_files import read_json
+from mvlm_np.checkpoints.loader import bits
 from mvlm_np.checkpoints.lora import MergedTensor
 from mvlm_np.checkpoints.record import write_json, write_record
 from mvlm_np.checkpoints.safetensors import Entry, write_safetensors
@@ -57,7 +58,7 @@ def convert(
 ) -> None:
     """Writes `checkpoint` to the new folder `destination`.
 
-    precision  of the linear layers: "float32", "bf16", "int8" or "int4" (see `binding.bits`). With the
+    precision  of the linear layers: "float32", "bf16", "int8" or "int4" (see `loader.bits`). With the
                latter two, everything else stays as it is stored
     quality    of int4: "high" or "fast", see `quantize`
 
@@ -94,13 +95,12 @@ def convert_to_gguf(
     UserError: as `convert`; or llama.cpp has no such model; or there is no tokenizer, which a GGUF contains.
     """
     tensors = _sound(checkpoint, precision, GGUF_PRECISIONS, quality)
-    spelling = names.hugging_face(checkpoint.config.mm_projector_type)
     tokenizer = open_tokenizer(checkpoint)
     inside = checkpoint.tokenizer or read_folder(_tokenizer_folder(checkpoint))
     with _new_folder(destination) as part:
         write_gguf_pair(
             part,
-            {spelling(name): tensor for name, tensor in tensors.items()},
+            tensors,
             checkpoint.config,
             inside.model,
             GGUF_PRECISIONS[precision],
@@ -117,7 +117,7 @@ def convert_to_gguf(
 def _sound(
     checkpoint: Checkpoint, precision: str, precisions: Collection[str], quality: str
 ) -> dict[str, Tensor]:
-    """The checkpoint's tensors under our names, once all that was asked for makes sense."""
+    """The checkpoint's tensors, once all that was asked for makes sense."""
     for where, found, known in (("precision", precision, precisions), ("quality", quality, QUALITIES)):
         if found not in known:
             raise UserError(where, f"found {found!r}", " or ".join(known))
@@ -160,18 +160,18 @@ def _write_weights(
     config: Config, tensors: Mapping[str, Tensor], part: Path, precision: str, quality: str, note: Told
 ) -> None:
     """model.safetensors; the vision tower in a folder of its own where upstream's rule looks for it there."""
-    spelling, matrices = names.hugging_face(config.mm_projector_type), manifest(config).matrices
+    matrices = manifest(config).matrices
     model, tower = _File(), _File()
-    for ours, tensor in tensors.items():
-        theirs, file = spelling(ours), model
-        if ours.startswith("vision.") and not config.vision_in_checkpoint:
-            theirs, file = theirs.removeprefix(names.VISION), tower
-        kept = bits(ours, tensor, precision) if ours in matrices and precision in ("int8", "int4") else None
+    for name, tensor in tensors.items():
+        kept = bits(name, tensor, precision) if name in matrices and precision in pack.BITS else None
+        file = model
+        if name.startswith(VISION_TOWER) and not config.vision_in_checkpoint:
+            name, file = name.removeprefix(VISION_TOWER), tower
         if kept is None:
-            file.plain.append(_plain(theirs, tensor, precision, note))
+            file.plain.append(_plain(name, tensor, precision, note))
         else:
-            file.packed += _packed(theirs, tensor, kept, quality, note)
-            file.metadata[theirs] = packed.describe(kept, tensor.shape)
+            file.packed += _packed(name, tensor, kept, quality, note)
+            file.metadata[name] = packed.describe(kept, tensor.shape)
     for file, path in ((model, part / "model.safetensors"), (tower, part / "clip" / "model.safetensors")):
         if file.plain:
             path.parent.mkdir(exist_ok=True)

@@ -10,25 +10,25 @@ heads may share a key-value head (grouped-query attention). Source: Touvron et a
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from mvlm_np.cache import BeamCache, KVCache
-from mvlm_np.checkpoints.binding import Binder
+from mvlm_np.backend import Ops
+from mvlm_np.binder import Binder
 from mvlm_np.config import DecoderConfig
+from mvlm_np.kv_cache import BeamCache, KVCache
 from mvlm_np.linear import Embedding, Joined, Linear
 from mvlm_np.trace import Trace
 
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    norm1: np.ndarray  # (D,)
-    qkv: Joined  # D -> H*d, K*d, K*d
-    out: Linear  # H*d -> D
-    norm2: np.ndarray  # (D,)
-    gate_up: Joined  # D -> I, I
-    down: Linear  # I -> D
+    input_layernorm: np.ndarray  # (D,)
+    qkv: Joined  # q_proj, k_proj, v_proj: D -> H*d, K*d, K*d
+    o_proj: Linear  # H*d -> D
+    post_attention_layernorm: np.ndarray  # (D,)
+    gate_up: Joined  # gate_proj, up_proj: D -> I each
+    down_proj: Linear  # I -> D
 
 
 @dataclass(frozen=True)
@@ -46,26 +46,26 @@ def bind(config: DecoderConfig, get: Binder) -> DecoderWeights:
 
     def layer(get: Binder) -> DecoderLayer:
         return DecoderLayer(
-            norm1=get.array("norm1.weight", D),
+            input_layernorm=get.array("input_layernorm.weight", D),
             qkv=Joined(
-                get.linear("attention.q", D, D, bias=False),
-                get.linear("attention.k", Kd, D, bias=False),
-                get.linear("attention.v", Kd, D, bias=False),
+                get.linear("self_attn.q_proj", D, D, bias=False),
+                get.linear("self_attn.k_proj", Kd, D, bias=False),
+                get.linear("self_attn.v_proj", Kd, D, bias=False),
             ),
-            out=get.linear("attention.out", D, D, bias=False),
-            norm2=get.array("norm2.weight", D),
+            o_proj=get.linear("self_attn.o_proj", D, D, bias=False),
+            post_attention_layernorm=get.array("post_attention_layernorm.weight", D),
             gate_up=Joined(
-                get.linear("mlp.gate", I, D, bias=False),
-                get.linear("mlp.up", I, D, bias=False),
+                get.linear("mlp.gate_proj", I, D, bias=False),
+                get.linear("mlp.up_proj", I, D, bias=False),
             ),
-            down=get.linear("mlp.down", D, I, bias=False),
+            down_proj=get.linear("mlp.down_proj", D, I, bias=False),
         )
 
-    head = "embed_tokens" if config.tie_word_embeddings else "lm_head"
+    head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
     return DecoderWeights(
-        embed_tokens=get.embedding("embed_tokens", vocabulary, D),
-        layers=[layer(get.at(f"layers.{i}")) for i in range(config.num_hidden_layers)],
-        norm=get.array("norm.weight", D),
+        embed_tokens=get.embedding("model.embed_tokens", vocabulary, D),
+        layers=[layer(get.at(f"model.layers.{i}")) for i in range(config.num_hidden_layers)],
+        norm=get.array("model.norm.weight", D),
         lm_head=get.linear(head, vocabulary, D, bias=False),
     )
 
@@ -75,29 +75,30 @@ def forward(
     weights: DecoderWeights,
     config: DecoderConfig,
     cache: KVCache | BeamCache,
-    ops: Any,
+    ops: Ops,
     trace: Trace,
 ) -> np.ndarray:
     """Hidden states after the final norm for the next T positions, (T, D) -> (T, D); the cache grows by T."""
-    T, d, eps = len(x), config.head_dim, config.rms_norm_eps
-    cos, sin = ops.rope_angles(cache.positions(T), d, config.rope_theta)
-
-    def heads(a: np.ndarray) -> np.ndarray:  # (T, n*d) -> (n, T, d)
-        return a.reshape(T, -1, d).transpose(1, 0, 2)
+    H, K, eps = config.num_attention_heads, config.num_key_value_heads, config.rms_norm_eps
+    cos, sin = ops.rope_angles(cache.positions(len(x)), config.head_dim, config.rope_theta)  # (T, d/2)
 
     for i, layer in enumerate(weights.layers):
         trace(f"hidden_states.{i}", x)
-        q, k, v = layer.qkv.after(ops.rms_norm, x, layer.norm1, eps)
-        q = ops.rope(heads(q), cos, sin)  # (H, T, d)
-        k = ops.rope(heads(k), cos, sin)  # (K, T, d)
-        v = heads(v)
+        h = ops.rms_norm(x, layer.input_layernorm, eps)  # (T, D)
+        q, k, v = layer.qkv(h)  # (T, H*d), (T, K*d), (T, K*d)
+        q = ops.rope(ops.split_heads(q, H), cos, sin)  # (H, T, d)
+        k = ops.rope(ops.split_heads(k, K), cos, sin)  # (K, T, d)
+        v = ops.split_heads(v, K)  # (K, T, d)
         trace(f"keys.{i}", k)
         trace(f"values.{i}", v)
-        attended = cache.attend(i, q, k, v, ops)
-        x = layer.out(attended.transpose(1, 0, 2).reshape(T, -1), add_to=x)
-        gate, up = layer.gate_up.after(ops.rms_norm, x, layer.norm2, eps)
-        x = layer.down.after(ops.swiglu, gate, up, add_to=x)
-    cache.advance(T)
+        h = cache.attend(i, q, k, v, ops)  # (H, T, d)
+        x = x + layer.o_proj(ops.merge_heads(h))  # (T, D)
+
+        h = ops.rms_norm(x, layer.post_attention_layernorm, eps)  # (T, D)
+        gate, up = layer.gate_up(h)  # (T, I)
+        x = x + layer.down_proj(ops.swiglu(gate, up))  # (T, D)
+
+    cache.advance(len(x))
     x = ops.rms_norm(x, weights.norm, eps)
     trace(f"hidden_states.{len(weights.layers)}", x)
     return x

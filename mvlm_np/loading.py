@@ -1,24 +1,24 @@
 """From files to a loaded model, or one error that says why not."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import prod
 from pathlib import Path
 
 from mvlm_np import backend as backends
 from mvlm_np import decoder, memory, projector, vision
-from mvlm_np.cache import TYPES as CACHES
-from mvlm_np.cache import bytes_per_position
-from mvlm_np.checkpoints.binding import Binder, Loader, Manifest, bits, check
+from mvlm_np.binder import Binder, Manifest
 from mvlm_np.checkpoints.folder import Checkpoint
-from mvlm_np.checkpoints.names import hugging_face, unused
+from mvlm_np.checkpoints.loader import Loader, bits, check
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.config import Config
 from mvlm_np.decoder import DecoderWeights
 from mvlm_np.errors import MemoryNeeded, UserError
 from mvlm_np.inputs.tokenizer import Tokenizer
-from mvlm_np.kernels import pack
+from mvlm_np.kv_cache import TYPES as CACHES
+from mvlm_np.kv_cache import bytes_per_position
 from mvlm_np.model import MobileVLM
+from mvlm_np.ops import GROUP
 from mvlm_np.projector import Projector
 from mvlm_np.vision import VisionWeights
 
@@ -39,7 +39,7 @@ def load(
     """Loads a model.
 
     path_or_name  a model folder or a GGUF file
-    precision     of the linear layers: "float32", "int8", "int4", or None: as stored; see `binding.bits`
+    precision     of the linear layers: "float32", "int8", "int4", or None: as stored; see `loader.bits`
     backend       "numba", "numpy" (the reference), or "auto": numba if it is there and the model is not small
     threads       of BLAS and of the kernels, for the whole process; None leaves them alone
     vision_tower  the folder of the CLIP model, where it is not where the config says
@@ -81,7 +81,8 @@ def load(
     loader = Loader(tensors, precision, ops, count)
     weights = bind(checkpoint.config, loader)
     notes = checkpoint.notes + (loader.notes() if precision is None else [])
-    for_pictures = [tensor for name, tensor in tensors.items() if not name.startswith("decoder.")]
+    of_decoder = decoder_names(checkpoint.config)
+    for_pictures = [tensor for name, tensor in tensors.items() if name not in of_decoder]
 
     def give_back() -> None:
         """What is mapped comes back from the file when it is needed again."""
@@ -96,9 +97,9 @@ def load(
 def bind(config: Config, get: Binder) -> tuple[VisionWeights | None, Projector | None, DecoderWeights]:
     """All weights of the model that a config describes."""
     return (
-        vision.bind(config.vision, get.at("vision")) if config.vision else None,
-        projector.bind(config, get.at("projector")) if config.vision else None,
-        decoder.bind(config.decoder, get.at("decoder")),
+        vision.bind(config.vision, get) if config.vision else None,
+        projector.bind(config, get) if config.vision else None,
+        decoder.bind(config.decoder, get),
     )
 
 
@@ -109,21 +110,22 @@ def manifest(config: Config) -> Manifest:
     return wanted
 
 
+def decoder_names(config: Config) -> Collection[str]:
+    """The names of the decoder's weights; all others serve pictures."""
+    wanted = Manifest()
+    decoder.bind(config.decoder, wanted)
+    return wanted.shapes
+
+
 def bound_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The checkpoint's tensors under our names. CheckpointError: they are not exactly those of its config."""
-    config = checkpoint.config
-    spelling = hugging_face(config.mm_projector_type)
-
-    def ignored(name: str) -> bool:
-        # A tied lm_head is the table of embeddings, whatever a file holds for it; torch saves it twice.
-        return unused(name) or (config.decoder.tie_word_embeddings and name == "lm_head.weight")
-
-    return check(checkpoint.path, manifest(config).shapes, checkpoint.tensors, spelling, ignored)
+    """The tensors that the model reads. CheckpointError: the checkpoint's are not those of its config."""
+    wanted, tied = manifest(checkpoint.config).shapes, checkpoint.config.decoder.tie_word_embeddings
+    return check(checkpoint.path, wanted, checkpoint.tensors, tied)
 
 
 def quantized(tensors: Mapping[str, Tensor], precision: str | None) -> bool:
     """Whether the decoder's layers are kept in int8 or int4."""
-    name = "decoder.layers.0.mlp.down.weight"
+    name = "model.layers.0.mlp.down_proj.weight"
     return bits(name, tensors[name], precision) is not None
 
 
@@ -135,8 +137,8 @@ def memory_needed(
     for name, tensor in tensors.items():
         kept = bits(name, tensor, precision) if name in matrices else None
         # Embeddings are read row by row where they lie; int8 and int4 have a float16 scale for each group.
-        if name != "decoder.embed_tokens.weight" or name in matrices:
-            needed += prod(tensor.shape) * (kept / 8 + 2 / pack.GROUP if kept else 4)
+        if name != "model.embed_tokens.weight" or name in matrices:
+            needed += prod(tensor.shape) * (kept / 8 + 2 / GROUP if kept else 4)
     positions = min(config.decoder.max_position_embeddings, 512)
     return round(needed) + bytes_per_position(config.decoder, cache) * positions
 

@@ -1,18 +1,16 @@
-"""The vocabulary of the model in plain NumPy: each function is the definition of its operation.
+"""The operations of the model in plain NumPy: each function is the definition of its operation.
 
 A fast kernel may replace a function here, but never redefine it: tests tie every kernel to the function
 of the same name. float32 in gives float32 out (and float64 float64); no argument is written to. Shapes
-use the letters of docs/glossary.md: T tokens, S positions held in the cache, D decoder width, V vision
+use the letters of docs/glossary.md: T tokens, S positions that are attended to, D decoder width, V vision
 width, H heads, K key-value heads, d head size.
 """
 
 from functools import cache
 from math import erf, sqrt
-from typing import NamedTuple
 
 import numpy as np
 from numpy.polynomial import Chebyshev
-from numpy.typing import DTypeLike
 
 from mvlm_np.errors import GenerationError
 
@@ -100,6 +98,16 @@ def _erf(x: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- attention
 
 
+def split_heads(x: np.ndarray, heads: int) -> np.ndarray:
+    """What each head sees: (T, heads * d) -> (heads, T, d)."""
+    return x.reshape(len(x), heads, -1).transpose(1, 0, 2)
+
+
+def merge_heads(x: np.ndarray) -> np.ndarray:
+    """What the heads found, side by side: (heads, T, d) -> (T, heads * d)."""
+    return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
+
+
 def softmax(x: np.ndarray) -> np.ndarray:
     """exp(x) / sum(exp(x)) over the last axis; -inf entries get weight 0."""
     e = np.exp(x - x.max(axis=-1, keepdims=True))
@@ -124,89 +132,6 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> np.n
             np.copyto(scores.reshape(-1, T, S), -np.inf, where=future)
         np.matmul(softmax(scores), v[head], out=out[head])
     return out.reshape(heads, T, d)
-
-
-Index = tuple[int | slice | None, ...]
-
-
-class Stored(NamedTuple):
-    """Rows of a key-value cache: numbers (..., d) of some type; scales (..., 1) for int8, else (..., 0)."""
-
-    numbers: np.ndarray
-    scales: np.ndarray
-
-
-def narrow(x: np.ndarray, dtype: DTypeLike) -> Stored:
-    """Rows as a cache stores them. float16: the nearest number, and +-65504 for what is larger. int8: a row's
-    scale is max |x| / 127, rounding half to even; a row of scale 0 becomes zeros. Other types: as they are.
-    """
-    dtype = np.dtype(dtype)
-    if dtype == np.int8:
-        scales = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
-        q = np.rint(x / np.where(scales == 0, 1, scales))
-        return Stored(np.clip(q, -127, 127).astype(np.int8), scales)
-    if dtype == np.float16:
-        x = np.clip(x, -65504, 65504)
-    return Stored(x.astype(dtype, copy=False), np.empty((*x.shape[:-1], 0), np.float32))
-
-
-def widen(stored: Stored) -> np.ndarray:
-    """The rows as numbers to compute with: float32, or as they are if that is more."""
-    numbers, scales = stored
-    if numbers.dtype == np.int8:
-        return numbers * scales
-    return numbers.astype(np.float32) if numbers.dtype == np.float16 else numbers
-
-
-def part(stored: Stored, index: Index) -> Stored:
-    return Stored(stored.numbers[index], stored.scales[index])
-
-
-def put(stored: Stored, index: Index, rows: np.ndarray) -> None:
-    """Stores rows at an index, as `narrow` does."""
-    stored.numbers[index], stored.scales[index] = narrow(rows, stored.numbers.dtype)
-
-
-def cached_attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, keys: Stored, values: Stored, before: int
-) -> np.ndarray:
-    """Causal attention through a cache: q (H, T, d), k and v (K, T, d) of the next T positions -> (H, T, d).
-
-    keys and values (K, capacity, d) hold `before` positions; k and v are stored behind them.
-    """
-    end = before + q.shape[1]
-    for stored, rows in ((keys, k), (values, v)):
-        put(stored, np.s_[:, before:end], rows)
-    k, v = (widen(part(stored, np.s_[:, :end])) for stored in (keys, values))
-    return attention(q, k, v, causal=True)
-
-
-def beam_attention(
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    keys: Stored,
-    values: Stored,
-    own_keys: Stored,
-    own_values: Stored,
-    before: int,
-) -> np.ndarray:
-    """The next position of each of several sequences that begin alike: q (H, beams, d), k and v (K, beams, d)
-    -> (H, beams, d).
-
-    keys and values (K, S, d) are what they share; own_keys and own_values (beams, K, capacity, d) hold how
-    each goes on for `before` positions, and k and v are stored behind them.
-    """
-    for stored, rows in ((own_keys, k), (own_values, v)):
-        put(stored, np.s_[:, :, before], rows.swapaxes(0, 1))
-    out = np.empty_like(q)
-    for b in range(q.shape[1]):
-        k, v = (
-            np.concatenate([widen(shared), widen(part(own, np.s_[b, :, : before + 1]))], axis=1)
-            for shared, own in ((keys, own_keys), (values, own_values))
-        )
-        out[:, b : b + 1] = attention(q[:, b : b + 1], k, v, causal=True)
-    return out
 
 
 def rope_angles(positions: np.ndarray, d: int, theta: float) -> tuple[np.ndarray, np.ndarray]:

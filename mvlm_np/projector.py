@@ -12,11 +12,11 @@ Sources: LDP is MobileVLM (arXiv 2312.16886), figure 2; LDPv2 is MobileVLM V2 (a
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
-from typing import Any
 
 import numpy as np
 
-from mvlm_np.checkpoints.binding import Binder
+from mvlm_np.backend import Ops
+from mvlm_np.binder import Binder
 from mvlm_np.config import Config
 from mvlm_np.linear import Linear, Norm
 from mvlm_np.trace import Trace
@@ -52,7 +52,7 @@ class LDPv2:
     peg_bias: np.ndarray  # (D,)
 
 
-def ldpv2(x: np.ndarray, w: LDPv2, ops: Any, trace: Trace) -> np.ndarray:
+def ldpv2(x: np.ndarray, w: LDPv2, ops: Ops, trace: Trace) -> np.ndarray:
     """The lightweight downsample projector of MobileVLM V2. (576, V) -> (144, D)"""
     # Feature transformation: into the decoder's width.
     x = w.fc1(x)  # (576, D)
@@ -62,7 +62,7 @@ def ldpv2(x: np.ndarray, w: LDPv2, ops: Any, trace: Trace) -> np.ndarray:
     x = w.fc2(x)
     trace("mlp", x)
     # Token reduction: each 2 x 2 patches become one token.
-    x = ops.adaptive_avg_pool(grid(x), LDPV2_GRID, LDPV2_GRID)  # (12, 12, D)
+    x = ops.adaptive_avg_pool(grid(x), LDPV2_GRID, LDPV2_GRID)  # (24, 24, D) -> (12, 12, D)
     trace("dwn.dwn", channels_first(x))
     trace("dwn", tokens(x))
     # Positional enhancement: a convolution that sees the neighbours, added to its input.
@@ -94,7 +94,7 @@ class LDP:
     blocks: Sequence[LDPBlock]
 
 
-def ldp(x: np.ndarray, w: LDP, ops: Any, trace: Trace) -> np.ndarray:
+def ldp(x: np.ndarray, w: LDP, ops: Ops, trace: Trace) -> np.ndarray:
     """The lightweight downsample projector of MobileVLM. (576, V) -> (144, D)"""
     trace("model.mlp.0", x)
     x = w.fc1(x)  # (576, D)
@@ -117,7 +117,7 @@ def ldp(x: np.ndarray, w: LDP, ops: Any, trace: Trace) -> np.ndarray:
     return x
 
 
-def ldp_block(x: np.ndarray, w: LDPBlock, ops: Any, trace: Trace, name: str) -> np.ndarray:
+def ldp_block(x: np.ndarray, w: LDPBlock, ops: Ops, trace: Trace, name: str) -> np.ndarray:
     """MobileNetV3's inverted residual without expansion: depthwise, squeeze-excitation, pointwise.
 
     (h, w, D) -> (h/stride, w/stride, D). LayerNorm over the channels stands where MobileNet has BatchNorm.
@@ -162,7 +162,7 @@ class MLP:
     layers: Sequence[Linear]  # GELU stands between them; a single one is the projector "linear"
 
 
-def mlp(x: np.ndarray, w: MLP, ops: Any, trace: Trace) -> np.ndarray:
+def mlp(x: np.ndarray, w: MLP, ops: Ops, trace: Trace) -> np.ndarray:
     """N linear layers with GELU between them, as in LLaVA. (T, V) -> (T, D)"""
     for i, layer in enumerate(w.layers):
         if i > 0:
@@ -183,30 +183,54 @@ def bind(config: Config, get: Binder) -> Projector:
     assert config.vision is not None
     V, D, kind = config.vision.hidden_size, config.decoder.hidden_size, config.mm_projector_type
     if kind == "linear":
-        return MLP([get.linear("fc", D, V)])
+        return MLP([get.linear("model.mm_projector", D, V)])
+    get = get.at("model.mm_projector")
     if kind.startswith("mlp"):
         depth = int(kind.removeprefix("mlp").removesuffix("x_gelu"))
-        return MLP([get.linear(f"fc{i}", D, V if i == 1 else D) for i in range(1, depth + 1)])
-    fc1, fc2 = get.linear("fc1", D, V), get.linear("fc2", D, D)
+        return MLP([get.linear(f"{2 * i}", D, V if i == 0 else D) for i in range(depth)])
     if kind == "ldpnetv2":
-        return LDPv2(fc1, fc2, get.array("peg.weight", D, 1, 3, 3), get.array("peg.bias", D))
-    return LDP(fc1, fc2, [bind_block(get.at(f"blocks.{i}"), D, stride) for i, stride in enumerate((1, 2))])
+        return LDPv2(
+            fc1=get.linear("mlp.mlp.0", D, V),
+            fc2=get.linear("mlp.mlp.2", D, D),
+            peg_weight=get.array("peg.peg.0.weight", D, 1, 3, 3),
+            peg_bias=get.array("peg.peg.0.bias", D),
+        )
+    get = get.at("model")
+    return LDP(
+        fc1=get.linear("mlp.1", D, V),
+        fc2=get.linear("mlp.3", D, D),
+        blocks=[
+            bind_block(get.at("mb_block.1.block"), D, stride=1),
+            bind_block(get.at("mb_block.2.block"), D, stride=2),
+        ],
+    )
 
 
 def bind_block(get: Binder, D: int, stride: int) -> LDPBlock:
     S = squeeze_width(D)
     return LDPBlock(
-        depthwise=get.array("depthwise.weight", D, 1, 3, 3),
-        norm1=get.norm("norm1", D),
-        squeeze=get.conv1x1("squeeze", S, D),
-        excite=get.conv1x1("excite", D, S),
-        pointwise=get.conv1x1("pointwise", D, D, bias=False),
-        norm2=get.norm("norm2", D),
+        depthwise=get.array("0.0.weight", D, 1, 3, 3),
+        norm1=get.norm("0.1", D),
+        squeeze=get.conv1x1("1.fc1", S, D),
+        excite=get.conv1x1("1.fc2", D, S),
+        pointwise=get.conv1x1("2.0", D, D, bias=False),
+        norm2=get.norm("2.1", D),
         stride=stride,
     )
 
 
-def project(x: np.ndarray, w: Projector, ops: Any, trace: Trace) -> np.ndarray:
+def image_tokens(config: Config) -> int:
+    """How many positions of the decoder one picture takes up."""
+    assert config.vision is not None
+    match config.mm_projector_type:
+        case "ldpnetv2":
+            return LDPV2_GRID**2
+        case "ldpnet":
+            return (-(-config.vision.grid // 2)) ** 2  # its second block has stride 2
+    return config.patch_tokens
+
+
+def project(x: np.ndarray, w: Projector, ops: Ops, trace: Trace) -> np.ndarray:
     """Vision features (T, V) -> image tokens for the decoder, (144, D) for the LDPs."""
     match w:
         case LDPv2():

@@ -1,57 +1,56 @@
-"""A decoder in use: what it has read so far, and one token after another.
+"""A decoder in use: the prompt that it has taken in (prefill), and one token after another (decode).
 
-The cache outlives an answer. When the next prompt begins like what has been read (the next turn of a
-conversation does), only the rest is read.
+The cache outlives an answer. When the next prompt begins like the positions in the cache (the next turn of a
+conversation does), only the rest goes through the decoder.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from mvlm_np import decoder
-from mvlm_np.cache import BeamCache, KVCache
+from mvlm_np.backend import Ops
 from mvlm_np.config import DecoderConfig
 from mvlm_np.decoder import DecoderWeights
 from mvlm_np.generation import Settings, Stop, generate
+from mvlm_np.kv_cache import BeamCache, KVCache
 from mvlm_np.trace import Watch, ignore
 
-CHUNK = 512  # positions of a prompt that are read at a time, which bounds the memory of the activations
+CHUNK = 512  # positions of a prompt that go through the decoder at a time: it bounds the activations' memory
 
 
 class Session:
-    """One sequence being read and continued.
+    """One sequence: a prompt, and what follows it.
 
-    keys   what stands at each position of the cache: a token's id, or -i for a position of the i-th picture
+    ids    what stands at each position of the cache: a token's id, or -i for a position of the i-th picture
     cache  the keys and values of those positions, in float32, float16 or int8
     """
 
-    def __init__(self, weights: DecoderWeights, config: DecoderConfig, ops: Any, cache: str = "float32"):
+    def __init__(self, weights: DecoderWeights, config: DecoderConfig, ops: Ops, cache: str = "float32"):
         self.weights, self.config, self.ops = weights, config, ops
         # What computes in float64 remembers in float64.
         dtype = weights.norm.dtype if cache == "float32" else cache
         self.cache = KVCache(config, 0, np.dtype(dtype))
-        self.keys = np.empty(0, np.int64)
+        self.ids = np.empty(0, np.int64)
 
-    def read(
-        self, x: np.ndarray, keys: np.ndarray, room: int, watch: Watch, chunk: int = CHUNK
+    def prefill(
+        self, x: np.ndarray, ids: np.ndarray, room: int, watch: Watch, chunk: int = CHUNK
     ) -> np.ndarray:
-        """Reads a prompt from its first position that is new. Returns the logits after it, (vocabulary,).
+        """Takes in a prompt, from its first position that is new. Returns the logits after it, (vocabulary,).
 
-        x (T, D) embeddings, keys (T,) as above, room: positions that will be needed after the prompt.
-        Reading chunk by chunk gives the same logits as reading at once, up to the rounding of BLAS.
+        x (T, D) embeddings; ids (T,) as above; room: positions that will be needed after the prompt.
+        Chunk by chunk gives the same logits as all at once, up to the rounding of BLAS.
         """
-        same = min(self.cache.length, len(keys) - 1)  # the last position is read again, for its logits
-        if same > 0 and (differs := self.keys[:same] != keys[:same]).any():
-            same = int(differs.argmax())
-        self.cache.length, self.keys = max(same, 0), keys
-        self.cache.reserve(len(keys) + room)
-        parts = range(self.cache.length, len(keys), chunk)
-        with watch.phase("prefill", len(parts) * self.config.num_hidden_layers):
-            for start in parts:
+        past = min(self.cache.length, len(ids) - 1)  # the last position is computed again, for its logits
+        if past > 0 and (differs := self.ids[:past] != ids[:past]).any():
+            past = int(differs.argmax())
+        self.cache.length, self.ids = max(past, 0), ids
+        self.cache.reserve(len(ids) + room)
+        starts = range(self.cache.length, len(ids), chunk)
+        with watch.phase("prefill", len(starts) * self.config.num_hidden_layers):
+            for start in starts:
                 h = self.forward(x[start : start + chunk], watch)
-            logits = self.weights.lm_head(h[-1:])[0]
-        return logits
+            return self.weights.lm_head(h[-1:])[0]
 
     def forward(self, x: np.ndarray, watch: Watch | None = None) -> np.ndarray:
         """Hidden states (T, D) of the next T positions."""
@@ -61,7 +60,7 @@ class Session:
     def generate(
         self, logits: np.ndarray, settings: Settings, stop: Stop, prompt_length: int, watch: Watch
     ) -> Iterator[int]:
-        """Continues what has been read; see `generation.generate`."""
+        """The tokens that follow the prompt, one after another; see `generation.generate`."""
         steps: Single | Beams
         if settings.num_beams == 1:
             steps = Single(self, watch)
@@ -70,13 +69,13 @@ class Session:
         yield from generate(logits, steps, settings, stop, prompt_length)
 
     def logits(self, tokens: np.ndarray, cache: KVCache | BeamCache) -> np.ndarray:
-        """Feeds tokens (T,) behind `cache` -> logits (T, vocabulary)."""
+        """Tokens (T,) behind what is in `cache` -> logits (T, vocabulary)."""
         x = self.weights.embed_tokens(tokens)
         return self.weights.lm_head(decoder.forward(x, self.weights, self.config, cache, self.ops, ignore))
 
 
 class Single:
-    """One continuation: its tokens become part of what the session has read."""
+    """One continuation: its tokens become part of the session's sequence."""
 
     def __init__(self, session: Session, watch: Watch):
         self.session, self.watch = session, watch
@@ -85,7 +84,7 @@ class Single:
         session = self.session
         with self.watch.phase("decode"):
             logits = session.logits(tokens, session.cache)
-        session.keys = np.append(session.keys[: session.cache.length - 1], tokens)
+        session.ids = np.append(session.ids[: session.cache.length - 1], tokens)
         return logits
 
     def reorder(self, parents: np.ndarray) -> None:

@@ -12,6 +12,7 @@ from time import perf_counter
 import numpy as np
 
 Trace = Callable[[str, np.ndarray], None]
+Stages = dict[str, np.ndarray]  # the arrays of a run, by the names of the goldens
 
 
 class Watch:

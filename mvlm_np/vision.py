@@ -11,23 +11,23 @@ Source: Radford et al. 2021 (CLIP), Dosovitskiy et al. 2021 (ViT); the sizes are
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from mvlm_np.checkpoints.binding import Binder
+from mvlm_np.backend import Ops
+from mvlm_np.binder import VISION_TOWER, Binder
 from mvlm_np.config import VisionConfig
 from mvlm_np.linear import Joined, Linear, Norm
 
 
 @dataclass(frozen=True)
 class VisionLayer:
-    norm1: Norm
-    qkv: Joined
-    out: Linear
-    norm2: Norm
-    fc1: Linear
-    fc2: Linear
+    layer_norm1: Norm
+    qkv: Joined  # q_proj, k_proj, v_proj: V -> V each
+    out_proj: Linear  # V -> V
+    layer_norm2: Norm
+    fc1: Linear  # V -> I
+    fc2: Linear  # I -> V
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class VisionWeights:
     class_embedding: np.ndarray  # (V,)
     patch_embedding: np.ndarray  # (V, 3, 14, 14)
     position_embedding: np.ndarray  # (577, V)
-    pre_norm: Norm
+    pre_layrnorm: Norm  # the misspelling is CLIP's
     layers: list[VisionLayer]
 
 
@@ -45,48 +45,50 @@ def bind(config: VisionConfig, get: Binder) -> VisionWeights:
 
     def layer(get: Binder) -> VisionLayer:
         return VisionLayer(
-            norm1=get.norm("norm1", V),
-            qkv=Joined(*(get.linear(f"attention.{name}", V, V) for name in "qkv")),
-            out=get.linear("attention.out", V, V),
-            norm2=get.norm("norm2", V),
+            layer_norm1=get.norm("layer_norm1", V),
+            qkv=Joined(*(get.linear(f"self_attn.{name}_proj", V, V) for name in "qkv")),
+            out_proj=get.linear("self_attn.out_proj", V, V),
+            layer_norm2=get.norm("layer_norm2", V),
             fc1=get.linear("mlp.fc1", I, V),
             fc2=get.linear("mlp.fc2", V, I),
         )
 
+    get = get.at(f"{VISION_TOWER}vision_model")
     return VisionWeights(
-        class_embedding=get.array("class_embedding", V),
-        patch_embedding=get.array("patch_embedding.weight", V, config.num_channels, p, p),
-        position_embedding=get.array("position_embedding.weight", config.grid**2 + 1, V),
-        pre_norm=get.norm("pre_norm", V),
-        layers=[layer(get.at(f"layers.{i}")) for i in range(config.num_hidden_layers)],
+        class_embedding=get.array("embeddings.class_embedding", V),
+        patch_embedding=get.array("embeddings.patch_embedding.weight", V, config.num_channels, p, p),
+        position_embedding=get.array("embeddings.position_embedding.weight", config.grid**2 + 1, V),
+        pre_layrnorm=get.norm("pre_layrnorm", V),
+        layers=[layer(get.at(f"encoder.layers.{i}")) for i in range(config.num_hidden_layers)],
     )
 
 
-def embed(pixels: np.ndarray, weights: VisionWeights, config: VisionConfig, ops: Any) -> np.ndarray:
+def embed(pixels: np.ndarray, weights: VisionWeights, config: VisionConfig, ops: Ops) -> np.ndarray:
     """hidden_states[0]: class token first, positions added, normalised. (3, h, w) -> (1 + patches, V)."""
     patches = ops.patches(pixels, config.patch_size)  # (576, 588)
     patches = patches @ weights.patch_embedding.reshape(config.hidden_size, -1).T  # (576, V)
     x = np.concatenate([weights.class_embedding[None], patches])  # (577, V)
-    x += weights.position_embedding
-    return ops.layer_norm(x, *weights.pre_norm, config.layer_norm_eps)
+    x = x + weights.position_embedding
+    return ops.layer_norm(x, *weights.pre_layrnorm, config.layer_norm_eps)
 
 
-def block(x: np.ndarray, layer: VisionLayer, config: VisionConfig, ops: Any) -> np.ndarray:
+def block(x: np.ndarray, layer: VisionLayer, config: VisionConfig, ops: Ops) -> np.ndarray:
     """One pre-norm transformer block, (T, V) -> (T, V). Every patch sees every other."""
-    T, H, eps = len(x), config.num_attention_heads, config.layer_norm_eps
+    H, eps = config.num_attention_heads, config.layer_norm_eps
+    activation = getattr(ops, config.hidden_act)  # quick_gelu in CLIP
 
-    def heads(a: np.ndarray) -> np.ndarray:  # (T, V) -> (H, T, d)
-        return a.reshape(T, H, -1).transpose(1, 0, 2)
+    h = ops.layer_norm(x, *layer.layer_norm1, eps)  # (T, V)
+    q, k, v = (ops.split_heads(a, H) for a in layer.qkv(h))  # (H, T, d) each
+    h = ops.attention(q, k, v, causal=False)  # (H, T, d)
+    x = x + layer.out_proj(ops.merge_heads(h))  # (T, V)
 
-    q, k, v = layer.qkv.after(ops.layer_norm, x, *layer.norm1, eps)
-    attended = ops.attention(heads(q), heads(k), heads(v), causal=False)
-    x = layer.out(attended.transpose(1, 0, 2).reshape(T, -1), add_to=x)
-    h = layer.fc1.after(ops.layer_norm, x, *layer.norm2, eps)
-    return layer.fc2.after(getattr(ops, config.hidden_act), h, add_to=x)
+    h = ops.layer_norm(x, *layer.layer_norm2, eps)  # (T, V)
+    h = activation(layer.fc1(h))  # (T, I)
+    return x + layer.fc2(h)  # (T, V)
 
 
 def hidden_states(
-    pixels: np.ndarray, weights: VisionWeights, config: VisionConfig, ops: Any
+    pixels: np.ndarray, weights: VisionWeights, config: VisionConfig, ops: Ops
 ) -> Iterator[np.ndarray]:
     """Yields hidden_states[0], [1], ... [L], each (1 + patches, V); no more is computed than is asked for."""
     x = embed(pixels, weights, config, ops)

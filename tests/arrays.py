@@ -50,6 +50,8 @@ def examples(dtype: type) -> dict[str, tuple[Any, ...]]:
         "layer_norm": (a(3, 5), a(5), a(5), 1e-5),
         "rms_norm": (a(3, 5), a(5), 1e-6),
         "swiglu": (a(3, 5), a(3, 5)),
+        "split_heads": (a(3, 8), 2),
+        "merge_heads": (a(2, 3, 4),),
         "attention": (a(4, 3, 6), a(2, 5, 6), a(2, 5, 6), True),
         "rope": (a(2, 3, 8), a(3, 4), a(3, 4)),
         "patches": (a(3, 7, 9), 2),

@@ -7,8 +7,8 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 
-from mvlm_np.checkpoints.binding import Binder, Loader, Manifest, check
-from mvlm_np.checkpoints.names import VISION, hugging_face, unused
+from mvlm_np.binder import VISION_TOWER, Binder, Manifest
+from mvlm_np.checkpoints.loader import Loader, check
 from mvlm_np.checkpoints.tensors import Tensor
 from tests.arrays import U, frozen
 
@@ -45,7 +45,7 @@ def state(module: torch.nn.Module, prefix: str = "") -> dict[str, np.ndarray]:
 
 def clip_state(module: torch.nn.Module) -> dict[str, np.ndarray]:
     """A CLIPVisionModel's tensors as in a checkpoint; newer transformers leave out `vision_model.`"""
-    prefix = f"{VISION}vision_model."
+    prefix = f"{VISION_TOWER}vision_model."
     return {prefix + name.removeprefix("vision_model."): value for name, value in state(module).items()}
 
 
@@ -58,11 +58,11 @@ def stored(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     }
 
 
-def bound(bind: Callable[[Binder], T], arrays: Mapping[str, np.ndarray], projector: str = "ldpnetv2") -> T:
+def bound(bind: Callable[[Binder], T], arrays: Mapping[str, np.ndarray]) -> T:
     """What `bind` collects of these arrays, which must be exactly what it wants, named as in a checkpoint."""
     wanted = Manifest()
     bind(wanted)
-    return bind(Loader(check("test", wanted.shapes, stored(arrays), hugging_face(projector), unused)))
+    return bind(Loader(check("test", wanted.shapes, stored(arrays))))
 
 
 def assert_as_close_as_torch(

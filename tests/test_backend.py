@@ -24,7 +24,7 @@ def test_numba_replaces_what_has_a_kernel_and_keeps_the_rest() -> None:
     fast, reference = backend.choose("numba"), backend.choose("numpy")
     replaced = {name for name in vars(reference) if getattr(fast, name) is not getattr(reference, name)}
     assert vars(fast).keys() == vars(reference).keys()
-    assert replaced == kernels.vocabulary().keys()
+    assert replaced == kernels.operations().keys()
 
 
 def test_auto_is_numba_where_it_is_there() -> None:

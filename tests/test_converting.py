@@ -22,10 +22,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import mvlm_np
-from mvlm_np.checkpoints.binding import bits
 from mvlm_np.checkpoints.folder import Checkpoint
 from mvlm_np.checkpoints.gguf import read_gguf
 from mvlm_np.checkpoints.gguf_writer import write_gguf_pair
+from mvlm_np.checkpoints.loader import bits
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.checkpoints.packed import PackedTensor, packed
 from mvlm_np.checkpoints.record import verify
@@ -239,9 +239,9 @@ def test_packed_weights_are_used_where_they_lie(tmp_path: Path, precision: str) 
     convert(open_checkpoint(GOLDEN / "ldpv2"), tmp_path / "out", precision)
     model = mvlm_np.load(tmp_path / "out", backend="numpy")
     layer = model.decoder.layers[0]
-    assert isinstance(layer.down, Quantized)
+    assert isinstance(layer.down_proj, Quantized)
     assert model.vision is not None
-    for linear in (layer.down, model.decoder.lm_head, model.vision.layers[0].fc1):
+    for linear in (layer.down_proj, model.decoder.lm_head, model.vision.layers[0].fc1):
         assert isinstance(linear, Quantized)
         for array in (linear.packed.values, linear.packed.scales):
             assert lies_in_a_map(array) and not array.flags.writeable

@@ -16,14 +16,16 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from mvlm_np import decoder, ops
-from mvlm_np.cache import TYPES, BeamCache, KVCache
+from mvlm_np import backend, decoder
 from mvlm_np.config import DecoderConfig
 from mvlm_np.decoder import DecoderWeights
 from mvlm_np.generation import Settings
+from mvlm_np.kv_cache import TYPES, BeamCache, KVCache
 from mvlm_np.session import Session
 from mvlm_np.trace import Recorder, Watch, ignore
 from tests.models import assert_as_close_as_torch, bound, normal, randomise, state
+
+OPS = backend.choose("numpy")
 
 seeds = st.integers(0, 2**32 - 1)
 SMALL = DecoderConfig(16, 24, 2, 4, 2, vocab_size=13)
@@ -63,7 +65,7 @@ class Pair:
             )
 
     def session(self) -> Session:
-        return Session(self.ours, self.config, ops)
+        return Session(self.ours, self.config, OPS)
 
     def embed(self, ids: Sequence[int]) -> np.ndarray:
         return self.ours.embed_tokens(np.array(ids))
@@ -98,7 +100,7 @@ def pair(config: DecoderConfig, seed: int, scale: float = 1) -> Pair:
     tensors = state(single)
     if config.tie_word_embeddings:
         del tensors["lm_head.weight"]  # not stored twice
-    ours = bound(lambda get: decoder.bind(config, get.at("decoder")), tensors)
+    ours = bound(lambda get: decoder.bind(config, get), tensors)
     return Pair(config, single, double, ours)
 
 
@@ -122,7 +124,7 @@ def test_every_stage_is_that_of_transformers(config, T, seed, scale, size):
             for model in (both.single, both.double)
         )
     seen, cache = Recorder(), KVCache(config, T)
-    h = decoder.forward(x, both.ours, config, cache, ops, seen)
+    h = decoder.forward(x, both.ours, config, cache, OPS, seen)
     seen("logits", both.ours.lm_head(h))
     L = config.num_hidden_layers
     stages = {"logits": [out.logits for out in (single, double)]}
@@ -151,7 +153,7 @@ def test_cached_equals_uncached_for_every_split_of_the_prompt(parts, seed):
     cache = KVCache(SMALL, T)
     rows, start = [], 0
     for n in parts:
-        rows.append(decoder.forward(x[start : start + n], both.ours, SMALL, cache, ops, ignore))
+        rows.append(decoder.forward(x[start : start + n], both.ours, SMALL, cache, OPS, ignore))
         start += n
     assert cache.length == T
     assert_as_close_as_torch("logits", both.ours.lm_head(np.concatenate(rows)), *both.theirs(x))
@@ -161,7 +163,7 @@ def test_cached_equals_uncached_for_every_split_of_the_prompt(parts, seed):
 def test_a_prompt_read_in_chunks_equals_one_read_whole(T, chunk, seed):
     both = small(seed % 4)
     x = normal(np.random.default_rng(seed), T, SMALL.hidden_size)
-    logits = both.session().read(x, np.arange(T), 0, Watch(), chunk)
+    logits = both.session().prefill(x, np.arange(T), 0, Watch(), chunk)
     single, double = both.theirs(x)
     assert_as_close_as_torch("logits", logits, single[-1], double[-1])
 
@@ -197,7 +199,7 @@ def test_beams_that_part_and_are_reordered_equal_separate_sequences(data, beams,
     both, choose = small(seed % 4), st.integers(0, SMALL.vocab_size - 1)
     prompt = data.draw(st.lists(choose, min_size=T, max_size=T))
     session = both.session()
-    session.read(both.embed(prompt), np.array(prompt), 0, Watch())
+    session.prefill(both.embed(prompt), np.array(prompt), 0, Watch())
     keys = session.cache.keys.numbers.copy()
     cache, histories = BeamCache(SMALL, session.cache, beams, steps), [prompt] * beams
     for _ in range(steps):
@@ -253,7 +255,7 @@ def test_a_session_reads_only_what_is_new_and_answers_like_a_fresh_one(prompts, 
         keys = [key for segment in prompt for key in [segment] * PICTURES.get(segment, 1)]
         x = np.concatenate([pictures[key] if key < 0 else both.embed([key]) for key in prompt])
         watch = CountPositions()
-        logits = session.read(x, np.array(keys), new_tokens, watch, chunk=4)
+        logits = session.prefill(x, np.array(keys), new_tokens, watch, chunk=4)
         single, double = both.theirs(x)
         assert_as_close_as_torch("logits", logits, single[-1], double[-1])
 
@@ -274,7 +276,7 @@ def test_a_session_reads_only_what_is_new_and_answers_like_a_fresh_one(prompts, 
 def test_answers_are_those_of_transformers_while_nothing_ends_them(prompt, n, beams, seed):
     """An end counts differently in 4.33 and in newer releases; see test_generation for it."""
     both, session = small(seed % 4), small(seed % 4).session()
-    logits = session.read(both.embed(prompt), np.array(prompt), n, Watch())
+    logits = session.prefill(both.embed(prompt), np.array(prompt), n, Watch())
     ours = list(session.generate(logits, Settings(n, num_beams=beams), lambda _: False, len(prompt), Watch()))
     how = GenerationConfig(max_new_tokens=n, num_beams=beams, do_sample=False, pad_token_id=0)
     both.single.generation_config.eos_token_id = None

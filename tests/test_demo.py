@@ -12,6 +12,7 @@ from mvlm_np.cli import main
 from mvlm_np.demo import MODEL, NOTE, PICTURES
 from mvlm_np.demo.asking import ask_all
 from mvlm_np.model import MobileVLM
+from mvlm_np.projector import image_tokens
 from tests.conftest import ROOT
 
 ANSWERS = json.loads((ROOT / "tests" / "data" / "demo_answers.json").read_text("utf-8"))
@@ -53,7 +54,7 @@ def test_it_is_a_mobilevlm_v2_through_and_through(model: MobileVLM) -> None:
     assert (config.mm_projector_type, config.mm_vision_select_layer) == ("ldpnetv2", -2)
     assert config.mm_vision_select_feature == "patch" and config.image.aspect_ratio == "pad"
     assert config.vision.hidden_act == "quick_gelu"
-    assert config.image_tokens == 144
+    assert image_tokens(config) == 144
     assert 1 <= config.decoder.num_key_value_heads < config.decoder.num_attention_heads
     assert model.notes == []
 

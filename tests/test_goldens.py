@@ -97,7 +97,7 @@ def test_each_decoder_stage(model: MobileVLM, staged: list[Case]) -> None:
         teacher = Teacher(case.stages)
         x = np.array(case.stages["inputs_embeds"])
         session = Session(model.decoder, model.config.decoder, model.ops)
-        session.read(x, np.arange(len(x)), 0, teacher, chunk=len(x))
+        session.prefill(x, np.arange(len(x)), 0, teacher, chunk=len(x))
         teacher.check("decoder.")
         last = case.stages[f"decoder.hidden_states.{model.config.decoder.num_hidden_layers}"]
         assert relative_error(model.decoder.lm_head(last), case.stages["logits"]) <= STAGE

@@ -11,7 +11,7 @@ import torch
 
 import mvlm_np
 from mvlm_np import loading, memory
-from mvlm_np.checkpoints.binding import Loader
+from mvlm_np.checkpoints.loader import Loader
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.cli import main
@@ -69,7 +69,7 @@ def test_float32_is_mapped_and_other_types_are_converted(tmp_path: Path) -> None
         _, _, decoder = bind(checkpoint.config, Loader(tensors))
         query = decoder.layers[1].qkv.layers[0]
         assert isinstance(query, Dense) and query.weight.dtype == np.float32
-        stored = tensors["decoder.layers.1.attention.q.weight"].raw
+        stored = tensors["model.layers.1.self_attn.q_proj.weight"].raw
         assert np.shares_memory(query.weight, stored) == (dtype == torch.float32)
         assert query.weight.flags.writeable == (dtype != torch.float32)
 

@@ -12,6 +12,7 @@ import mvlm_np
 from mvlm_np.errors import GenerationError, ImageError, PromptError, TokenizerError, UserError
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN
 from mvlm_np.model import MobileVLM
+from mvlm_np.projector import image_tokens
 from mvlm_np.trace import Watch
 from tests.conftest import ROOT
 from tools.make_checkpoint import make_checkpoint
@@ -60,7 +61,7 @@ def test_a_picture_may_be_a_path_an_image_or_an_array(model: MobileVLM) -> None:
     for other in encoded[1:]:
         np.testing.assert_array_equal(other, encoded[0])
     assert encoded[0].dtype == np.float32
-    assert encoded[0].shape == (model.config.image_tokens, model.config.decoder.hidden_size)
+    assert encoded[0].shape == (image_tokens(model.config), model.config.decoder.hidden_size)
 
 
 def test_several_pictures_are_each_encoded_as_if_alone(model: MobileVLM, other_picture: np.ndarray) -> None:
@@ -125,7 +126,7 @@ def test_a_turn_encodes_nothing_again_and_reads_only_what_is_new(model: MobileVL
     chat = model.chat(CAT, watch=watch)
     chat.ask("What is it?", **SHORT)
     first = watch.read
-    assert first > model.config.image_tokens
+    assert first > image_tokens(model.config)
     chat.ask("And?", **SHORT)
     assert watch.encoded == 1
     assert watch.read - first < 60

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mvlm_np import ops, projector
+from mvlm_np import backend, projector
 from mvlm_np.config import Config, DecoderConfig, VisionConfig
 from mvlm_np.trace import Recorder, ignore
 from tests.models import assert_as_close_as_torch, bound, normal, randomise, state
+
+OPS = backend.choose("numpy")
 
 seeds = st.integers(0, 2**32 - 1)
 widths = st.integers(1, 40)
@@ -138,7 +140,7 @@ def mlp(depth: int, V: int, D: int) -> nn.Module:
 def our_weights(kind: str, module: nn.Module, V: int, D: int) -> projector.Projector:
     config = Config(DecoderConfig(D, 1, 1, 1, 1), VisionConfig(hidden_size=V), mm_projector_type=kind)
     tensors = state(module, "model.mm_projector.")
-    return bound(lambda get: projector.bind(config, get.at("projector")), tensors, kind)
+    return bound(lambda get: projector.bind(config, get), tensors)
 
 
 def compare(kind: str, module: nn.Module, V: int, D: int, T: int, seed: int, scale: float) -> None:
@@ -149,7 +151,7 @@ def compare(kind: str, module: nn.Module, V: int, D: int, T: int, seed: int, sca
     batch = torch.from_numpy(x.copy())[None]
     with torch.no_grad():
         single, double = module(batch), module.double()(batch.double())
-    assert_as_close_as_torch(kind, projector.project(x, ours, ops, ignore), single[0], double[0])
+    assert_as_close_as_torch(kind, projector.project(x, ours, OPS, ignore), single[0], double[0])
 
 
 @settings(max_examples=25)
@@ -205,7 +207,7 @@ def test_a_trace_has_the_output_of_every_module_that_is_not_its_parents_output_t
     parents = {name: outputs.get(name.rpartition(".")[0], np.empty(0)) for name in outputs}
     expected = {name: y for name, y in outputs.items() if not np.array_equal(y, parents[name])}
     seen = Recorder()
-    projector.project(x, our_weights(kind, module, V, D), ops, seen)
+    projector.project(x, our_weights(kind, module, V, D), OPS, seen)
     assert set(seen.arrays) == set(expected)
     for name, stage in seen.arrays.items():
         # two float32 results of the same few operations on numbers around 1

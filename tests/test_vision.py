@@ -37,7 +37,7 @@ def their_model(config: VisionConfig, seed: int, scale: float) -> CLIPVisionMode
 
 
 def our_weights(config: VisionConfig, model: CLIPVisionModel) -> vision.VisionWeights:
-    return bound(lambda get: vision.bind(config, get.at("vision")), clip_state(model))
+    return bound(lambda get: vision.bind(config, get), clip_state(model))
 
 
 @settings(max_examples=40)

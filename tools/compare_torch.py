@@ -69,7 +69,7 @@ def compare(model: MobileVLM, image: Path, reference: Arrays, alone: bool) -> tu
 
     generated = reference["generated_ids"][0]
     session = Session(decoder, model.config.decoder, model.ops)
-    first = session.read(x, keys, len(generated), watch, chunk=len(x))
+    first = session.prefill(x, keys, len(generated), watch, chunk=len(x))
     watch("logits", decoder.lm_head(watch.latest))
     hidden, logits = [], []
     for i in range(len(generated)):

@@ -25,8 +25,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
 
+from mvlm_np.binder import VISION_TOWER
 from mvlm_np.checkpoints.config_files import model_config, vision_config
-from mvlm_np.checkpoints.names import VISION, hugging_face
 from mvlm_np.cli.progress import bar
 from mvlm_np.config import Config, ImageConfig
 from mvlm_np.errors import CheckpointError, UserError
@@ -103,8 +103,7 @@ def shapes(name: str, layers: int | None = None) -> Shapes:
     vision = vision_config(settings.tower["config.json"], name)
     image = ImageConfig(vision.image_size, (vision.image_size, vision.image_size))
     config = model_config(values, name, vision, image)
-    spelling = hugging_face(config.mm_projector_type)
-    wanted = {spelling(ours): shape for ours, shape in manifest(config).shapes.items()}
+    wanted = dict(manifest(config).shapes)
     return wanted | unread(name, config)
 
 
@@ -112,7 +111,7 @@ def unread(name: str, config: Config) -> Shapes:
     """Tensors that the published files hold and no answer depends on."""
     assert config.vision is not None
     found: Shapes = {
-        f"{VISION}vision_model.post_layernorm.{part}": (config.vision.hidden_size,)
+        f"{VISION_TOWER}vision_model.post_layernorm.{part}": (config.vision.hidden_size,)
         for part in ("weight", "bias")
     }
     if name == "MobileVLM_V2-7B":
@@ -123,7 +122,7 @@ def unread(name: str, config: Config) -> Shapes:
 
 def tower_shapes(wanted: Shapes) -> Shapes:
     """The vision tower's tensors as its own folder spells them."""
-    return {name.removeprefix(VISION): s for name, s in wanted.items() if name.startswith(VISION)}
+    return {name.removeprefix(VISION_TOWER): s for name, s in wanted.items() if name.startswith(VISION_TOWER)}
 
 
 # ---------------------------------------------------------------- random values

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 import mvlm_np
-from mvlm_np.cache import TYPES
 from mvlm_np.checkpoints.safetensors import read_safetensors
+from mvlm_np.kv_cache import TYPES
 
 GGUF = {"Q8_0": "*Q8_0.gguf", "Q4_0": "*Q4_0.gguf"}
 

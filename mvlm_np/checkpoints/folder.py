@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mvlm_np.binder import VISION_TOWER
 from mvlm_np.checkpoints.config_files import (
     decoder_config,
     image_config,
@@ -27,7 +28,6 @@ from mvlm_np.checkpoints.config_files import (
 from mvlm_np.checkpoints.gguf_tokenizer import GGUFTokenizer
 from mvlm_np.checkpoints.hub import find_cached, looks_like_name
 from mvlm_np.checkpoints.json_files import Fields, read_json, short
-from mvlm_np.checkpoints.names import VISION
 from mvlm_np.checkpoints.pickles import read_pickle
 from mvlm_np.checkpoints.safetensors import read_safetensors
 from mvlm_np.checkpoints.sniff import show
@@ -89,9 +89,9 @@ def open_folder(
                 f"{config.mm_projector_type} has its own vision weights; those in {tower} are not used"
             )
     elif tower is not None and (vision_tower is not None or has_weights(tower)):
-        others = {name: tensor for name, tensor in tensors.items() if not name.startswith(VISION)}
+        others = {name: tensor for name, tensor in tensors.items() if not name.startswith(VISION_TOWER)}
         tensors = others | tower_weights(tower)
-    elif any(name.startswith(VISION) for name in tensors):
+    elif any(name.startswith(VISION_TOWER) for name in tensors):
         notes.append(
             f"the published code would load {short(config.mm_vision_tower)} anew; it is not here, so the "
             "checkpoint's own copy of it is used (vision_tower= names another folder)"
@@ -159,8 +159,8 @@ def tower_weights(tower: Path) -> dict[str, Tensor]:
     tensors = read_weights(tower)
     if not any(name.startswith(CLIP_PREFIX) for name in tensors):
         # transformers 5 saves a vision tower alone without the prefix
-        return {VISION + CLIP_PREFIX + name: tensor for name, tensor in tensors.items()}
-    return {VISION + name: tensor for name, tensor in tensors.items() if name.startswith(CLIP_PREFIX)}
+        return {VISION_TOWER + CLIP_PREFIX + name: tensor for name, tensor in tensors.items()}
+    return {VISION_TOWER + name: tensor for name, tensor in tensors.items() if name.startswith(CLIP_PREFIX)}
 
 
 # -- Weights ------------------------------------------------------------------------------------------

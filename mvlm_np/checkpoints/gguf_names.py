@@ -6,7 +6,7 @@ A model is two files: the LLaMA decoder, and the "mmproj" with the CLIP encoder 
 
 import re
 
-from mvlm_np.checkpoints.names import VISION
+from mvlm_np.binder import VISION_TOWER
 
 _LLAMA = {
     "token_embd": "model.embed_tokens",
@@ -92,7 +92,7 @@ def mmproj_name(name: str, projector: str, swapped: bool) -> str | None:
     if leaf not in _BOTH:
         module, leaf = name, ""
     spelled = _translated(module, _swap(_CLIP) if swapped else _CLIP, leaf)
-    return f"{VISION}vision_model.{spelled}" if spelled else None
+    return f"{VISION_TOWER}vision_model.{spelled}" if spelled else None
 
 
 def decoder_names(layers: int, tied: bool) -> dict[str, str]:

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mvlm_np.binder import VISION_TOWER
 from mvlm_np.checkpoints.config_files import is_multimodal, model_config
 from mvlm_np.checkpoints.folder import READERS, Checkpoint, open_folder
 from mvlm_np.checkpoints.json_files import Fields, read_json, short
-from mvlm_np.checkpoints.names import VISION
 from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.errors import CheckpointError, ConfigError
@@ -88,8 +88,8 @@ def merged(base: Checkpoint, adapter: Path, vision_tower: Path | None = None) ->
     whole = _trained_whole(adapter) | whole
     model = _with_settings(base, adapter, whole, vision_tower)
     tensors, notes = dict(model.tensors), list(model.notes)
-    if not model.config.vision_in_checkpoint and any(name.startswith(VISION) for name in whole):
-        whole = {name: tensor for name, tensor in whole.items() if not name.startswith(VISION)}
+    if not model.config.vision_in_checkpoint and any(name.startswith(VISION_TOWER) for name in whole):
+        whole = {name: tensor for name, tensor in whole.items() if not name.startswith(VISION_TOWER)}
         notes.append(
             f"vision weights in {adapter} are not used: this model takes CLIP's from their own folder"
         )

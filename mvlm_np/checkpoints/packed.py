@@ -22,7 +22,6 @@ from mvlm_np.kernels import pack
 
 MARK, VERSION = "mvlm_np.packed", "1"
 VALUES, SCALES = ".values", ".scales"
-BITS = {"int8": 8, "int4": 4}
 VALUE_DTYPES = {8: "int8", 4: "uint8"}
 
 
@@ -40,7 +39,7 @@ class PackedTensor(Tensor):
 
     @property
     def bits(self) -> int:
-        return BITS[self.dtype]
+        return pack.BITS[self.dtype]
 
     def float32(self) -> np.ndarray:
         """The values, dequantised."""
@@ -126,8 +125,8 @@ def join(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) ->
             raise CheckpointError(where, "is there packed and as it is", "one of the two", "convert again")
         kind, shape = _parse(where, description)
         pair = [joined.pop(name + part, None) for part in (VALUES, SCALES)]
-        sizes = pack.shapes(BITS[kind], *matrix(shape))
-        expected = zip(sizes, (VALUE_DTYPES[BITS[kind]], "float16"), strict=True)
+        sizes = pack.shapes(pack.BITS[kind], *matrix(shape))
+        expected = zip(sizes, (VALUE_DTYPES[pack.BITS[kind]], "float16"), strict=True)
         for tensor, part, (size, dtype) in zip(pair, (VALUES, SCALES), expected, strict=True):
             if tensor is None or tensor.shape != size or tensor.dtype != dtype:
                 found = "are missing" if tensor is None else f"are {tensor.dtype} {list(tensor.shape)}"
@@ -155,7 +154,11 @@ def describe(bits: int, shape: tuple[int, ...]) -> str:
 
 def _parse(where: str, description: str) -> tuple[str, tuple[int, ...]]:
     kind, *sizes = description.split() or [""]
-    if kind in BITS and 2 <= len(sizes) <= 4 and all(re.fullmatch("[1-9][0-9]{0,8}", size) for size in sizes):
+    if (
+        kind in pack.BITS
+        and 2 <= len(sizes) <= 4
+        and all(re.fullmatch("[1-9][0-9]{0,8}", size) for size in sizes)
+    ):
         return kind, tuple(map(int, sizes))
     raise CheckpointError(
         where, f"found {show(description)}", "int8 or int4 and a shape, such as int4 2048 5632"

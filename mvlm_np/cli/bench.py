@@ -103,7 +103,7 @@ def measure(model: "MobileVLM", prompt: int, new: int, rounds: int) -> dict[str,
     if limits is not None:
         rates["read"] = max(rates["read"], large.nbytes / taken["read"])
         rates["dot"] = limits.operations(GROUPS) / taken["dot"]
-    limits_of = {"decode": "read", "prefill": _product(model.decoder.layers[0].out, rates)}
+    limits_of = {"decode": "read", "prefill": _product(model.decoder.layers[0].o_proj, rates)}
     figures: dict[str, Any] = {
         "prefill_tokens_per_second": prompt / taken["prefill"],
         "prefill_limit": _decoder_operations(config, prompt) / taken["prefill"] / rates[limits_of["prefill"]],
@@ -116,7 +116,7 @@ def measure(model: "MobileVLM", prompt: int, new: int, rounds: int) -> dict[str,
     if limits is not None:
         figures["dot_gops"] = rates["dot"] / 1e9
     if model.vision is not None:
-        limits_of["encode"] = _product(model.vision.layers[0].out, rates)
+        limits_of["encode"] = _product(model.vision.layers[0].out_proj, rates)
         reached = _encoder_operations(model.config) / taken["encode"] / rates[limits_of["encode"]]
         figures = {"encode_seconds": taken["encode"], "encode_limit": reached} | figures
     return figures | {"limits_of": limits_of}

@@ -4,11 +4,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from mvlm_np.backend import replaced
 from mvlm_np.demo import PICTURES
 from mvlm_np.inputs.conversation import render
 from mvlm_np.inputs.tokenizer import tokenize_prompt
@@ -68,9 +68,9 @@ def looks(model: MobileVLM, image: np.ndarray, question: str) -> np.ndarray:
         return model.ops.cached_attention(q, k, v, *cache)
 
     ids = tokenize_prompt(render("v1", question), model.tokenizer)
-    x, keys = model.embed(ids, [image])
-    vocabulary: Any = SimpleNamespace(**{**vars(model.ops), "cached_attention": watched})
-    session = Session(model.decoder, model.config.decoder, vocabulary)
-    session.read(x, keys, 0, Watch(), chunk=len(x))
+    x, at = model.embed(ids, [image])
+    ops = replaced(model.ops, cached_attention=watched)
+    session = Session(model.decoder, model.config.decoder, ops)
+    session.prefill(x, at, 0, Watch(), chunk=len(x))
     side = round(len(image) ** 0.5)
-    return np.mean(layers, axis=0)[keys < 0].reshape(side, side)
+    return np.mean(layers, axis=0)[at < 0].reshape(side, side)

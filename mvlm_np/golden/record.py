@@ -49,7 +49,7 @@ def record(
         question.text,
         question.max_new_tokens,
         question.num_beams,
-        question.conv_mode,
+        conv_mode=question.conv_mode,
         follow=None if follow is None else follow.tolist(),
         recorder=recorder,
     )

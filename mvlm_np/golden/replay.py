@@ -15,10 +15,10 @@ import numpy as np
 from mvlm_np import decoder
 from mvlm_np import projector as projectors
 from mvlm_np import vision as encoder
-from mvlm_np.cache import KVCache
 from mvlm_np.config import Config
 from mvlm_np.decoder import DecoderWeights
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN
+from mvlm_np.kv_cache import KVCache
 from mvlm_np.model import MobileVLM
 from mvlm_np.projector import Projector
 from mvlm_np.vision import VisionWeights

@@ -18,8 +18,11 @@ from mvlm_np.inputs.resize import Axis, resize
 MAX_PIXELS = 1 << 26
 MAX_SIDE = 1 << 18  # four times what a JPEG can have; bounds a row of pixels and the weights that go with it
 
+Picture = str | os.PathLike[str] | Image.Image | np.ndarray  # a path, a Pillow image, uint8 (H, W, 3)
+Pictures = Picture | list[Picture] | tuple[Picture, ...] | None  # one, several, or none
 
-def open_image(source: str | os.PathLike[str] | Image.Image | np.ndarray, exif: bool = True) -> Image.Image:
+
+def open_image(source: Picture, exif: bool = True) -> Image.Image:
     """A path, a Pillow image or a uint8 array (H, W, 3) -> a new Pillow image of mode RGB.
 
     Every mode becomes RGB by Pillow's `convert("RGB")`, as upstream has it: transparency is dropped,

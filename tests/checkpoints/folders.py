@@ -10,8 +10,8 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import save_file
 
+from mvlm_np.binder import VISION_TOWER
 from mvlm_np.checkpoints.config_files import decoder_config, is_multimodal, model_config, vision_config
-from mvlm_np.checkpoints.names import VISION, hugging_face
 from mvlm_np.config import Config, ImageConfig
 from mvlm_np.loading import manifest
 from tools.family import files
@@ -38,13 +38,12 @@ def config(**changes: Any) -> Config:
 def weights(seed: int = 0, **changes: Any) -> State:
     """The tensors of a tiny checkpoint under Hugging Face's names, CLIP included."""
     rng, settings = np.random.default_rng(seed), config(**changes)
-    spelling = hugging_face(settings.mm_projector_type)
-    return {spelling(name): exact(shape, rng) for name, shape in manifest(settings).shapes.items()}
+    return {name: exact(shape, rng) for name, shape in manifest(settings).shapes.items()}
 
 
 def tower_weights(seed: int = 1) -> State:
     """The tensors of a CLIP folder."""
-    return {k.removeprefix(VISION): v for k, v in weights(seed).items() if k.startswith(VISION)}
+    return {k.removeprefix(VISION_TOWER): v for k, v in weights(seed).items() if k.startswith(VISION_TOWER)}
 
 
 Save = Callable[[State, Path], None]

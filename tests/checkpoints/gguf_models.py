@@ -13,8 +13,7 @@ import gguf
 import numpy as np
 import sentencepiece
 
-from mvlm_np.checkpoints.binding import Manifest
-from mvlm_np.checkpoints.names import VISION, hugging_face
+from mvlm_np.binder import VISION_TOWER, Manifest
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.config import Config, DecoderConfig, ImageConfig, VisionConfig
 from mvlm_np.loading import bind
@@ -77,12 +76,11 @@ def random_weights(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
     the last bit of a sum decides what comes out.
     """
     rng = np.random.default_rng(seed)
-    spelling = hugging_face(config.mm_projector_type)
     wanted = Manifest()
     bind(config, wanted)
-    shapes = {spelling(name): shape for name, shape in wanted.shapes.items()}
+    shapes = dict(wanted.shapes)
     if config.vision:
-        shapes |= {f"{VISION}vision_model.post_layernorm.{leaf}": (32,) for leaf in ("weight", "bias")}
+        shapes |= {f"{VISION_TOWER}vision_model.post_layernorm.{leaf}": (32,) for leaf in ("weight", "bias")}
     return {
         name: rng.standard_normal(shape, np.float32) * np.float32(shape[-1] ** -0.5)
         for name, shape in shapes.items()

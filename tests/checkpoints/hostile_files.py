@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from mvlm_np.binder import VISION_TOWER
 from mvlm_np.checkpoints.config_files import model_config, vision_config
-from mvlm_np.checkpoints.names import VISION, hugging_face
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.config import ImageConfig
 from mvlm_np.loading import bound_tensors, manifest, open_tokenizer
@@ -68,14 +68,17 @@ def good_folder() -> dict[str, bytes]:
     """A whole model whose tower lies in clip/: path -> content."""
     vision = vision_config(CLIP, "clip")
     config = model_config(CONFIG, "config", vision, ImageConfig(28, (28, 28)))
-    spelling = hugging_face(config.mm_projector_type)
-    arrays = {spelling(name): np.ones(shape, np.float16) for name, shape in manifest(config).shapes.items()}
-    tower = {name.removeprefix(VISION): array for name, array in arrays.items() if name.startswith(VISION)}
+    arrays = {name: np.ones(shape, np.float16) for name, shape in manifest(config).shapes.items()}
+    tower = {
+        name.removeprefix(VISION_TOWER): array
+        for name, array in arrays.items()
+        if name.startswith(VISION_TOWER)
+    }
     return {
         "config.json": as_json(CONFIG),
         "generation_config.json": as_json({"eos_token_id": 2}),
         "model.safetensors": save(
-            {name: array for name, array in arrays.items() if not name.startswith(VISION)}
+            {name: array for name, array in arrays.items() if not name.startswith(VISION_TOWER)}
         ),
         "clip/config.json": as_json(CLIP),
         "clip/preprocessor_config.json": as_json(PREPROCESSOR),

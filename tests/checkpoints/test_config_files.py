@@ -14,6 +14,7 @@ from mvlm_np.checkpoints.config_files import decoder_config, image_config, model
 from mvlm_np.checkpoints.json_files import read_json
 from mvlm_np.config import Config, DecoderConfig, ImageConfig, VisionConfig
 from mvlm_np.errors import ConfigError
+from mvlm_np.projector import image_tokens
 from tests.conftest import shared_path
 from tools.family import files
 
@@ -34,7 +35,7 @@ def assert_is_published(name: str, values: object) -> None:
     projector = "ldpnetv2" if "V2" in name else "ldpnet"
     found = model_config(values, name, VisionConfig(), ImageConfig())
     assert found == Config(PUBLISHED[name], VisionConfig(), mm_projector_type=projector)
-    assert (found.vision_in_checkpoint, found.vision_layers, found.image_tokens) == ("V2" in name, 23, 144)
+    assert (found.vision_in_checkpoint, found.vision_layers, image_tokens(found)) == ("V2" in name, 23, 144)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 
+from mvlm_np.binder import VISION_TOWER
 from mvlm_np.checkpoints.folder import WEIGHTS, Checkpoint, open_folder
-from mvlm_np.checkpoints.names import VISION
 from mvlm_np.config import OPENAI_CLIP, DecoderConfig, VisionConfig
 from mvlm_np.errors import CheckpointError, ConfigError
 from mvlm_np.loading import bound_tensors
@@ -121,9 +121,9 @@ def test_an_untied_model_needs_its_lm_head(tmp_path: Path) -> None:
 LEFTOVERS = {
     "model.layers.0.self_attn.rotary_emb.inv_freq": (8,),
     "model.layers.1.self_attn.rotary_emb.inv_freq": (8,),
-    VISION + "vision_model.embeddings.position_ids": (1, 577),
-    VISION + "vision_model.post_layernorm.weight": (32,),
-    VISION + "vision_model.post_layernorm.bias": (32,),
+    VISION_TOWER + "vision_model.embeddings.position_ids": (1, 577),
+    VISION_TOWER + "vision_model.post_layernorm.weight": (32,),
+    VISION_TOWER + "vision_model.post_layernorm.bias": (32,),
 }
 
 
@@ -207,11 +207,11 @@ def test_v1_takes_clip_from_the_folder_that_it_names(tmp_path: Path, place: str)
     write_model(folder, state, **V1, **change)
     write_tower(tower)
     checkpoint = open_folder(folder)
-    expected = state | {VISION + name: value for name, value in tower_weights().items()}
+    expected = state | {VISION_TOWER + name: value for name, value in tower_weights().items()}
     assert_holds(checkpoint, expected)
     assert checkpoint.notes == []
     name = "vision_model.embeddings.class_embedding"
-    assert not torch.equal(expected[VISION + name], state[VISION + name])
+    assert not torch.equal(expected[VISION_TOWER + name], state[VISION_TOWER + name])
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -238,15 +238,16 @@ def test_vision_tower_overrules_the_config(tmp_path: Path, projector: str) -> No
         assert_holds(checkpoint, state)
         assert checkpoint.notes == [f"ldpnetv2 has its own vision weights; those in {given} are not used"]
     else:
-        assert_holds(checkpoint, {VISION + name: value for name, value in tower_weights(6).items()})
+        assert_holds(checkpoint, {VISION_TOWER + name: value for name, value in tower_weights(6).items()})
         assert checkpoint.notes == []
 
 
 def test_v1_without_its_own_copy_takes_the_folder_s(tmp_path: Path) -> None:
-    state = {k: v for k, v in weights(**V1).items() if not k.startswith(VISION)}
+    state = {k: v for k, v in weights(**V1).items() if not k.startswith(VISION_TOWER)}
     write_model(tmp_path, state, **V1)
     write_tower(tmp_path / "clip")
-    assert_holds(open_folder(tmp_path), {VISION + name: value for name, value in tower_weights().items()})
+    expected = {VISION_TOWER + name: value for name, value in tower_weights().items()}
+    assert_holds(open_folder(tmp_path), expected)
 
 
 def test_v1_with_only_its_own_copy_uses_it_and_says_so(tmp_path: Path) -> None:
@@ -293,7 +294,7 @@ def test_a_tower_may_have_any_form_and_a_text_tower(tmp_path: Path, form: str) -
     write_model(tmp_path, **V1)
     write_tower(tmp_path / "clip", tower_weights() | more, FORMS[form])
     checkpoint = open_folder(tmp_path)
-    assert_holds(checkpoint, {VISION + name: value for name, value in tower_weights().items()})
+    assert_holds(checkpoint, {VISION_TOWER + name: value for name, value in tower_weights().items()})
     assert not any("text" in name or "logit" in name for name in checkpoint.tensors)
 
 
@@ -313,7 +314,7 @@ def test_a_tower_saved_by_transformers_is_read(tmp_path: Path, whole: bool) -> N
     write_model(tmp_path, **V1)
     checkpoint = open_folder(tmp_path)
     assert checkpoint.config.vision == config().vision
-    prefix = f"{VISION}vision_model."
+    prefix = f"{VISION_TOWER}vision_model."
     assert_holds(
         checkpoint, {prefix + name: value for name, value in tower.state_dict().items() if "ids" not in name}
     )
@@ -327,7 +328,7 @@ def wrong_towers() -> dict[str, tuple[Callable[[Path], object], str]]:
         return write_model(folder, weights(**V1), **V1, **changes)
 
     def bare(folder: Path, **changes: Any) -> Path:
-        state = {k: v for k, v in weights(**V1).items() if not k.startswith(VISION)}
+        state = {k: v for k, v in weights(**V1).items() if not k.startswith(VISION_TOWER)}
         return write_model(folder, state, **V1, **changes)
 
     def without(folder: Path, name: str) -> None:
@@ -422,7 +423,7 @@ def test_a_text_only_model_takes_no_tower(tmp_path: Path) -> None:
 
 
 def test_v2_without_its_own_clip_is_incomplete_even_beside_a_tower(tmp_path: Path) -> None:
-    state = {k: v for k, v in weights().items() if not k.startswith(VISION)}
+    state = {k: v for k, v in weights().items() if not k.startswith(VISION_TOWER)}
     write_tower(write_model(tmp_path, state) / "clip")
     with pytest.raises(CheckpointError, match=r"53 missing: model\.vision_tower"):
         bound_tensors(open_folder(tmp_path))

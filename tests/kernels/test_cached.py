@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvlm_np import ops
-from mvlm_np.cache import TYPES
+from mvlm_np import kv_store
+from mvlm_np.kv_cache import TYPES
 from tests.arrays import frozen, seeds
 from tests.kernels.teams import threads
 
@@ -20,21 +20,22 @@ SIZES = st.sampled_from([16, 32, 80, 128, 20])  # for the last one, the definiti
 def cache(rng, dtype, *shape):
     """As it is laid out: with room behind each head's positions, filled with anything."""
     room = (*shape[:-2], shape[-2] + 3, shape[-1])
-    return ops.narrow(rng.standard_normal(room).astype(np.float32), dtype)
+    return kv_store.quantize(rng.standard_normal(room).astype(np.float32), dtype)
 
 
 def copy(stored):
-    return ops.Stored(*(a.copy() for a in stored))
+    return kv_store.Stored(*(a.copy() for a in stored))
 
 
 def exact(stored):
     """In float64; what is stored in it stays as it is."""
-    return ops.Stored(ops.widen(stored).astype(np.float64), np.empty((*stored.numbers.shape[:-1], 0)))
+    numbers = kv_store.dequantize(stored).astype(np.float64)
+    return kv_store.Stored(numbers, np.empty((*numbers.shape[:-1], 0)))
 
 
 def rounded(rows, dtype):
     """What a cache makes of rows."""
-    return ops.widen(ops.narrow(rows, dtype))
+    return kv_store.dequantize(kv_store.quantize(rows, dtype))
 
 
 def same(found, wanted):
@@ -48,10 +49,10 @@ def test_cached_attention(seed, dtype, heads, T, earlier, d):
     stored = [cache(rng, dtype, K, T + earlier, d) for _ in range(2)]
     wanted = [copy(s) for s in stored]
     for s, rows in zip(wanted, (k, v), strict=True):
-        ops.put(s, np.s_[:, earlier : earlier + T], rows)
+        kv_store.store(s, np.s_[:, earlier : earlier + T], rows)
     now = [rounded(rows, dtype).astype(np.float64) for rows in (k, v)]
-    truth = ops.cached_attention(q.astype(np.float64), *now, *map(exact, stored), earlier)
-    seen = [ops.widen(s)[:, : earlier + T] for s in wanted]
+    truth = kv_store.cached_attention(q.astype(np.float64), *now, *map(exact, stored), earlier)
+    seen = [kv_store.dequantize(s)[:, : earlier + T] for s in wanted]
     bound = test_float.attention_bound(q, *seen, True)
     results = []
     for size in (1, 2):
@@ -68,18 +69,18 @@ def test_cached_attention(seed, dtype, heads, T, earlier, d):
 def test_beam_attention(seed, dtype, heads, beams, S, before, d):
     rng, (H, K) = np.random.default_rng(seed), heads
     q, k, v = (rng.standard_normal((n, beams, d)).astype(np.float32) for n in (H, K, K))
-    shared = [ops.Stored(*map(frozen, cache(rng, dtype, K, S, d))) for _ in range(2)]
+    shared = [kv_store.Stored(*map(frozen, cache(rng, dtype, K, S, d))) for _ in range(2)]
     owned = [cache(rng, dtype, beams, K, before + 1, d) for _ in range(2)]
     wanted = [copy(s) for s in owned]
     now = [rounded(rows, dtype).astype(np.float64) for rows in (k, v)]
-    truth = ops.beam_attention(q.astype(np.float64), *now, *map(exact, [*shared, *owned]), before)
+    truth = kv_store.beam_attention(q.astype(np.float64), *now, *map(exact, [*shared, *owned]), before)
     found = attention.beam_attention(q, k, v, *shared, *owned, before)
     for s, rows in zip(wanted, (k, v), strict=True):
-        ops.put(s, np.s_[:, :, before], rows.swapaxes(0, 1))
+        kv_store.store(s, np.s_[:, :, before], rows.swapaxes(0, 1))
     assert all(map(same, owned, wanted))
     for b in range(beams):
         seen = (
-            np.concatenate([ops.widen(s), ops.widen(o)[b, :, : before + 1]], 1)
+            np.concatenate([kv_store.dequantize(s), kv_store.dequantize(o)[b, :, : before + 1]], 1)
             for s, o in zip(shared, wanted, strict=True)
         )
         bound = test_float.attention_bound(q[:, b : b + 1], *seen, True)
@@ -97,15 +98,15 @@ NUMBERS = (
 def test_a_new_row_is_stored_as_narrow_stores_it(numbers, dtype):
     """With ties, denormals and what is beyond the range."""
     x = np.array(numbers, np.float32).clip(-1e30, 1e30).reshape(1, 1, 16)
-    stored = [ops.narrow(np.zeros((1, 2, 16), np.float32), dtype) for _ in range(2)]
+    stored = [kv_store.quantize(np.zeros((1, 2, 16), np.float32), dtype) for _ in range(2)]
     attention.cached_attention(np.zeros_like(x), x, x, *stored, 1)
     for s in stored:
-        assert same(ops.part(s, np.s_[:, 1:]), ops.narrow(x, dtype))
+        assert same(kv_store.part(s, np.s_[:, 1:]), kv_store.quantize(x, dtype))
 
 
 def test_nan_is_stored_as_nan():
     x = np.full((1, 1, 16), np.nan, np.float32)
     for dtype in ("float32", "float16"):
-        stored = [ops.narrow(np.zeros((1, 1, 16), np.float32), dtype) for _ in range(2)]
+        stored = [kv_store.quantize(np.zeros((1, 1, 16), np.float32), dtype) for _ in range(2)]
         attention.cached_attention(x, x, x, *stored, 0)
         assert np.isnan(stored[0].numbers).all()

@@ -133,8 +133,8 @@ for bits in ORDER:
     matrix = pack.Packed(bits, *pack.pack(bits, w, np.ones((14, 2), np.float16)), 14, 64)
     for M in SIZES:
         rows = np.repeat(x, M, 0)
-        found = quantized.packed_matmul(None, (rows,), quantized.prepare([matrix]))[0]
-        assert np.array_equal(found, linear.packed_matmul(None, (rows,), [matrix])[0])
+        found = quantized.packed_product([matrix], [None])(rows)[0]
+        assert np.array_equal(found, pack.packed_product([matrix], [None])(rows)[0])
 """
     for order, rows in (((4,), (1,)), ((8,), (9,)), ((4, 8), (1, 9)), ((8, 4), (9, 1))):
         run(tmp_path, code.replace("ORDER", str(order)).replace("SIZES", str(rows)))

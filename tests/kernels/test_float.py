@@ -26,7 +26,7 @@ from tests.kernels.teams import threads
 numba = pytest.importorskip("numba")
 activations = pytest.importorskip("mvlm_np.kernels.activations")
 
-FAST = kernels.vocabulary()
+FAST = kernels.operations()
 CACHED = {"cached_attention", "beam_attention"}  # see test_cached.py
 FLOAT = sorted(FAST.keys() & vars(ops).keys() - CACHED)
 EXP = 3 * U  # exp and one rounding

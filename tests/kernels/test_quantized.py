@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvlm_np import linear, ops, quantize
+from mvlm_np import ops, quantize
 from mvlm_np.errors import GenerationError, UserError
 from mvlm_np.kernels import pack
 from tests.conftest import ROOT
@@ -45,7 +45,7 @@ def case(
 
 
 def multiply(x: np.ndarray, matrix: pack.Packed) -> np.ndarray:
-    return quantized.packed_matmul(None, (x,), quantized.prepare([matrix]))[0]
+    return quantized.packed_product([matrix], [None])(x)[0]
 
 
 @given(st.integers(0, 99), sizes, sizes, st.integers(1, 200), bit_counts)
@@ -98,7 +98,7 @@ def test_no_bit_depends_on_threads(M: int, bits: int) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("module", [quantized, linear])
+@pytest.mark.parametrize("module", [quantized, pack])
 @pytest.mark.parametrize("M", [1, 5, 20])
 def test_activations_that_are_not_finite_are_refused(M: int, bad: float, module: ModuleType) -> None:
     x, _, _, values, scales = case(0, M, 20, 70, 4)
@@ -106,7 +106,7 @@ def test_activations_that_are_not_finite_are_refused(M: int, bad: float, module:
     x[M // 2, 69] = bad
     scales = np.zeros_like(scales)
     with pytest.raises(GenerationError, match="activations"):
-        module.packed_matmul(None, (x,), module.prepare([pack.Packed(4, values, scales, 20, 70)]))
+        module.packed_product([pack.Packed(4, values, scales, 20, 70)], [None])(x)
 
 
 # ---------------------------------------------------------------- paths

@@ -31,7 +31,8 @@ def errors_with_one_gain_off(alone: bool) -> set[str]:
     model = mvlm_np.load(case.folder, backend="numpy")
     assert model.vision
     layer = model.vision.layers[1]
-    model.vision.layers[1] = replace(layer, norm2=layer.norm2._replace(weight=layer.norm2.weight * 1.001))
+    norm = layer.layer_norm2
+    model.vision.layers[1] = replace(layer, layer_norm2=norm._replace(weight=norm.weight * 1.001))
     errors, _ = compare(model, case.image, reference, alone)
     return {name for name, error in errors.items() if error > BOUNDS["alone" if alone else "chain"]}
 

@@ -1,4 +1,4 @@
-"""The names of all five published checkpoints and ours are the same set, shape by shape."""
+"""The parts of the model ask for what the five published checkpoints hold, name by name, shape by shape."""
 
 import json
 from typing import Any
@@ -7,8 +7,9 @@ import pytest
 import torch
 import transformers
 
+from mvlm_np.binder import VISION_TOWER
 from mvlm_np.checkpoints.config_files import model_config, vision_config
-from mvlm_np.checkpoints.names import VISION, hugging_face, unused
+from mvlm_np.checkpoints.loader import unused
 from mvlm_np.config import Config, ImageConfig
 from mvlm_np.loading import manifest
 from tests.conftest import shared_path
@@ -28,10 +29,7 @@ def config_of(name: str, **changes: Any) -> Config:
 
 def assert_covers(config: Config, theirs: Shapes) -> None:
     """Each tensor wanted is theirs, with its shape; each of theirs is wanted or known to be unused."""
-    spelling = hugging_face(config.mm_projector_type)
-    wanted = {spelling(name): shape for name, shape in manifest(config).shapes.items()}
-    assert len(wanted) == len(manifest(config).shapes)
-    assert wanted == {name: shape for name, shape in theirs.items() if not unused(name)}
+    assert manifest(config).shapes == {name: shape for name, shape in theirs.items() if not unused(name)}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -75,7 +73,9 @@ def test_models_of_torch_hold_what_is_wanted(name: str, projector: str | None) -
         projector_module = build_projector(config.mm_projector_type, V.hidden_size, d.hidden_size)
     shapes: Shapes = {key: tuple(value.shape) for key, value in llama.state_dict().items()}
     prefix = (
-        VISION if any(k.startswith("vision_model.") for k in clip.state_dict()) else f"{VISION}vision_model."
+        VISION_TOWER
+        if any(k.startswith("vision_model.") for k in clip.state_dict())
+        else f"{VISION_TOWER}vision_model."
     )
     shapes |= {prefix + key: tuple(value.shape) for key, value in clip.state_dict().items()}
     shapes |= {
@@ -89,8 +89,8 @@ def test_models_of_torch_hold_what_is_wanted(name: str, projector: str | None) -
     "name",
     [
         "model.layers.31.self_attn.rotary_emb.inv_freq",
-        f"{VISION}vision_model.embeddings.position_ids",
-        f"{VISION}vision_model.post_layernorm.bias",
+        f"{VISION_TOWER}vision_model.embeddings.position_ids",
+        f"{VISION_TOWER}vision_model.post_layernorm.bias",
     ],
 )
 def test_leftovers_are_known(name: str) -> None:

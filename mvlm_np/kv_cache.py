@@ -1,17 +1,16 @@
 """The key-value cache: what attention has to know of earlier positions.
 
 Keys (after RoPE) and values are stored in float32, or in less: float16 takes half the memory and time to
-read, int8 with a float32 scale for each position of each head a quarter, plus 1/d. `ops.narrow` says how
-they are rounded; docs/quantisation.md what that does to the logits.
+read, int8 with a float32 scale for each position of each head a quarter, plus 1/d. `kv_store.quantize` says
+how they are rounded; docs/quantisation.md what that does to the logits.
 """
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from mvlm_np.backend import Ops
 from mvlm_np.config import DecoderConfig
-from mvlm_np.ops import Stored, part
+from mvlm_np.kv_store import Stored, empty, part
 
 TYPES = ("float32", "float16", "int8")
 
@@ -52,11 +51,11 @@ class KVCache:
         """Positions of the next T tokens."""
         return np.arange(self.length, self.length + T)
 
-    def layer(self, i: int, end: int | None = None) -> tuple[Stored, Stored]:
-        """Keys and values of layer i, of the first `end` positions or of the whole capacity."""
-        return part(self.keys, np.s_[i, :, :end]), part(self.values, np.s_[i, :, :end])
+    def layer(self, i: int, stop: int | None = None) -> tuple[Stored, Stored]:
+        """Keys and values of layer i, of the first `stop` positions or of the whole capacity."""
+        return part(self.keys, np.s_[i, :, :stop]), part(self.values, np.s_[i, :, :stop])
 
-    def attend(self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, ops: Any) -> np.ndarray:
+    def attend(self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, ops: Ops) -> np.ndarray:
         """Stores layer i's k and v (K, T, d) behind what is there, and attends to all of it: (H, T, d)."""
         return ops.cached_attention(q, k, v, *self.layer(i), self.length)
 
@@ -83,7 +82,7 @@ class BeamCache:
         assert self.beams == T, "one token a beam"
         return np.full(T, self.prompt.length + self.length)
 
-    def attend(self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, ops: Any) -> np.ndarray:
+    def attend(self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, ops: Ops) -> np.ndarray:
         """Row b of q (H, beams, d), k and v (K, beams, d) belongs to beam b."""
         own = part(self.keys, (i,)), part(self.values, (i,))
         return ops.beam_attention(q, k, v, *self.prompt.layer(i, self.prompt.length), *own, self.length)
@@ -96,10 +95,3 @@ class BeamCache:
         n = self.length
         for stored in (*self.keys, *self.values):
             stored[:, :, :, :n] = stored[:, parents, :, :n]
-
-
-def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Stored:
-    """Room for rows of shape[-1] numbers."""
-    return Stored(
-        np.empty(shape, dtype), np.empty((*shape[:-1], int(np.dtype(dtype) == np.int8)), np.float32)
-    )

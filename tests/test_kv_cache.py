@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvlm_np import ops
-from mvlm_np.cache import TYPES, KVCache, bytes_per_position
+from mvlm_np import kv_store
 from mvlm_np.config import DecoderConfig
+from mvlm_np.kv_cache import TYPES, KVCache, bytes_per_position
 from tests.models import U
 from tests.test_ops import TINY, floats32, seeds
 
@@ -15,8 +15,8 @@ from tests.test_ops import TINY, floats32, seeds
 @given(st.data(), st.integers(1, 20), st.sampled_from(["float16", "int8"]))
 def test_what_is_stored_is_close_to_what_was_given(data, d, dtype):
     x = data.draw(floats32(3, d, largest=6e4))
-    stored = ops.narrow(x, dtype)
-    found = ops.widen(stored)
+    stored = kv_store.quantize(x, dtype)
+    found = kv_store.dequantize(stored)
     assert stored.numbers.dtype == dtype
     assert found.dtype == np.float32
     largest = np.abs(x).max(-1, keepdims=True)
@@ -30,34 +30,36 @@ def test_what_is_stored_is_close_to_what_was_given(data, d, dtype):
 
 def test_ends_of_the_ranges():
     x = np.array([[1e5, -1e9, 65504.0, 65519.0]], np.float32)
-    assert ops.widen(ops.narrow(x, "float16")).tolist() == [[65504, -65504, 65504, 65504]]
-    zeros = ops.narrow(np.zeros((2, 3), np.float32), np.int8)
+    assert kv_store.dequantize(kv_store.quantize(x, "float16")).tolist() == [[65504, -65504, 65504, 65504]]
+    zeros = kv_store.quantize(np.zeros((2, 3), np.float32), np.int8)
     assert not zeros.numbers.any()
     assert not zeros.scales.any()
-    denormals = ops.narrow(np.full((1, 4), 2e-45, np.float32), np.int8)
+    denormals = kv_store.quantize(np.full((1, 4), 2e-45, np.float32), np.int8)
     assert (np.abs(denormals.numbers) <= 127).all()  # not 143, which would wrap round
 
 
 def test_float32_and_float64_are_stored_as_they_are():
     for dtype in (np.float32, np.float64):
         x = np.random.default_rng(0).standard_normal((2, 5)).astype(dtype)
-        assert np.array_equal(ops.widen(ops.narrow(x, dtype)), x)
+        assert np.array_equal(kv_store.dequantize(kv_store.quantize(x, dtype)), x)
 
 
 @given(seeds, st.sampled_from(TYPES), st.integers(1, 3), st.integers(0, 3))
 def test_beams_attend_to_the_prompt_and_to_their_own(seed, dtype, beams, before):
     rng = np.random.default_rng(seed)
     q, k, v = (rng.standard_normal((n, beams, 8)).astype(np.float32) for n in (4, 2, 2))
-    shared = [ops.narrow(rng.standard_normal((2, 5, 8)).astype(np.float32), dtype) for _ in range(2)]
-    own = [ops.narrow(rng.standard_normal((beams, 2, 4, 8)).astype(np.float32), dtype) for _ in range(2)]
-    found = ops.beam_attention(q, k, v, *shared, *own, before)
+    shared = [kv_store.quantize(rng.standard_normal((2, 5, 8)).astype(np.float32), dtype) for _ in range(2)]
+    own = [
+        kv_store.quantize(rng.standard_normal((beams, 2, 4, 8)).astype(np.float32), dtype) for _ in range(2)
+    ]
+    found = kv_store.beam_attention(q, k, v, *shared, *own, before)
     for b in range(beams):
         row = np.s_[:, b : b + 1]
         one = [
-            ops.Stored(*(np.concatenate([s, o[b]], 1) for s, o in zip(*pair, strict=True)))
+            kv_store.Stored(*(np.concatenate([s, o[b]], 1) for s, o in zip(*pair, strict=True)))
             for pair in zip(shared, own, strict=True)
         ]
-        assert np.array_equal(found[row], ops.cached_attention(q[row], k[row], v[row], *one, 5 + before))
+        assert np.array_equal(found[row], kv_store.cached_attention(q[row], k[row], v[row], *one, 5 + before))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
