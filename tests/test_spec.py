@@ -22,6 +22,7 @@ from tests.conftest import DATA, ROOT
 PAGE = " ".join((ROOT / "docs" / "spec.md").read_text("utf-8").split())
 CHAIN = 5e-5  # the page's own bound, of a stage's largest magnitude
 Vector = list[float]
+Numbers = Sequence[float] | np.ndarray
 
 
 def says(*formulas: str) -> None:
@@ -43,7 +44,7 @@ def settings(name: str) -> dict:
     return json.loads((DATA / "golden" / name / "config.json").read_text())
 
 
-def agree(ours: Sequence[float], golden: np.ndarray) -> None:
+def agree(ours: Numbers, golden: np.ndarray) -> None:
     assert len(ours) == golden.size
     assert np.abs(np.array(ours) - golden.ravel()).max() <= CHAIN * np.abs(golden).max()
 
@@ -51,7 +52,7 @@ def agree(ours: Sequence[float], golden: np.ndarray) -> None:
 # ---------------------------------------------------------------- what several stages need
 
 
-def dot(a: Sequence[float], b: Sequence[float]) -> float:
+def dot(a: Numbers, b: Numbers) -> float:
     return sum(float(x) * float(y) for x, y in zip(a, b, strict=True))
 
 
@@ -60,18 +61,18 @@ def linear(x: Vector, w: Callable[[str], np.ndarray], name: str, bias: bool = Tr
     return add(y, w(f"{name}.bias")) if bias else y
 
 
-def add(a: Sequence[float], b: Sequence[float]) -> Vector:
+def add(a: Numbers, b: Numbers) -> Vector:
     return [float(x) + float(y) for x, y in zip(a, b, strict=True)]
 
 
-def layer_norm(x: Sequence[float], w: Callable[[str], np.ndarray], name: str) -> Vector:
+def layer_norm(x: Numbers, w: Callable[[str], np.ndarray], name: str) -> Vector:
     mean = sum(x) / len(x)
     variance = sum((v - mean) ** 2 for v in x) / len(x)
     gains, biases = w(f"{name}.weight"), w(f"{name}.bias")
     return [(v - mean) / sqrt(variance + 1e-5) * g + b for v, g, b in zip(x, gains, biases, strict=True)]
 
 
-def rms_norm(x: Sequence[float], gains: np.ndarray) -> Vector:
+def rms_norm(x: Numbers, gains: np.ndarray) -> Vector:
     root = sqrt(dot(x, x) / len(x) + 1e-6)
     return [v / root * g for v, g in zip(x, gains, strict=True)]
 
@@ -147,7 +148,7 @@ def test_the_pixel_values_to_the_bit(name: str) -> None:
 def test_the_embedding_of_patches() -> None:
     says(
         "at row i div g, column i mod g, read in the order (channel, row, column)",
-        "The class token comes **first**",
+        "the class token comes **first**",
     )
     w, golden = weights("ldpv2", "model.vision_tower.vision_tower.vision_model."), stages("ldpv2")
     pixels, positions = golden["pixel_values"], w("embeddings.position_embedding.weight")
@@ -194,8 +195,8 @@ def test_which_state_the_features_are(name: str) -> None:
 def test_ldpnetv2() -> None:
     says("GELU(x) = x/2 · (1 + erf(x / √2))", "rows floor(i g / 12) to ceil((i + 1) g / 12) - 1")
     says(
-        "y[c, i, j] = Σᵤᵥ weight[c, 0, u, v] x[c, S·i + u - 1, S·j + v - 1]",
-        "depthwise, stride 1, bias: `peg.peg`",
+        "y[c, i, j] = Σᵤᵥ weight[c, 0, u, v] x[c, stride·i + u - 1, stride·j + v - 1]",
+        "depthwise, stride 1, with bias → peg.peg",
     )
     w, golden = weights("ldpv2", "model.mm_projector."), stages("ldpv2")
     hidden = linear(golden["vision.features"][40].tolist(), w, "mlp.mlp.0")
@@ -244,7 +245,7 @@ def test_a_block_of_ldpnet() -> None:
 # ---------------------------------------------------------------- prompt
 
 
-def tokens(text: str, pieces: dict[str, int], scores: Sequence[float]) -> list[int]:
+def tokens(text: str, pieces: dict[str, int], scores: Numbers) -> list[int]:
     """Ids of a text without added tokens, joined as the page says."""
     parts = list("▁" + text.replace(" ", "▁")) if text else []
     while pairs := [
