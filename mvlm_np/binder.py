@@ -11,7 +11,8 @@ import numpy as np
 
 from mvlm_np.linear import Dense, Embedding, Linear, Norm
 
-VISION_TOWER = "model.vision_tower.vision_tower."  # before CLIP's own names, in a checkpoint of MobileVLM
+# Where a checkpoint of MobileVLM keeps CLIP's own names, and the projector's.
+VISION_TOWER, PROJECTOR = "model.vision_tower.vision_tower.", "model.mm_projector"
 
 
 class Binder:

@@ -1,12 +1,13 @@
 """From files to a loaded model, or one error that says why not."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 
 from mvlm_np import backend as backends
 from mvlm_np import decoder, memory, projector, vision
-from mvlm_np.binder import Binder, Manifest
+from mvlm_np.binder import PROJECTOR, VISION_TOWER, Binder, Manifest
 from mvlm_np.checkpoints.folder import Checkpoint
 from mvlm_np.checkpoints.loader import Loader, bits, check
 from mvlm_np.checkpoints.opening import open_checkpoint
@@ -81,8 +82,7 @@ def load(
     loader = Loader(tensors, precision, ops, count)
     weights = bind(checkpoint.config, loader)
     notes = checkpoint.notes + (loader.notes() if precision is None else [])
-    of_decoder = decoder_names(checkpoint.config)
-    for_pictures = [tensor for name, tensor in tensors.items() if name not in of_decoder]
+    for_pictures = [tensors[name] for name in tensors if name.startswith((VISION_TOWER, PROJECTOR))]
 
     def give_back() -> None:
         """What is mapped comes back from the file when it is needed again."""
@@ -103,18 +103,12 @@ def bind(config: Config, get: Binder) -> tuple[VisionWeights | None, Projector |
     )
 
 
+@lru_cache
 def manifest(config: Config) -> Manifest:
-    """Names and shapes of all weights of the model that a config describes."""
+    """Names and shapes of all weights of the model that a config describes. Nobody changes it."""
     wanted = Manifest()
     bind(config, wanted)
     return wanted
-
-
-def decoder_names(config: Config) -> Collection[str]:
-    """The names of the decoder's weights; all others serve pictures."""
-    wanted = Manifest()
-    decoder.bind(config.decoder, wanted)
-    return wanted.shapes
 
 
 def bound_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:

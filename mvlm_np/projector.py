@@ -16,7 +16,7 @@ from math import isqrt
 import numpy as np
 
 from mvlm_np.backend import Ops
-from mvlm_np.binder import Binder
+from mvlm_np.binder import PROJECTOR, Binder
 from mvlm_np.config import Config
 from mvlm_np.linear import Linear, Norm
 from mvlm_np.trace import Trace
@@ -183,8 +183,8 @@ def bind(config: Config, get: Binder) -> Projector:
     assert config.vision is not None
     V, D, kind = config.vision.hidden_size, config.decoder.hidden_size, config.mm_projector_type
     if kind == "linear":
-        return MLP([get.linear("model.mm_projector", D, V)])
-    get = get.at("model.mm_projector")
+        return MLP([get.linear(PROJECTOR, D, V)])
+    get = get.at(PROJECTOR)
     if kind.startswith("mlp"):
         depth = int(kind.removeprefix("mlp").removesuffix("x_gelu"))
         return MLP([get.linear(f"{2 * i}", D, V if i == 0 else D) for i in range(depth)])
