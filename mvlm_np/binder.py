@@ -22,6 +22,7 @@ class Binder:
         self.prefix = prefix
 
     def at(self, module: str) -> Self:
+        """The same binder, inside a module of the checkpoint."""
         inner = copy(self)
         inner.prefix = f"{self.prefix}{module}."
         return inner
@@ -61,6 +62,7 @@ class Manifest(Binder):
         self.matrices: set[str] = set()
 
     def array(self, name: str, *shape: int) -> np.ndarray:
+        """Zeros of this shape."""
         self.shapes[self.prefix + name] = shape
         return np.broadcast_to(np.float32(0), shape)
 

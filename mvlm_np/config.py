@@ -60,6 +60,7 @@ class DecoderConfig:
 
     @property
     def head_dim(self) -> int:
+        """Size of an attention head, d."""
         return self.hidden_size // self.num_attention_heads
 
 

@@ -23,6 +23,8 @@ from mvlm_np.trace import Trace
 
 @dataclass(frozen=True)
 class DecoderLayer:
+    """The weights of one block."""
+
     input_layernorm: np.ndarray  # (D,)
     qkv: Joined  # q_proj, k_proj, v_proj: D -> H*d, K*d, K*d
     o_proj: Linear  # H*d -> D
@@ -33,6 +35,8 @@ class DecoderLayer:
 
 @dataclass(frozen=True)
 class DecoderWeights:
+    """All that the decoder has learnt."""
+
     embed_tokens: Embedding  # ids (T,) -> (T, D)
     layers: list[DecoderLayer]
     norm: np.ndarray  # (D,)

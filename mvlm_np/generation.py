@@ -67,7 +67,7 @@ class Model(Protocol):
     """What generation needs of a decoder that has read the prompt."""
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
-        """Feeds one token a beam, (beams,) -> logits (beams, vocabulary)."""
+        """Feeds the next token of each beam, (beams,) -> logits (beams, vocabulary)."""
 
     def reorder(self, parents: np.ndarray) -> None:
         """Beam b goes on from what was beam parents[b]; only called with more than one beam."""
@@ -87,7 +87,8 @@ def generate(
     prompt_length  in tokens, at least 1, an image counting as one: beams are compared by their mean
                    log-probability over prompt and answer, as transformers 4.33 does
 
-    One token at a time, but with several beams, whose tokens are known only at the end.
+    Greedy decoding and sampling yield each token as soon as it is chosen. Beam search yields all tokens at the
+    end, when the best beam is known.
     """
     if settings.max_new_tokens == 0:
         return

@@ -79,6 +79,7 @@ class BeamCache:
         self.length = 0
 
     def positions(self, T: int) -> np.ndarray:
+        """Positions of the next token of each beam: all the same."""
         assert self.beams == T, "one token a beam"
         return np.full(T, self.prompt.length + self.length)
 
@@ -88,6 +89,7 @@ class BeamCache:
         return ops.beam_attention(q, k, v, *self.prompt.layer(i, self.prompt.length), *own, self.length)
 
     def advance(self, T: int) -> None:
+        """All layers have stored one more position of each beam."""
         self.length += 1
 
     def reorder(self, parents: np.ndarray) -> None:

@@ -68,6 +68,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 
 def relu(x: np.ndarray) -> np.ndarray:
+    """max(x, 0)."""
     return np.maximum(x, 0)
 
 

@@ -46,6 +46,8 @@ def channels_first(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LDPv2:
+    """Weights of `ldpv2`."""
+
     fc1: Linear
     fc2: Linear
     peg_weight: np.ndarray  # (D, 1, 3, 3)
@@ -78,6 +80,8 @@ def ldpv2(x: np.ndarray, w: LDPv2, ops: Ops, trace: Trace) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LDPBlock:
+    """Weights of `ldp_block`."""
+
     depthwise: np.ndarray  # (D, 1, 3, 3)
     norm1: Norm
     squeeze: Linear  # D -> S
@@ -89,6 +93,8 @@ class LDPBlock:
 
 @dataclass(frozen=True)
 class LDP:
+    """Weights of `ldp`."""
+
     fc1: Linear
     fc2: Linear
     blocks: Sequence[LDPBlock]
@@ -159,6 +165,8 @@ def squeeze_width(D: int) -> int:
 
 @dataclass(frozen=True)
 class MLP:
+    """Weights of `mlp`."""
+
     layers: Sequence[Linear]  # GELU stands between them; a single one is the projector "linear"
 
 
@@ -207,6 +215,7 @@ def bind(config: Config, get: Binder) -> Projector:
 
 
 def bind_block(get: Binder, D: int, stride: int) -> LDPBlock:
+    """The weights of one of LDP's two blocks."""
     S = squeeze_width(D)
     return LDPBlock(
         depthwise=get.array("0.0.weight", D, 1, 3, 3),

@@ -81,6 +81,7 @@ class Single:
         self.session, self.watch = session, watch
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
+        """See `generation.Model`."""
         session = self.session
         with self.watch.phase("decode"):
             logits = session.logits(tokens, session.cache)
@@ -88,6 +89,7 @@ class Single:
         return logits
 
     def reorder(self, parents: np.ndarray) -> None:
+        """Never called."""
         raise AssertionError("there is only one continuation")
 
 
@@ -99,8 +101,10 @@ class Beams:
         self.cache = BeamCache(session.config, session.cache, beams, room)
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
+        """See `generation.Model`."""
         with self.watch.phase("decode"):
             return self.session.logits(tokens, self.cache)
 
     def reorder(self, parents: np.ndarray) -> None:
+        """See `generation.Model`."""
         self.cache.reorder(parents)

@@ -22,6 +22,8 @@ from mvlm_np.linear import Joined, Linear, Norm
 
 @dataclass(frozen=True)
 class VisionLayer:
+    """The weights of one block."""
+
     layer_norm1: Norm
     qkv: Joined  # q_proj, k_proj, v_proj: V -> V each
     out_proj: Linear  # V -> V
@@ -32,6 +34,8 @@ class VisionLayer:
 
 @dataclass(frozen=True)
 class VisionWeights:
+    """All that the encoder has learnt; sizes are those of ViT-L/14-336."""
+
     class_embedding: np.ndarray  # (V,)
     patch_embedding: np.ndarray  # (V, 3, 14, 14)
     position_embedding: np.ndarray  # (577, V)
