@@ -87,8 +87,8 @@ def generate(
     prompt_length  in tokens, at least 1, an image counting as one: beams are compared by their mean
                    log-probability over prompt and answer, as transformers 4.33 does
 
-    Greedy decoding and sampling yield each token as soon as it is chosen. Beam search yields all tokens at the
-    end, when the best beam is known.
+    Greedy decoding and sampling yield each token as soon as it is chosen. Beam search yields all tokens at
+    the end, when the best beam is known.
     """
     if settings.max_new_tokens == 0:
         return

@@ -46,8 +46,6 @@ def channels_first(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LDPv2:
-    """Weights of `ldpv2`."""
-
     fc1: Linear
     fc2: Linear
     peg_weight: np.ndarray  # (D, 1, 3, 3)
@@ -80,8 +78,6 @@ def ldpv2(x: np.ndarray, w: LDPv2, ops: Ops, trace: Trace) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LDPBlock:
-    """Weights of `ldp_block`."""
-
     depthwise: np.ndarray  # (D, 1, 3, 3)
     norm1: Norm
     squeeze: Linear  # D -> S
@@ -93,8 +89,6 @@ class LDPBlock:
 
 @dataclass(frozen=True)
 class LDP:
-    """Weights of `ldp`."""
-
     fc1: Linear
     fc2: Linear
     blocks: Sequence[LDPBlock]
@@ -165,8 +159,6 @@ def squeeze_width(D: int) -> int:
 
 @dataclass(frozen=True)
 class MLP:
-    """Weights of `mlp`."""
-
     layers: Sequence[Linear]  # GELU stands between them; a single one is the projector "linear"
 
 

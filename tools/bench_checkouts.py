@@ -3,9 +3,9 @@
     git worktree add ../before HEAD~1
     python tools/bench_checkouts.py ../before . V2-1.7B-int4 --rounds 15
 
-Each checkout is loaded once in a process of its own, and the two take turns; loading is timed in new processes.
-A ratio is the median of the rounds' ratios, the second checkout's time by the first one's. Nothing else should
-run beside it.
+Each checkout is loaded once in a process of its own, and the two take turns; loading is timed in processes of
+its own. A ratio is the median of the rounds' ratios, the second checkout's time by the first one's. Nothing
+else should run beside it.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from statistics import median
 
 WORKS = ("encode", "prompt", "decode")
 
-# Runs in the checkout that it is started in: prints the seconds of loading, then those of each work it is told.
+# Runs in a checkout: prints the seconds of loading, then those of each work that it is told.
 WORKER = """
 import resource, sys
 from time import perf_counter
