@@ -26,8 +26,9 @@ import torch
 
 import mvlm_np
 from mvlm_np.checkpoints.opening import open_checkpoint
-from mvlm_np.golden.candidates import Candidate
-from mvlm_np.golden.explain import Explanation, explain, spare_weights
+from mvlm_np.golden.compare.candidates import Candidate
+from mvlm_np.golden.explain.explanation import Explanation, explain
+from mvlm_np.golden.explain.spare_weights import spare_weights
 from mvlm_np.golden.format import read_golden
 from tests.golden import mutants
 
@@ -107,7 +108,7 @@ class Verdict:
     hints: list[str]
     first: str | None
     named: set[str]
-    blind: set[str]
+    invisible: set[str]
     untouched: bool
 
     @property
@@ -120,7 +121,7 @@ class Verdict:
 
     @property
     def seen_to_be_invisible(self) -> bool:
-        return self.named <= set(self.mistakes) and set(self.mistakes) <= self.named | self.blind
+        return self.named <= set(self.mistakes) and set(self.mistakes) <= self.named | self.invisible
 
 
 def judge(case: Case, mistakes: Sequence[str], faults: Mapping[str, Any]) -> Verdict:
@@ -134,7 +135,7 @@ def judge(case: Case, mistakes: Sequence[str], faults: Mapping[str, Any]) -> Ver
     differ = case.moved(stages, 1)
     hints = differ[: differ.index(moved[0])] if moved else []
     return Verdict(
-        wanted, moved[0] if moved else None, hints, first, named(e), {m.id for m in e.blind}, untouched
+        wanted, moved[0] if moved else None, hints, first, named(e), {m.id for m in e.invisible}, untouched
     )
 
 

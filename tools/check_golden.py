@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mvlm_np.golden.candidates import Candidate
-from mvlm_np.golden.compare import compare
+from mvlm_np.golden.compare.candidates import Candidate
+from mvlm_np.golden.compare.comparison import compare
 from mvlm_np.golden.format import Golden
-from mvlm_np.golden.record import Question, measure_floors, record
+from mvlm_np.golden.record.floors import measure_floors
+from mvlm_np.golden.record.recording import Question, record
 from mvlm_np.loading import load
 from mvlm_np.quantize import dequantize, quantize
 from tools import family, torch_reference

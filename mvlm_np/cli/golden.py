@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class SubVerb(NamedTuple):
@@ -35,6 +35,20 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     return args.run_golden(args)
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """How the model is loaded, for those that run it."""
+    parser.add_argument(
+        "--threads", metavar="N", type=int, help="threads to compute with (default: all cores)"
+    )
+    parser.add_argument("--vision-tower", metavar="PATH", help="folder of the CLIP model, if it is elsewhere")
+    parser.add_argument("--mmproj", metavar="PATH", help="GGUF file of the vision tower, if it is elsewhere")
+
+
+def places_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Where parts of the model lie that are not in its own folder, as `load` takes them."""
+    return {"vision_tower": args.vision_tower, "mmproj": args.mmproj}
 
 
 # ---------------------------------------------------------------- record
@@ -63,11 +77,7 @@ def describe_record(parser: argparse.ArgumentParser) -> None:
         help="float32; int8 or int4 for what is to be compared with a golden (float32)",
     )
     parser.add_argument("--backend", metavar="B", default="numpy", help="numpy, numba or auto (numpy)")
-    parser.add_argument(
-        "--threads", metavar="N", type=int, help="threads to compute with (default: all cores)"
-    )
-    parser.add_argument("--vision-tower", metavar="PATH", help="folder of the CLIP model, if it is elsewhere")
-    parser.add_argument("--mmproj", metavar="PATH", help="GGUF file of the vision tower, if it is elsewhere")
+    add_loading(parser)
 
 
 def record(args: argparse.Namespace) -> int:
@@ -82,8 +92,10 @@ def record(args: argparse.Namespace) -> int:
     from mvlm_np.cli.progress import bar, load_with_bar
     from mvlm_np.errors import GoldenError
     from mvlm_np.golden.format import write_golden
-    from mvlm_np.golden.record import Question, describe, measure_floors
-    from mvlm_np.golden.record import record as trace
+    from mvlm_np.golden.record.floors import measure_floors
+    from mvlm_np.golden.record.metadata import describe
+    from mvlm_np.golden.record.recording import Question
+    from mvlm_np.golden.record.recording import record as trace
 
     if args.float64 and args.precision != "float32":
         raise GoldenError(
@@ -91,7 +103,7 @@ def record(args: argparse.Namespace) -> int:
         )
     if not args.output.parent.is_dir():
         raise GoldenError(args.output, "cannot be written", "a place in a folder that exists")
-    places = {"vision_tower": args.vision_tower, "mmproj": args.mmproj}
+    places = places_of(args)
     question = Question(args.question, args.image, args.conv_mode, args.max_new_tokens, args.num_beams)
     model = load_with_bar(
         path_or_name=args.model,
@@ -109,9 +121,7 @@ def record(args: argparse.Namespace) -> int:
         step(args.precision)
         stages = trace(model, question)
         about = describe(args.model, model, question, stages, args.precision, **places)
-        floors = {}
-        if args.float64:
-            floors = measure_floors(args.model, model, question, stages, step, **places)
+        floors = measure_floors(args.model, model, question, stages, step, **places) if args.float64 else None
     write_golden(args.output, stages, about, floors, args.compact)
     size = args.output.stat().st_size
     print(f"wrote {args.output}: {len(stages)} stages, {size / 1e6:.1f} MB; answer: {about['text']!r}")
@@ -138,6 +148,16 @@ def add_candidate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
+def read_both(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The golden and the candidate."""
+    from mvlm_np.golden.compare.candidates import read_candidate, read_names
+    from mvlm_np.golden.format import read_golden
+
+    golden = read_golden(args.golden)
+    names = read_names(args.names) if args.names else None
+    return golden, read_candidate(args.candidate, golden.names, names)
+
+
 def describe_compare(parser: argparse.ArgumentParser) -> None:
     add_candidate(parser)
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures of the errors")
@@ -155,15 +175,11 @@ def compare(args: argparse.Namespace) -> int:
     """
     import json
 
-    from mvlm_np.golden.candidates import read_candidate, read_names
-    from mvlm_np.golden.compare import compare
-    from mvlm_np.golden.format import read_golden
-    from mvlm_np.golden.page import write_page
-    from mvlm_np.golden.report import as_json, as_text
+    from mvlm_np.golden.compare.comparison import compare
+    from mvlm_np.golden.compare.page import write_page
+    from mvlm_np.golden.compare.report import as_json, as_text
 
-    golden = read_golden(args.golden)
-    names = read_names(args.names) if args.names else None
-    candidate = read_candidate(args.candidate, golden.names, names)
+    golden, candidate = read_both(args)
     result = compare(golden, candidate, args.kind)
     if args.json:
         json.dump(as_json(result), sys.stdout, indent=1)
@@ -185,11 +201,7 @@ def describe_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", type=Path, metavar="FILE", help="the golden's picture (default: beside the golden)"
     )
-    parser.add_argument(
-        "--threads", metavar="N", type=int, help="threads to compute with (default: all cores)"
-    )
-    parser.add_argument("--vision-tower", metavar="PATH", help="folder of the CLIP model, if it is elsewhere")
-    parser.add_argument("--mmproj", metavar="PATH", help="GGUF file of the vision tower, if it is elsewhere")
+    add_loading(parser)
     parser.add_argument("--list", action=ListMistakes, help="list the mistakes that are known, and exit")
 
 
@@ -200,9 +212,9 @@ class ListMistakes(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from mvlm_np.golden.mistakes.all import MISTAKES
+        from mvlm_np.golden.explain.mistake import known_mistakes
 
-        for m in MISTAKES.values():
+        for m in known_mistakes().values():
             print(f"{m.id:24} {m.what}\n{'':24} mend: {m.mend}\n{'':24} first shows at {m.stage}")
         parser.exit()
 
@@ -223,13 +235,12 @@ def explain(args: argparse.Namespace) -> int:
 
     from mvlm_np.checkpoints.opening import open_checkpoint
     from mvlm_np.cli.progress import bar, load_with_bar
-    from mvlm_np.golden.candidates import read_candidate, read_names
-    from mvlm_np.golden.explain import as_json, as_text, explain, find_picture, in_class, spare_weights
-    from mvlm_np.golden.format import read_golden
+    from mvlm_np.golden.explain.explanation import explain, find_picture, in_class
+    from mvlm_np.golden.explain.report import as_json, as_text
+    from mvlm_np.golden.explain.spare_weights import spare_weights
 
-    golden = read_golden(args.golden)
-    candidate = read_candidate(args.candidate, golden.names, read_names(args.names) if args.names else None)
-    places = {"vision_tower": args.vision_tower, "mmproj": args.mmproj}
+    golden, candidate = read_both(args)
+    places = places_of(args)
     checkpoint = open_checkpoint(args.model, **places)
     load = {"path_or_name": args.model, "backend": "numpy", "threads": args.threads, **places}
     model = load_with_bar(precision="float32", **load)

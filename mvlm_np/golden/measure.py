@@ -1,6 +1,7 @@
 """How far one stage lies from another: in numbers, by row and by channel, and as a picture."""
 
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from math import inf, log10, sqrt
 
 import numpy as np
@@ -11,6 +12,11 @@ from mvlm_np.golden.layout import matrix
 TINY = 2.0**-126  # the smallest normal float32: a stage of zeros has no relative error
 CHUNK = 1 << 18  # numbers measured at a time: their float64 copies stay in the processor's cache
 MAP = (72, 96)  # cells of an error map, at most
+
+
+def decibels(error: float) -> float:
+    """Signal to noise of a relative error: 20 log10 (1 / error)."""
+    return -20 * log10(error) if error > 0 else inf
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,8 @@ class Distance:
 
     @property
     def snr(self) -> float:
-        """Signal to noise in dB, 20 log10 (1 / rms)."""
-        return -20 * log10(self.rms) if self.rms > 0 else inf
+        """Signal to noise in dB."""
+        return decibels(self.rms)
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,10 @@ class Measured:
     """An array against the golden's: the distance, and the energy of the error by row and by column."""
 
     distance: Distance
-    rows: np.ndarray  # sums of squares of the error (T,), and of the golden
-    golden_rows: np.ndarray
-    columns: np.ndarray
-    golden_columns: np.ndarray
-    map: np.ndarray
+    rows: np.ndarray  # (T,) sums of squares of the error
+    golden_rows: np.ndarray  # (T,) and of the golden
+    columns: np.ndarray  # (C,) of the error
+    map: np.ndarray  # the largest error in each cell, as a part of the golden's largest magnitude
 
 
 def measure(golden: np.ndarray, found: np.ndarray) -> Measured:
@@ -54,7 +59,7 @@ def measure(golden: np.ndarray, found: np.ndarray) -> Measured:
     gg = ff = gf = 0.0
     worst, peak, at = -1.0, 0.0, (0, 0)
     rows, golden_rows = np.empty(T), np.empty(T)
-    columns, golden_columns = np.zeros(C), np.zeros(C)
+    columns = np.zeros(C)
     first_rows, first_columns = (np.arange(k) * n // k for n, k in ((T, min(T, MAP[0])), (C, min(C, MAP[1]))))
     by_row = np.empty((T, len(first_columns)))
     step = max(1, CHUNK // C)
@@ -66,7 +71,7 @@ def measure(golden: np.ndarray, found: np.ndarray) -> Measured:
         peak = max(peak, float(np.max(np.abs(g))))
         np.square(g, out=g)
         gg += float(g.sum())
-        golden_rows[start : start + step], golden_columns = g.sum(1), golden_columns + g.sum(0)
+        golden_rows[start : start + step] = g.sum(1)
         e = np.subtract(f, golden[start : start + step], out=f)
         np.abs(e, out=e)
         here = int(e.argmax())
@@ -81,7 +86,7 @@ def measure(golden: np.ndarray, found: np.ndarray) -> Measured:
         worst, worst / max(peak, TINY), sqrt(rows.sum()) / max(norm, TINY), min(1.0, cosine), at
     )
     picture = (np.maximum.reduceat(by_row, first_rows, axis=0) / max(peak, TINY)).astype(np.float32)
-    return Measured(distance, rows, golden_rows, columns, golden_columns, picture)
+    return Measured(distance, rows, golden_rows, columns, picture)
 
 
 def distance(name: str, golden: np.ndarray, found: np.ndarray) -> Distance:
@@ -113,5 +118,42 @@ def measure_sketch(golden: Sketch, found: np.ndarray) -> Measured:
     d = Distance(worst, worst / peak, rms, cosine, at)
     energy = e_rows**2, e_columns**2
     picture = np.sqrt(np.outer(energy[0][: MAP[0]], energy[1][: MAP[1]]) / max(energy[1].sum(), TINY)) / peak
-    flat = [np.full(len(a), golden.norm**2 / len(a)) for a in energy]
-    return Measured(d, energy[0], flat[0], energy[1], flat[1], picture.astype(np.float32))
+    golden_rows = np.full(len(rows), golden.norm**2 / len(rows))
+    return Measured(d, energy[0], golden_rows, energy[1], picture.astype(np.float32))
+
+
+# ---------------------------------------------------------------- any two arrays, in one number
+
+
+def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
+    """|found - wanted| / |wanted|, as `Distance.rms`, of whatever a port may have computed.
+
+    Infinite if the shapes differ, or the places of NaN and infinity, which do not count where they agree. Of
+    token ids, the part that would have to be edited.
+    """
+    if wanted.dtype.kind == "i":
+        return 1 - SequenceMatcher(None, found.tolist(), wanted.tolist(), autojunk=False).ratio()
+    if found.shape != wanted.shape:
+        return inf
+    f, w = found.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
+    sound = np.isfinite(w)
+    if not sound.all():
+        if not np.array_equal(sound, np.isfinite(f)):
+            return inf
+        f, w = f[sound], w[sound]
+    error = _norm(f - w) / max(_norm(w), TINY)
+    return error if error == error else inf  # NaN where there should be none
+
+
+def cosine(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Of the angle between two arrays as vectors, where both are finite; 0 if the shapes differ."""
+    if found.shape != wanted.shape:
+        return 0.0
+    f, w = found.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
+    sound = np.isfinite(w) & np.isfinite(f)
+    f, w = f[sound], w[sound]
+    return float(f @ w) / max(_norm(f) * _norm(w), TINY)
+
+
+def _norm(x: np.ndarray) -> float:
+    return float(np.sqrt(x @ x))

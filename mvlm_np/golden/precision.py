@@ -32,6 +32,9 @@ def to_float16(x: np.ndarray) -> np.ndarray:
         return x.astype(np.float16).astype(np.float32)
 
 
+ROUNDINGS: dict[str, Round] = {"float16": to_float16, "bf16": to_bf16}  # by precision class
+
+
 def widened(model: MobileVLM) -> MobileVLM:
     """The model in float64: the same weights, and every operation on them in float64.
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mvlm_np.golden.candidates import Candidate
-from mvlm_np.golden.compare import Comparison, compare
+from mvlm_np.golden.compare.candidates import Candidate
+from mvlm_np.golden.compare.comparison import Comparison, compare
 from mvlm_np.golden.format import Golden
-from mvlm_np.golden.record import Question, measure_floors, record
+from mvlm_np.golden.record.floors import measure_floors
+from mvlm_np.golden.record.recording import Question, record
 from mvlm_np.loading import load
 from mvlm_np.model import MobileVLM
 from tests.golden_sets import SETS, cases

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from mvlm_np.checkpoints.tensors import float32_to_bfloat16
 from mvlm_np.errors import GoldenError, UserError
-from mvlm_np.golden.candidates import expand, read_candidate, read_names
+from mvlm_np.golden.compare.candidates import expand, read_candidate, read_names
 from tests.conftest import DATA
 from tests.golden.recorded import against, recorded
 

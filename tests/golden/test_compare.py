@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from mvlm_np.errors import GoldenError
-from mvlm_np.golden.candidates import Candidate
-from mvlm_np.golden.compare import Comparison, compare
-from mvlm_np.golden.record import record
-from mvlm_np.golden.report import as_text
-from mvlm_np.golden.stage import MISSING, NOT_FINITE, RIGHT, UNJUDGED, WRONG
+from mvlm_np.golden.compare.candidates import Candidate
+from mvlm_np.golden.compare.comparison import Comparison, compare
+from mvlm_np.golden.compare.report import as_text
+from mvlm_np.golden.compare.verdict import MISSING, NOT_FINITE, RIGHT, UNJUDGED, WRONG
+from mvlm_np.golden.record.recording import record
 from mvlm_np.loading import load
 from tests.conftest import ROOT
 from tests.golden.recorded import OWN, against, recorded
@@ -195,7 +195,7 @@ def test_what_torch_computed_is_right(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in SETS if n.startswith("published")])
 def test_every_published_golden_is_right_compared_with_itself(name: str) -> None:
-    from mvlm_np.golden.candidates import read_candidate
+    from mvlm_np.golden.compare.candidates import read_candidate
     from mvlm_np.golden.format import read_golden
 
     folder = cases(name)[0].folder
@@ -207,7 +207,7 @@ def test_every_published_golden_is_right_compared_with_itself(name: str) -> None
 
 def test_the_real_port_is_wrong() -> None:
     """llama.cpp's MobileVLM, as it was in October 2026."""
-    from mvlm_np.golden.candidates import read_candidate
+    from mvlm_np.golden.compare.candidates import read_candidate
     from mvlm_np.golden.format import read_golden
 
     folder = cases("published/v2-256")[0].folder

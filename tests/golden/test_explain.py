@@ -12,17 +12,23 @@ from safetensors.numpy import save_file
 
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.cli import main
-from mvlm_np.golden.candidates import Candidate, read_candidate
-from mvlm_np.golden.explain import as_json, as_text, explain, find_picture, in_class, scene, spare_weights
-from mvlm_np.golden.format import order, read_golden
-from mvlm_np.golden.mistakes.all import MISTAKES
-from mvlm_np.golden.replay import STEPS, step_of
-from mvlm_np.golden.search import Search
+from mvlm_np.golden.compare.candidates import Candidate, read_candidate
+from mvlm_np.golden.explain.explanation import explain, find_picture, in_class
+from mvlm_np.golden.explain.mistake import known_mistakes
+from mvlm_np.golden.explain.report import as_json, as_text
+from mvlm_np.golden.explain.scene import make_scene
+from mvlm_np.golden.explain.search import Search
+from mvlm_np.golden.explain.spare_weights import spare_weights
+from mvlm_np.golden.explain.steps import STEPS, step_of
+from mvlm_np.golden.format import read_golden
+from mvlm_np.golden.stages import order
 from mvlm_np.loading import load
 from mvlm_np.ops import gelu
 from tests.conftest import DATA, ROOT, shared_path
 from tests.golden import mutants
 from tools.check_explain import Case, judge, named
+
+MISTAKES = known_mistakes()
 
 pytestmark = pytest.mark.xdist_group("explain")
 
@@ -58,7 +64,7 @@ def test_every_mistake_of_the_list_has_variants_on_some_model() -> None:
 
 def search_of(name: str) -> Search:
     c = case(name)
-    return Search(scene(c.model, c.golden, {}, c.image, c.spare), {})
+    return Search(make_scene(c.model, c.golden, {}, c.image, c.spare), {})
 
 
 # ---------------------------------------------------------------- torch
@@ -69,10 +75,10 @@ def test_torch_without_faults_is_right(name: str) -> None:
     e = case(name).explain(case(name).faultless)
     assert e.right
     assert not e.findings
-    blind = {m.id for m in e.blind}
-    assert "exif-turned" in blind
-    assert ("hardswish-as-silu" in blind) == (name != "ldp")
-    assert ("resize-before-pad" in blind) == (name == "mlp")
+    invisible = {m.id for m in e.invisible}
+    assert "exif-turned" in invisible
+    assert ("hardswish-as-silu" in invisible) == (name != "ldp")
+    assert ("resize-before-pad" in invisible) == (name == "mlp")
 
 
 # On which model a mistake shows, where it is not ldpv2.

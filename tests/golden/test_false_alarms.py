@@ -4,7 +4,7 @@ import pytest
 
 from mvlm_np.golden.format import Golden, read_golden
 from mvlm_np.golden.precision import rounded, rounding_recorder, to_bf16, to_float16
-from mvlm_np.golden.record import Question, record
+from mvlm_np.golden.record.recording import Question, record
 from mvlm_np.loading import load
 from tests.golden.recorded import OWN, Stages, against, recorded
 from tests.golden_sets import SETS, cases

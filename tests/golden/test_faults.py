@@ -5,9 +5,9 @@ from math import pi, sqrt
 import numpy as np
 import pytest
 
+from mvlm_np.golden.compare.verdict import FAILED, REORDERED
 from mvlm_np.golden.precision import rounded, rounding_recorder, to_bf16, to_float16
-from mvlm_np.golden.record import record
-from mvlm_np.golden.stage import FAILED, REORDERED
+from mvlm_np.golden.record.recording import record
 from tests.golden.recorded import OWN, against, recorded, with_eps, with_matrix, with_ops
 
 

@@ -9,10 +9,11 @@ from safetensors.numpy import save_file
 
 from mvlm_np.errors import UserError
 from mvlm_np.golden.compact import sample, signs, sketch, sums
-from mvlm_np.golden.format import Golden, order, read_golden, write_golden
+from mvlm_np.golden.compare.verdict import RIGHT
+from mvlm_np.golden.format import Golden, read_golden, write_golden
 from mvlm_np.golden.layout import matrix
-from mvlm_np.golden.record import record
-from mvlm_np.golden.stage import RIGHT
+from mvlm_np.golden.record.recording import record
+from mvlm_np.golden.stages import order
 from tests.golden.recorded import Stages, against, recorded, with_matrix
 
 

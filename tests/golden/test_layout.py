@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from mvlm_np.golden.layout import arrangements, describe_permutation, matrix, permutation
-from mvlm_np.golden.stage import REORDERED, RIGHT, SHAPE
+from mvlm_np.golden.compare.orders import arrangements, describe_permutation, permutation
+from mvlm_np.golden.compare.verdict import REORDERED, RIGHT, SHAPE
+from mvlm_np.golden.layout import matrix
 from tests.golden.recorded import against, recorded
 
 PEG = "projector.peg.peg"  # (D, h, w)

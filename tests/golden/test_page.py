@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from mvlm_np.errors import GoldenError
-from mvlm_np.golden.candidates import Candidate
-from mvlm_np.golden.compare import compare
-from mvlm_np.golden.page import page, write_page
+from mvlm_np.golden.compare.candidates import Candidate
+from mvlm_np.golden.compare.comparison import compare
+from mvlm_np.golden.compare.page import page, write_page
 from tests.golden.recorded import against, recorded
 
 VOID = {"meta", "img", "wbr", "br", "path"}

@@ -11,7 +11,8 @@ import torch
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.golden.measure import distance
 from mvlm_np.golden.precision import to_bf16, to_float16, widened
-from mvlm_np.golden.record import config_sha256, describe, record, weights_sha256
+from mvlm_np.golden.record.metadata import config_sha256, describe, weights_sha256
+from mvlm_np.golden.record.recording import record
 from mvlm_np.loading import bound_tensors
 from tests.golden.recorded import OWN, recorded
 from tests.golden_sets import cases

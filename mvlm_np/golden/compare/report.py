@@ -4,8 +4,8 @@ from dataclasses import asdict
 from math import isfinite
 from typing import Any
 
-from mvlm_np.golden.compare import Comparison
-from mvlm_np.golden.stage import MISSING, StageResult
+from mvlm_np.golden.compare.comparison import Comparison
+from mvlm_np.golden.compare.verdict import MISSING, StageResult
 
 HEAD = ("stage", "verdict", "worst", "relative", "cosine", "SNR", "where")
 

@@ -42,7 +42,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf, sqrt
 
-from mvlm_np.golden.format import Golden
+from mvlm_np.golden.format import Floors, Golden
 from mvlm_np.golden.layout import rows
 
 CLASSES = ("float32", "float16", "bf16", "int8", "int4")  # each admits what those before it do
@@ -50,13 +50,10 @@ FACTORS = {"float32": 1, "float16": 2**11, "bf16": 2**14, "int8": 2**15, "int4":
 
 MARGIN, CLASS_MARGIN, SPREAD = 8, 4, 4
 U = 2.0**-24  # unit roundoff of float32
-LAST = (
-    4 * U,
-    16 * U,
-)  # rms, relative: the roundings of a stage's last operations, where the floor happens to be low
+LAST = (4 * U, 16 * U)  # rms, relative: of a stage's last operations, where the floor happens to be low
 CHAIN = 5e-5
-ALONE = 2e-6  # rms
-GROWTH = 4
+ALONE = 2e-6  # rms: what one stage adds by itself
+GROWTH = 4  # of an error from one stage to the next, at most
 ALIKE = 0.6  # rms below which two stages are the same thing, if a noisy one: a cosine of 0.8
 
 
@@ -80,8 +77,8 @@ class Bound:
         """Whether a candidate with these errors is right. One that is to be must resemble the golden."""
         return rms <= min(self.rms, ALIKE) and relative <= self.relative
 
-    def after(self, rms: float, steps: int = 1) -> "Bound":
-        """The bound for a candidate whose error was this, so many stages before this one."""
+    def grown_from(self, rms: float, steps: int = 1) -> "Bound":
+        """The bound for a candidate that had this error so many stages before this one."""
         for _ in range(steps):
             rms = min(self.rms, GROWTH * rms + self.own_rms)
         return Bound(rms, self.relative)
@@ -92,8 +89,8 @@ def bounds(golden: Golden, kind: str = "float32") -> Mapping[str, Bound]:
     return {name: bound(golden.floors, name, kind, rows(name, golden.shape(name))) for name in golden.names}
 
 
-def bound(floors: Mapping[str, Mapping[str, tuple[float, float]]], name: str, kind: str, T: int) -> Bound:
-    """One stage's, which has T positions. floors: {class: {stage: (rms, relative)}} as in the golden file."""
+def bound(floors: Floors, name: str, kind: str, T: int) -> Bound:
+    """The bound of one stage, which has T positions."""
     if kind == "int4" and not name.startswith(("decode", "logits")):
         kind = "int8"  # what the class keeps the vision tower and the projector in
     factor = FACTORS[kind]

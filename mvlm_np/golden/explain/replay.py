@@ -1,114 +1,24 @@
 """The reference step by step: any stage from whatever earlier stages are given, with any part of it replaced.
 
 The forward pass is the model's own. What is added here is where it starts, where it stops, and what it is
-made of: `Parts` holds the config, the weights, the vocabulary and the steps around them, and a changed copy
-of it is another implementation. The values that the candidate itself computed can stand in for the stages
-before the one that is looked at, so that each step is judged alone.
+made of: a changed copy of `Parts` is another implementation. The values that the candidate itself computed
+can stand in for the stages before the one that is looked at, so that each step is judged alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mvlm_np import decoder
-from mvlm_np import projector as projectors
-from mvlm_np import vision as encoder
-from mvlm_np.config import Config
 from mvlm_np.decoder import DecoderWeights
+from mvlm_np.golden.explain.parts import Change, Parts
+from mvlm_np.golden.explain.steps import STEPS, CannotReplay, Place, independent, layer_of, step_of
+from mvlm_np.golden.stages import Stages
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN
 from mvlm_np.kv_cache import KVCache
 from mvlm_np.model import MobileVLM
-from mvlm_np.projector import Projector
-from mvlm_np.vision import VisionWeights
-
-# The steps of the model, in order. A stage belongs to the step that computes it.
-STEPS = ("pixels", "embed", "block", "features", "project", "ids", "embeds", "layer", "logits", "decode")
-Stages = Mapping[str, np.ndarray]
-Place = tuple[str, int | None]  # a step, and the layer where it has one
-
-
-class CannotReplay(ValueError):
-    """A stage does not follow from what is given: a picture is missing, or shapes do not fit each other."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What an implementation consists of. The reference is one; a mistake is a change of one field.
-
-    pixels      -> pixel values (3, h, w), from the picture
-    ids         -> prompt ids
-    *_ops       the vocabulary (see `backend`) of each part of the model
-    embed, block, project
-                those of `vision` and `projector`
-    positions   (first, number, prompt length) -> rotary positions; from the prompt's length on they are those
-                of generated tokens
-    after       {stage: (value, stages so far) -> value}: what else happens to a stage before it is used
-    """
-
-    config: Config
-    vision: VisionWeights | None
-    projector: Projector | None
-    decoder: DecoderWeights
-    pixels: Callable[[], np.ndarray]
-    ids: Callable[[], Sequence[int]]
-    vision_ops: Any
-    projector_ops: Any
-    decoder_ops: Any
-    embed: Callable[..., np.ndarray] = encoder.embed
-    block: Callable[..., np.ndarray] = encoder.block
-    project: Callable[..., np.ndarray] = projectors.project
-    positions: Callable[[int, int, int], np.ndarray] = lambda first, T, prompt: np.arange(first, first + T)
-    after: Mapping[str, Callable[[np.ndarray, Stages], np.ndarray]] = field(default_factory=dict)
-
-
-Change = Callable[[Parts], Parts]
-
-
-def step_of(stage: str) -> str:
-    """The step that computes a stage."""
-    match stage.removesuffix(".tail").split("."):
-        case ["pixel_values"]:
-            return "pixels"
-        case ["vision", "hidden_states", "0"]:
-            return "embed"
-        case ["vision", "hidden_states", _]:
-            return "block"
-        case ["vision", "features"]:
-            return "features"
-        case ["projector", *_]:
-            return "project"
-        case ["input_ids"]:
-            return "ids"
-        case ["inputs_embeds"] | ["decoder", "hidden_states", "0"]:
-            return "embeds"
-        case ["decoder", *_]:
-            return "layer"
-        case ["logits"]:
-            return "logits"
-        case ["decode", *_]:
-            return "decode"
-    raise CannotReplay(stage)
-
-
-def layer_of(stage: str) -> int | None:
-    """The block or layer that computes a stage, if it is one that does."""
-    name, _, number = stage.removesuffix(".tail").rpartition(".")
-    match name, int(number) if number.isdigit() else None:
-        case "vision.hidden_states" | "decoder.hidden_states", int(i) if i > 0:
-            return i - 1
-        case "decoder.keys" | "decoder.values", int(i):
-            return i
-    return None
-
-
-def independent(stage: str, step: str, layer: int | None = None) -> bool:
-    """Whether a stage stays as it is when a step (of one layer) changes."""
-    if (own := step_of(stage)) == "ids" or step == "ids":
-        return STEPS.index(own) < STEPS.index("ids") if step == "ids" else True
-    same = layer is not None and own == step and (layer_of(stage) or 0) < layer
-    return same or STEPS.index(own) < STEPS.index(step)
 
 
 class Replay:
@@ -223,7 +133,7 @@ class Replay:
 
     def _keep(self, name: str, value: np.ndarray) -> None:
         parts = self.parts(step_of(name), layer_of(name))
-        self.found[name] = parts.after[name](value, self.found) if name in parts.after else value
+        self.found[name] = parts.edits[name](value, self.found) if name in parts.edits else value
 
     def _until(self, watch: "Follower", run: Callable[..., Any], *args: Any) -> None:
         try:
@@ -280,9 +190,9 @@ class _Reached(Exception):
 
 
 class Follower:
-    """Watches the forward pass from inside: applies `after`, puts given stages in the place of computed ones,
-    and stops the run at the target. A layer of the decoder, run on its own, calls itself layer 0: `shift` is
-    its number.
+    """Watches the forward pass from inside: makes the edits of `parts`, puts given stages in the place of
+    computed ones, and stops the run at the target. A layer of the decoder, run on its own, calls itself
+    layer 0: `shift` is its number.
     """
 
     def __init__(self, replay: Replay | None, prefix: str, target: str, parts: Parts, shift: int = 0):
@@ -295,8 +205,8 @@ class Follower:
             name = f"{kind}.{int(number) + self.shift}"
         name = self.prefix + name
         if self.replay is not None and not (name.startswith("decoder.hidden") and name != self.target):
-            if name in self.parts.after:
-                array[...] = self.parts.after[name](np.array(array), self.replay.found)
+            if name in self.parts.edits:
+                array[...] = self.parts.edits[name](np.array(array), self.replay.found)
             self.replay.found[name] = np.array(array)
             self.replay.trail[name] = set(self.replay._open[-1])
         if name == self.target:

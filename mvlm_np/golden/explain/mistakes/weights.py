@@ -7,45 +7,40 @@ from typing import Any
 
 import numpy as np
 
-from mvlm_np.golden.mistakes.base import (
-    Scene,
-    Variant,
+from mvlm_np.golden.explain.changes import (
     changed_blocks,
     has_bias,
     layers,
-    mistake,
     named,
-    tower_of,
     weights,
     with_fields,
     without_bias,
     without_gain,
 )
+from mvlm_np.golden.explain.mistake import Variant, mistake
+from mvlm_np.golden.explain.scene import Scene
 from mvlm_np.linear import Norm
 from mvlm_np.projector import LDP, LDPv2
 
-BIAS = "a checkpoint whose biases are not near zero"
-
 
 @mistake(
-    "missing-bias",
-    "vision.hidden_states.1",
-    "a bias is not added",
-    "add every bias that the checkpoint holds: attention, MLP, norms, projector, PEG, squeeze-excitation",
-    BIAS,
+    stage="vision.hidden_states.1",
+    what="a bias is not added",
+    mend="add every bias that the checkpoint holds: "
+    "attention, MLP, norms, projector, PEG, squeeze-excitation",
+    shown="a checkpoint whose biases are not near zero",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def missing_bias(scene: Scene) -> Iterator[Variant]:
     yield from _missing(scene, without_bias, has_bias, "bias")
 
 
 @mistake(
-    "missing-gain",
-    "vision.hidden_states.0",
-    "a norm's gain is not applied",
-    "multiply by the norm's weight",
-    "a checkpoint whose gains are not near one",
+    stage="vision.hidden_states.0",
+    what="a norm's gain is not applied",
+    mend="multiply by the norm's weight",
+    shown="a checkpoint whose gains are not near one",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def missing_gain(scene: Scene) -> Iterator[Variant]:
     yield from _missing(scene, without_gain, lambda x: isinstance(x, Norm), "gain")
     yield Variant(
         "layer", layers("decoder", with_fields(["norm1", "norm2"], without_gain)), "the decoder's norms"
@@ -62,7 +57,7 @@ def _missing(
     scene: Scene, change: Callable[[Any], Any], wanted: Callable[[Any], bool], thing: str
 ) -> Iterator[Variant]:
     """Each bias or gain of vision tower and projector, and all of them."""
-    tower, projector = tower_of(scene), scene.parts.projector
+    tower, projector = scene.parts.vision, scene.parts.projector
     if not tower:
         return
     yield Variant("embed", weights("vision", with_fields(["pre_norm"], change)), f"{thing} of pre_layrnorm")
@@ -115,12 +110,11 @@ def _mlp_layer(i: int, change: Callable[[Any], Any], w: Any) -> Any:
 
 
 @mistake(
-    "repeated-layer",
-    "vision.hidden_states.1",
-    "a layer runs with the weights of another one",
-    "load each layer's own weights",
+    stage="vision.hidden_states.1",
+    what="a layer runs with the weights of another one",
+    mend="load each layer's own weights",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def repeated_layer(scene: Scene) -> Iterator[Variant]:
     towers = (("vision", "block", scene.parts.vision), ("decoder", "layer", scene.parts.decoder))
     for part, step, w in towers:
         count = len(w.layers) if w else 0

@@ -8,36 +8,31 @@ from typing import Any
 
 import numpy as np
 
-from mvlm_np.golden.mistakes.base import (
+from mvlm_np.golden.explain.changes import (
+    ACTIVATIONS,
     EPS,
-    FUNCTIONS,
-    Scene,
-    Variant,
-    after,
     both,
     config,
-    dial,
+    edit_stage,
     function,
     instead,
-    mistake,
-    tanh_gelu,
-    tower_of,
     vision_config,
     vision_of,
     weights,
 )
-from mvlm_np.golden.replay import Change, Parts
+from mvlm_np.golden.explain.mistake import Variant, dial, mistake
+from mvlm_np.golden.explain.parts import Change, Parts
+from mvlm_np.golden.explain.scene import Scene
 from mvlm_np.projector import LDP, NORM_EPS
 from mvlm_np.vision import VisionWeights
 
 
 @mistake(
-    "patches-column-order",
-    "vision.hidden_states.0",
-    "the patches are read column by column",
-    "read them row by row: patch i stands in row i // grid, column i % grid",
+    stage="vision.hidden_states.0",
+    what="the patches are read column by column",
+    mend="read them row by row: patch i stands in row i // grid, column i % grid",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def patches_column_order(scene: Scene) -> Iterator[Variant]:
     def columns(patches: Any) -> Any:
         def turned(pixels: np.ndarray, size: int) -> np.ndarray:
             rows, cols = pixels.shape[1] // size, pixels.shape[2] // size
@@ -46,18 +41,17 @@ def _(scene: Scene) -> Iterator[Variant]:
 
         return turned
 
-    if tower_of(scene):
+    if scene.parts.vision:
         yield Variant("embed", function("vision", "patches", columns))
 
 
 @mistake(
-    "patch-pixel-order",
-    "vision.hidden_states.0",
-    "the pixels of a patch meet the patch embedding in another order",
-    "multiply in the order of the weight: channel, row, column",
+    stage="vision.hidden_states.0",
+    what="the pixels of a patch meet the patch embedding in another order",
+    mend="multiply in the order of the weight: channel, row, column",
 )
-def _(scene: Scene) -> Iterator[Variant]:
-    if not tower_of(scene):
+def patch_pixel_order(scene: Scene) -> Iterator[Variant]:
+    if not scene.parts.vision:
         return
 
     def turned(*axes: int) -> Callable[[Any], Any]:
@@ -81,28 +75,26 @@ def _positions(change: Callable[[np.ndarray], np.ndarray]) -> Change:
 
 
 @mistake(
-    "class-token-last",
-    "vision.hidden_states.0",
-    "the class token stands behind the patches: positions shift by one, patch 0 is lost, the class token "
-    "becomes a patch",
-    "put the class token first, at position 0",
+    stage="vision.hidden_states.0",
+    what="the class token stands behind the patches: positions shift by one, patch 0 is lost, "
+    "the class token becomes a patch",
+    mend="put the class token first, at position 0",
 )
-def _(scene: Scene) -> Iterator[Variant]:
-    if not tower_of(scene):
+def class_token_last(scene: Scene) -> Iterator[Variant]:
+    if not scene.parts.vision:
         return
-    last = after("vision.hidden_states.0", lambda x, _: np.roll(x, -1, axis=0))
+    last = edit_stage("vision.hidden_states.0", lambda x, _: np.roll(x, -1, axis=0))
     yield Variant("embed", both(_positions(lambda p: np.roll(p, 1, axis=0)), last))
     yield Variant("embed", last, "with the positions of the right order")
 
 
 @mistake(
-    "positions-shifted",
-    "vision.hidden_states.0",
-    "the positions of the vision encoder are shifted, or missing",
-    "add position i to token i: 0 for the class token, 1 for the first patch",
+    stage="vision.hidden_states.0",
+    what="the positions of the vision encoder are shifted, or missing",
+    mend="add position i to token i: 0 for the class token, 1 for the first patch",
 )
-def _(scene: Scene) -> Iterator[Variant]:
-    if not tower_of(scene):
+def positions_shifted(scene: Scene) -> Iterator[Variant]:
+    if not scene.parts.vision:
         return
     for shift in (1, -1, 2, -2):
         yield Variant(
@@ -128,13 +120,12 @@ def _clipped(p: np.ndarray, shift: int) -> np.ndarray:
 
 
 @mistake(
-    "no-pre-layernorm",
-    "vision.hidden_states.0",
-    "the LayerNorm before the first block is left out",
-    "apply pre_layrnorm (so its name in the checkpoint) after the positions are added",
+    stage="vision.hidden_states.0",
+    what="the LayerNorm before the first block is left out",
+    mend="apply pre_layrnorm (so its name in the checkpoint) after the positions are added",
 )
-def _(scene: Scene) -> Iterator[Variant]:
-    if tower := tower_of(scene):
+def no_pre_layernorm(scene: Scene) -> Iterator[Variant]:
+    if tower := scene.parts.vision:
         norm = tower.pre_norm
 
         def wrap(base: Any) -> Any:
@@ -144,81 +135,75 @@ def _(scene: Scene) -> Iterator[Variant]:
 
 
 @mistake(
-    "wrong-tower",
-    "vision.hidden_states.0",
-    "the CLIP weights come from the other place",
-    "projectors with v2 in their name use the checkpoint's own CLIP; all others load mm_vision_tower's",
-    "a model whose checkpoint and CLIP folder differ, as fine-tuned ones do",
+    stage="vision.hidden_states.0",
+    what="the CLIP weights come from the other place",
+    mend="projectors with v2 in their name use the checkpoint's own CLIP; all others load mm_vision_tower's",
+    shown="a model whose checkpoint and CLIP folder differ, as fine-tuned ones do",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def wrong_tower(scene: Scene) -> Iterator[Variant]:
     if (other := scene.spare.get("other_tower")) is not None:
         yield Variant("embed", weights("vision", lambda _: other))
 
 
 def _activation(name: str) -> Change:
     """Another activation in the blocks of the encoder."""
-    return lambda p: instead("vision", vision_of(p).hidden_act, FUNCTIONS[name])(p)
+    return lambda p: instead("vision", vision_of(p).hidden_act, ACTIVATIONS[name])(p)
 
 
 @mistake(
-    "tanh-gelu",
-    "projector.mlp.mlp.1",
-    "GELU is computed in its tanh form",
-    "the projector's GELU is the exact one, with erf; the encoder's is CLIP's x * sigmoid(1.702 x)",
+    stage="projector.mlp.mlp.1",
+    what="GELU is computed in its tanh form",
+    mend="the projector's GELU is the exact one, with erf; the encoder's is CLIP's x * sigmoid(1.702 x)",
 )
-def _(scene: Scene) -> Iterator[Variant]:
-    if tower_of(scene):
-        yield Variant("project", instead("projector", "gelu", tanh_gelu), "in the projector")
-        yield Variant("block", _activation("tanh_gelu"), "in the vision encoder")
-        yield Variant("block", both(_activation("tanh_gelu"), instead("projector", "gelu", tanh_gelu)),
-                      "in the vision encoder and the projector")  # fmt: skip
+def tanh_gelu(scene: Scene) -> Iterator[Variant]:
+    if scene.parts.vision:
+        encoder, projector = _activation("tanh_gelu"), instead("projector", "gelu", ACTIVATIONS["tanh_gelu"])
+        yield Variant("project", projector, "in the projector")
+        yield Variant("block", encoder, "in the vision encoder")
+        yield Variant("block", both(encoder, projector), "in the vision encoder and the projector")
 
 
 @mistake(
-    "quick-gelu",
-    "projector.mlp.mlp.1",
-    "the projector uses CLIP's quick GELU",
-    "the projector's GELU is the exact one, with erf",
+    stage="projector.mlp.mlp.1",
+    what="the projector uses CLIP's quick GELU",
+    mend="the projector's GELU is the exact one, with erf",
 )
-def _(scene: Scene) -> Iterator[Variant]:
-    if tower_of(scene):
-        yield Variant("project", function("projector", "gelu", lambda _: FUNCTIONS["quick_gelu"]))
+def quick_gelu(scene: Scene) -> Iterator[Variant]:
+    if scene.parts.vision:
+        yield Variant("project", function("projector", "gelu", lambda _: ACTIVATIONS["quick_gelu"]))
 
 
 @mistake(
-    "exact-gelu",
-    "vision.hidden_states.1",
-    "the vision encoder uses the exact GELU",
-    "CLIP's activation is quick GELU, x * sigmoid(1.702 x), as its config's hidden_act says",
+    stage="vision.hidden_states.1",
+    what="the vision encoder uses the exact GELU",
+    mend="CLIP's activation is quick GELU, x * sigmoid(1.702 x), as its config's hidden_act says",
 )
-def _(scene: Scene) -> Iterator[Variant]:
-    if tower_of(scene) and vision_of(scene.parts).hidden_act == "quick_gelu":
+def exact_gelu(scene: Scene) -> Iterator[Variant]:
+    if scene.parts.vision and vision_of(scene.parts).hidden_act == "quick_gelu":
         yield Variant("block", _activation("gelu"))
 
 
 @mistake(
-    "relu",
-    "vision.hidden_states.1",
-    "an activation is ReLU or SiLU where it should be GELU",
-    "quick GELU in the vision encoder, exact GELU in the projector",
+    stage="vision.hidden_states.1",
+    what="an activation is ReLU or SiLU where it should be GELU",
+    mend="quick GELU in the vision encoder, exact GELU in the projector",
 )
-def _(scene: Scene) -> Iterator[Variant]:
-    if not tower_of(scene):
+def relu(scene: Scene) -> Iterator[Variant]:
+    if not scene.parts.vision:
         return
     for name in ("relu", "silu"):
         yield Variant("block", _activation(name), f"{name} in the vision encoder")
-        yield Variant("project", instead("projector", "gelu", FUNCTIONS[name]), f"{name} in the projector")
+        yield Variant("project", instead("projector", "gelu", ACTIVATIONS[name]), f"{name} in the projector")
 
 
 @mistake(
-    "layer-norm-eps",
-    "vision.hidden_states.0",
-    "a LayerNorm has another eps",
-    "1e-5, CLIP's layer_norm_eps, in the vision encoder and in LDP",
-    "a picture whose features have little variance",
+    stage="vision.hidden_states.0",
+    what="a LayerNorm has another eps",
+    mend="1e-5, CLIP's layer_norm_eps, in the vision encoder and in LDP",
+    shown="a picture whose features have little variance",
 )
-def _(scene: Scene) -> Iterator[Variant]:
-    if not (tower := tower_of(scene)):
+def layer_norm_eps(scene: Scene) -> Iterator[Variant]:
+    if not (tower := scene.parts.vision):
         return
     right = vision_of(scene.parts).layer_norm_eps
 
@@ -285,13 +270,12 @@ def _beside_root(base: Any) -> Any:
 
 
 @mistake(
-    "layer-norm-axis",
-    "vision.hidden_states.0",
-    "a LayerNorm takes mean and variance over the wrong axis",
-    "over the channels of each token or pixel, with the variance divided by n",
+    stage="vision.hidden_states.0",
+    what="a LayerNorm takes mean and variance over the wrong axis",
+    mend="over the channels of each token or pixel, with the variance divided by n",
 )
-def _(scene: Scene) -> Iterator[Variant]:
-    if not tower_of(scene):
+def layer_norm_axis(scene: Scene) -> Iterator[Variant]:
+    if not scene.parts.vision:
         return
     places = {"embed": ("vision", "in the vision encoder"), "block": ("vision", "in the encoder's blocks")}
     if isinstance(scene.parts.projector, LDP):
@@ -308,13 +292,13 @@ def _(scene: Scene) -> Iterator[Variant]:
 
 
 @mistake(
-    "one-layer-short",
-    "vision.features",
-    "the features are taken one block too early",
-    "hidden_states[-2]: after all blocks but one, 23 of CLIP's 24; block_count in an mmproj is already short",
+    stage="vision.features",
+    what="the features are taken one block too early",
+    mend="hidden_states[-2]: after all blocks but one, 23 of CLIP's 24; "
+    "block_count in an mmproj is already short",
 )
-def _(scene: Scene) -> Iterator[Variant]:
-    if not tower_of(scene):
+def one_layer_short(scene: Scene) -> Iterator[Variant]:
+    if not scene.parts.vision:
         return
     right = scene.parts.config.vision_layers
     for short in (1, 2, 3):
@@ -323,32 +307,30 @@ def _(scene: Scene) -> Iterator[Variant]:
 
 
 @mistake(
-    "last-layer",
-    "vision.features",
-    "the features are the last block's",
-    "hidden_states[-2], one block before the end",
+    stage="vision.features",
+    what="the features are the last block's",
+    mend="hidden_states[-2], one block before the end",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def last_layer(scene: Scene) -> Iterator[Variant]:
     if (
-        tower_of(scene)
+        scene.parts.vision
         and (last := vision_of(scene.parts).num_hidden_layers) != scene.parts.config.vision_layers
     ):
         yield Variant("features", config(mm_vision_select_layer=last))
 
 
 @mistake(
-    "post-layernorm",
-    "vision.features",
-    "post_layernorm is applied to the features",
-    "take the features as they leave the block: post_layernorm is not used",
+    stage="vision.features",
+    what="post_layernorm is applied to the features",
+    mend="take the features as they leave the block: post_layernorm is not used",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def post_layernorm(scene: Scene) -> Iterator[Variant]:
     norm = scene.spare.get("post_layernorm")
     if norm is not None:
 
         def apply(p: Parts) -> Parts:
             ops, eps = p.vision_ops, vision_of(p).layer_norm_eps
-            return after("vision.features", lambda x, _: ops.layer_norm(x, *norm, eps))(p)
+            return edit_stage("vision.features", lambda x, _: ops.layer_norm(x, *norm, eps))(p)
 
         yield Variant("features", apply)
         last = vision_of(scene.parts).num_hidden_layers
@@ -356,20 +338,18 @@ def _(scene: Scene) -> Iterator[Variant]:
 
 
 @mistake(
-    "class-token-kept",
-    "vision.features",
-    "the wrong row is dropped from the encoder's output, or none where one should be",
-    'mm_vision_select_feature "patch" drops row 0, the class token; "cls_patch" keeps all',
+    stage="vision.features",
+    what="the wrong row is dropped from the encoder's output, or none where one should be",
+    mend='mm_vision_select_feature "patch" drops row 0, the class token; "cls_patch" keeps all',
 )
-def _(scene: Scene) -> Iterator[Variant]:
-    if not tower_of(scene):
+def class_token_kept(scene: Scene) -> Iterator[Variant]:
+    if not scene.parts.vision:
         return
     if scene.parts.config.mm_vision_select_feature == "patch":
         yield Variant("features", config(mm_vision_select_feature="cls_patch"), "none is dropped")
-
-        def last(p: Parts) -> Parts:
-            return after("vision.features", lambda x, _: x[:-1])(config(mm_vision_select_feature="cls")(p))
-
+        without_last = edit_stage("vision.features", lambda x, _: x[:-1])
+        # No value that there is: all rows are kept, and the count of image tokens stays what it is.
+        last = both(config(mm_vision_select_feature="cls"), without_last)
         yield Variant("features", last, "the last one is dropped")
     else:
         yield Variant("features", config(mm_vision_select_feature="patch"), "the class token is dropped")
@@ -380,14 +360,13 @@ def _scaled(factor: float) -> Callable[[Any], Any]:
 
 
 @mistake(
-    "attention-scale",
-    "vision.hidden_states.1",
-    "attention scores are scaled by something else",
-    "1 / sqrt(d) with d the size of a head, once",
+    stage="vision.hidden_states.1",
+    what="attention scores are scaled by something else",
+    mend="1 / sqrt(d) with d the size of a head, once",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def attention_scale(scene: Scene) -> Iterator[Variant]:
     for part, step, where in (("vision", "block", "the vision encoder"), ("decoder", "layer", "the decoder")):
-        if part == "vision" and not tower_of(scene):
+        if part == "vision" and not scene.parts.vision:
             continue
         if part == "vision":
             c = vision_of(scene.parts)
@@ -403,13 +382,12 @@ def _(scene: Scene) -> Iterator[Variant]:
 
 
 @mistake(
-    "causal-encoder",
-    "vision.hidden_states.1",
-    "the vision encoder's attention is causal",
-    "every patch sees every other",
+    stage="vision.hidden_states.1",
+    what="the vision encoder's attention is causal",
+    mend="every patch sees every other",
 )
-def _(scene: Scene) -> Iterator[Variant]:
-    if tower_of(scene):
+def causal_encoder(scene: Scene) -> Iterator[Variant]:
+    if scene.parts.vision:
         yield Variant(
             "block", function("vision", "attention", lambda base: lambda q, k, v, causal: base(q, k, v, True))
         )

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from mvlm_np.errors import GoldenError
-from mvlm_np.golden.compare import Comparison
+from mvlm_np.golden.compare.comparison import Comparison
+from mvlm_np.golden.compare.report import row, summary
+from mvlm_np.golden.compare.verdict import MISSING, RIGHT, UNJUDGED, StageResult
 from mvlm_np.golden.format import Golden
-from mvlm_np.golden.report import row, summary
-from mvlm_np.golden.stage import MISSING, RIGHT, UNJUDGED, StageResult
 
 LEAST, MOST = 1e-9, 10.0  # errors shown by the curve
 NEAR = 3  # stages around the first wrong one that are shown large

@@ -27,7 +27,7 @@ from mvlm_np.checkpoints.safetensors import read_with_metadata
 from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tensors import bfloat16_to_float32
 from mvlm_np.errors import GoldenError
-from mvlm_np.golden.format import Stages, numbers
+from mvlm_np.golden.stages import Stages, StoredStages, stored_stages
 
 RAW = {".bin": "<f4", ".raw": "<f4", ".f32": "<f4", ".i32": "<i4", ".i64": "<i8"}
 KINDS = "a safetensors or npz file, a folder of npy or raw float32 files, or llama.cpp's dump"
@@ -46,7 +46,7 @@ class Candidate:
     absent    names of the name map that are not in the candidate
     """
 
-    stages: Mapping[str, np.ndarray]
+    stages: Stages
     dtypes: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class Candidate:
 class _Found:
     """A candidate under its own names."""
 
-    stages: Stages
+    stages: StoredStages
     dtypes: dict[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -81,7 +81,7 @@ def read_candidate(path: Path, wanted: Iterable[str], names: Mapping[str, str] |
         examples = f"stages such as {wanted[0]} or {wanted[-1]}"
         raise GoldenError(path, f"has {there}{wrong}", examples, GUIDE)
     return Candidate(
-        Stages(
+        StoredStages(
             {n: partial(found.stages.__getitem__, t) for n, t in kept.items()},
             lambda n: found.stages.forget(kept[n]),
         ),
@@ -148,12 +148,7 @@ def _open(path: Path) -> _Found:
     if head[:6] == b"\x93NUMPY":
         return _files({path.stem: path})
     tensors, metadata = read_with_metadata(path)
-
-    def forget(name: str) -> None:
-        tensors[name].file.forget(tensors[name].offset, tensors[name].nbytes)
-
-    read = {name: partial(numbers, tensor) for name, tensor in tensors.items()}
-    return _Found(Stages(read, forget), {name: t.dtype for name, t in tensors.items()}, metadata)
+    return _Found(stored_stages(tensors), {name: t.dtype for name, t in tensors.items()}, metadata)
 
 
 def _llama_cpp(path: Path, head: bytes) -> _Found | None:
@@ -162,7 +157,7 @@ def _llama_cpp(path: Path, head: bytes) -> _Found | None:
     tokens, width = np.frombuffer(head, "<i4").tolist()
     if tokens <= 0 or width <= 0 or path.stat().st_size != 8 + 4 * tokens * width:
         return None
-    return _Found(Stages({LLAMA_CPP: partial(np.memmap, path, "<f4", "r", 8, (tokens, width))}))
+    return _Found(StoredStages({LLAMA_CPP: partial(np.memmap, path, "<f4", "r", 8, (tokens, width))}))
 
 
 def _npz(path: Path) -> _Found:
@@ -175,7 +170,7 @@ def _npz(path: Path) -> _Found:
             names = archive.files
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise GoldenError(path, f"cannot be read as npz ({error})", KINDS) from None
-    return _Found(Stages({name: partial(_read, path, name, partial(read, name)) for name in names}))
+    return _Found(StoredStages({name: partial(_read, path, name, partial(read, name)) for name in names}))
 
 
 def _files(files: Mapping[str, Path]) -> _Found:
@@ -184,7 +179,8 @@ def _files(files: Mapping[str, Path]) -> _Found:
             return partial(np.load, file, mmap_mode="r", allow_pickle=False)
         return partial(np.memmap, file, RAW[file.suffix], "r")
 
-    return _Found(Stages({name: partial(_read, file, name, read(file)) for name, file in files.items()}))
+    reads = {name: partial(_read, file, name, read(file)) for name, file in files.items()}
+    return _Found(StoredStages(reads))
 
 
 def _read(path: Path, name: str, read: Callable[[], np.ndarray]) -> np.ndarray:

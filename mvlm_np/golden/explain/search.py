@@ -8,17 +8,20 @@ long as each brings the result closer.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from difflib import SequenceMatcher
+from dataclasses import dataclass
 from itertools import combinations
-from math import exp, inf, log, log10
+from math import exp, inf, log
 
 import numpy as np
 
-from mvlm_np.golden.format import order
-from mvlm_np.golden.mistakes.all import MISTAKES
-from mvlm_np.golden.mistakes.base import Dial, Mistake, Scene, Variant
-from mvlm_np.golden.replay import CannotReplay, Parts, Replay, independent, layer_of, step_of
+from mvlm_np.golden.explain.findings import GAIN, Cause, Finding, fits
+from mvlm_np.golden.explain.mistake import Dial, Mistake, known_mistakes
+from mvlm_np.golden.explain.parts import Parts
+from mvlm_np.golden.explain.replay import Replay
+from mvlm_np.golden.explain.scene import Scene
+from mvlm_np.golden.explain.steps import CannotReplay, independent, layer_of, step_of
+from mvlm_np.golden.measure import cosine, relative_error
+from mvlm_np.golden.stages import order
 
 HEALTHY = 6.0  # times the reference's own rounding: another order of summation stays below it
 LEVEL = 0.05 / 255 / 0.27  # a twentieth of a grey level: some pixels fell to the other side in rounding
@@ -26,100 +29,10 @@ LEAST = 2.0**-24  # the rounding of a stage that is only copied or scaled
 TIE = 4.0  # two explanations are as good as each other if their errors differ by no more
 PAIRS = 3000  # pairs that are tried at most
 BEAM, DEPTH = 4, 5  # explanations that are taken further, and how far
-GAIN = 0.7  # what another mistake must bring the error down by to be believed
 
-TINY = 2.0**-126  # a stage of zeros has no relative error
-GOLDEN = (5**0.5 - 1) / 2
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 Progress = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Cause:
-    """A mistake in one of its variants. layers: those it was seen in, where the step has several."""
-
-    mistake: Mistake
-    variant: Variant
-
-    @property
-    def place(self) -> tuple[str, str]:
-        return self.mistake.id, self.variant.step
-
-
-@dataclass
-class Finding:
-    """What was found at a stage.
-
-    stage         that the candidate did not compute as the reference would from the candidate's own input
-    before        relative error of the reference (Euclidean), and
-    error         that of the reference with the mistakes
-    cosine        the same as an angle
-    allowed       the error that rounding explains
-    causes        the mistakes; none if nothing brought it closer
-    alternatives  other explanations that fit as well
-    """
-
-    stage: str
-    before: float
-    error: float
-    cosine: float
-    allowed: float
-    causes: tuple[Cause, ...] = ()
-    alternatives: list[tuple[Cause, ...]] = field(default_factory=list)
-
-    @property
-    def exact(self) -> bool:
-        """The mistakes reproduce the candidate, within rounding."""
-        return _fits(self.causes, self.error, self.allowed, self.before)
-
-    @property
-    def believed(self) -> bool:
-        """They do, or come much closer than the reference."""
-        return bool(self.causes) and (self.exact or self.error < GAIN * self.before)
-
-    @property
-    def snr(self) -> float:
-        """Signal to noise of the reproduction, in dB."""
-        return decibels(self.error)
-
-
-def decibels(error: float) -> float:
-    return -20 * log10(error) if error > 0 else inf
-
-
-def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
-    """|found - wanted| / |wanted|, Euclidean; infinite if shapes or the places of NaN and infinity differ.
-
-    Of token ids, the part that would have to be edited.
-    """
-    if wanted.dtype.kind == "i":
-        return 1 - SequenceMatcher(None, found.tolist(), wanted.tolist(), autojunk=False).ratio()
-    if found.shape != wanted.shape:
-        return inf
-    f, w = found.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
-    sound = np.isfinite(w)
-    if not sound.all():
-        if not np.array_equal(sound, np.isfinite(f)):
-            return inf
-        f, w = f[sound], w[sound]
-    error = _norm(f - w) / max(_norm(w), TINY)
-    return error if error == error else inf  # NaN where there should be none
-
-
-def cosine(found: np.ndarray, wanted: np.ndarray) -> float:
-    if found.shape != wanted.shape:
-        return 0.0
-    f, w = found.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
-    sound = np.isfinite(w) & np.isfinite(f)
-    f, w = f[sound], w[sound]
-    return float(f @ w) / max(_norm(f) * _norm(w), TINY)
-
-
-def _norm(x: np.ndarray) -> float:
-    return float(np.sqrt(x @ x))
-
-
-# ---------------------------------------------------------------- the search
 
 
 @dataclass(frozen=True)
@@ -157,7 +70,7 @@ class Search:
         wide = dict(self.known) if yardstick else {n: _wide(v) for n, v in self.known.items()}
         dtype = np.float32 if yardstick else np.float64
         self.fine = Replay(yardstick or scene.parts, self.given, wide, dtype=dtype)
-        self.causes = [Cause(m, v) for m in MISTAKES.values() for v in m.variants(scene)]
+        self.causes = [Cause(m, v) for m in known_mistakes().values() for v in m.variants(scene)]
         self.active: dict[tuple[str, str], Cause] = {}  # what has been found, by mistake and step
         self._chains: dict[tuple[object, ...], Replay] = {}
 
@@ -172,14 +85,14 @@ class Search:
                     found.append(finding)
         return found
 
-    def blind(self) -> list[Mistake]:
+    def invisible(self) -> list[Mistake]:
         """Mistakes that the candidate's stages would not show, as none of their variants changes one beyond
         rounding. For a candidate that is right."""
         shown: set[str] = set()
         for cause in self.causes:
             if cause.mistake.id not in shown and self._shows(cause):
                 shown.add(cause.mistake.id)
-        return [m for m in MISTAKES.values() if m.id not in shown]
+        return [m for m in known_mistakes().values() if m.id not in shown]
 
     def _shows(self, cause: Cause) -> bool:
         v = cause.variant
@@ -364,15 +277,15 @@ class Search:
             return node.error if node is not None else inf
 
         start, stop = log(low), log(high)
-        a, b = stop - GOLDEN * (stop - start), start + GOLDEN * (stop - start)
+        a, b = stop - GOLDEN_RATIO * (stop - start), start + GOLDEN_RATIO * (stop - start)
         at_a, at_b = error(a), error(b)
         while stop - start > (1e-6 if best.error < base.error / 2 else 0.05):
             if at_a < at_b:
                 stop, b, at_b = b, a, at_a
-                at_a = error(a := stop - GOLDEN * (stop - start))
+                at_a = error(a := stop - GOLDEN_RATIO * (stop - start))
             else:
                 start, a, at_a = a, b, at_b
-                at_b = error(b := start + GOLDEN * (stop - start))
+                at_b = error(b := start + GOLDEN_RATIO * (stop - start))
         return best
 
     def _retuned(self, stage: str, node: Node) -> Node:
@@ -420,14 +333,9 @@ def _error(node: Node) -> float:
     return node.error
 
 
-def _fits(causes: Sequence[Cause], error: float, limit: float, before: float) -> bool:
-    """Whether mistakes explain a stage; of one that rounds, a few results fall to the other side."""
-    return error <= limit or (error < before / 10 and any(c.variant.rounds for c in causes))
-
-
 def _exact(nodes: Sequence[Node], limit: float, before: float) -> list[Node]:
     """Those that fit, the best first, one for each set of mistakes."""
-    right = sorted((n for n in nodes if _fits(n.causes, n.error, limit, before)), key=_error)
+    right = sorted((n for n in nodes if fits(n.causes, n.error, limit, before)), key=_error)
     found: dict[tuple[str, ...], Node] = {}
     for node in right:
         if node.error <= max(TIE * right[0].error, LEAST):

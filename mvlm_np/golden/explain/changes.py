@@ -1,12 +1,8 @@
-"""What a mistake is, and the ways to make one: a changed config value, a transformed weight, a replaced
-function of the vocabulary, or another step. The forward pass knows nothing of it.
+"""Changes of an implementation, of which mistakes are made: another setting, transformed weights, a replaced
+function, an edited stage. The forward pass knows nothing of it."""
 
-A mistake comes in variants: which layer, which value, which of two ways. `variants` may look at what the
-candidate computed, for a number that can be read off it.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
 from math import sqrt
 from types import SimpleNamespace
 from typing import Any
@@ -15,97 +11,9 @@ import numpy as np
 
 from mvlm_np import ops
 from mvlm_np.config import VisionConfig
-from mvlm_np.golden.pictures import Picture
-from mvlm_np.golden.prompts import Prompt
-from mvlm_np.golden.replay import Change, Parts, Stages
+from mvlm_np.golden.explain.parts import Change, Edit, Parts
 from mvlm_np.linear import Joined, Norm
 from mvlm_np.projector import LDP, LDPBlock
-from mvlm_np.vision import VisionWeights
-
-
-@dataclass(frozen=True)
-class Dial:
-    """What variants that differ in one number have in common.
-
-    at      makes the variant with another number
-    values  those that are tried first, and the right one, in order
-    """
-
-    at: Callable[[float], "Variant"]
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to make a mistake.
-
-    step    where it acts first; see `replay.STEPS`
-    detail  what is particular about this way, in words
-    layer   the one layer that it acts on; None for all
-    dial    how to make it with another number, and value: its own
-    rounds  whether it rounds: then its result is not reproduced to the last bit
-    rare    whether to try it only where one layer alone is in question
-    """
-
-    step: str
-    change: Change
-    detail: str = ""
-    layer: int | None = None
-    dial: Dial | None = None
-    value: float = 0.0
-    rounds: bool = False
-    rare: bool = False
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What there is to make mistakes with.
-
-    parts    the reference
-    picture  the picture and how it is prepared; None where there is no picture
-    prompt   how the prompt becomes ids; None where the question or the tokenizer is missing
-    spare    weights that the model does not use: "post_layernorm", "other_tower"
-    stages   what the candidate computed
-    """
-
-    parts: Parts
-    picture: Picture | None = None
-    prompt: Prompt | None = None
-    spare: Mapping[str, Any] = field(default_factory=dict)
-    stages: Stages = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A mistake, under a stable name.
-
-    what   what the port does
-    mend   what it should do
-    stage  where it first shows
-    shown  which golden tells it from the right way, where one may not
-    """
-
-    id: str
-    what: str
-    mend: str
-    stage: str
-    shown: str
-    variants: Callable[[Scene], Iterable[Variant]]
-
-
-MISTAKES: dict[str, Mistake] = {}
-ANY = "any golden"
-
-
-def mistake(id: str, stage: str, what: str, mend: str, shown: str = ANY) -> Callable[[Any], Any]:
-    """Puts a generator of variants on the list."""
-
-    def listed(variants: Callable[[Scene], Iterable[Variant]]) -> Callable[[Scene], Iterable[Variant]]:
-        assert id not in MISTAKES
-        MISTAKES[id] = Mistake(id, what, mend, stage, shown, variants)
-        return variants
-
-    return listed
 
 
 def config(**changes: Any) -> Change:
@@ -126,13 +34,9 @@ def weights(part: str, change: Callable[[Any], Any]) -> Change:
     return lambda p: replace(p, **{part: change(getattr(p, part))})
 
 
-def layers(part: str, change: Callable[[Any], Any], only: int | None = None) -> Change:
+def layers(part: str, change: Callable[[Any], Any]) -> Change:
     """Every block of the vision tower or layer of the decoder changed."""
-
-    def all_layers(w: Any) -> Any:
-        return replace(w, layers=[change(x) if only in (None, i) else x for i, x in enumerate(w.layers)])
-
-    return weights(part, all_layers)
+    return weights(part, lambda w: replace(w, layers=[change(layer) for layer in w.layers]))
 
 
 def function(part: str, name: str, wrap: Callable[[Any], Any]) -> Change:
@@ -153,17 +57,19 @@ def instead(part: str, name: str, other: Callable[..., np.ndarray]) -> Change:
     return function(part, name, lambda _: other)
 
 
-def after(stage: str, then: Callable[[np.ndarray, Stages], np.ndarray]) -> Change:
-    """Something more done to a stage."""
+def edit_stage(stage: str, edit: Edit) -> Change:
+    """Something more done to a stage before it is used."""
 
     def change(p: Parts) -> Parts:
-        before = p.after.get(stage, lambda value, _: value)
-        return replace(p, after={**p.after, stage: lambda value, seen: then(before(value, seen), seen)})
+        others = p.edits.get(stage, lambda value, _: value)
+        return replace(p, edits={**p.edits, stage: lambda value, seen: edit(others(value, seen), seen)})
 
     return change
 
 
 def both(*changes: Change) -> Change:
+    """Several changes, one after the other."""
+
     def change(p: Parts) -> Parts:
         for one in changes:
             p = one(p)
@@ -172,25 +78,9 @@ def both(*changes: Change) -> Change:
     return change
 
 
-def dial(
-    step: str, text: str, make: Callable[[float], Change], values: Iterable[float], right: float
-) -> Iterator[Variant]:
-    """Variants that differ in a number only, which can be tuned; `text` has a place for it."""
-    numbers = tuple(sorted({*values, right}))
-
-    def at(value: float) -> Variant:
-        return Variant(step, make(value), text.format(value), None, Dial(at, numbers), value)
-
-    return (at(value) for value in numbers if value != right)
-
-
 def vision_of(p: Parts) -> VisionConfig:
     assert p.config.vision is not None
     return p.config.vision
-
-
-def tower_of(scene: Scene) -> VisionWeights | None:
-    return scene.parts.vision
 
 
 def changed_blocks(change: Callable[[LDPBlock], LDPBlock], which: int | None = None) -> Callable[[LDP], LDP]:
@@ -254,7 +144,7 @@ def tanh_gelu(x: np.ndarray) -> np.ndarray:
     return x / 2 * (1 + np.tanh(sqrt(2 / np.pi) * (x + 0.044715 * x * x * x)))
 
 
-FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
+ACTIVATIONS: dict[str, Callable[..., np.ndarray]] = {
     name: getattr(ops, name) for name in "gelu quick_gelu relu silu sigmoid hardswish hardsigmoid".split()
 } | {"tanh_gelu": tanh_gelu}
 EPS = (1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1)

@@ -6,11 +6,9 @@ from math import log10
 
 import numpy as np
 
-from mvlm_np.golden.candidates import Candidate
-from mvlm_np.golden.format import Golden
-from mvlm_np.golden.measure import distance
-from mvlm_np.golden.precision import to_bf16, to_float16
-from mvlm_np.golden.stage import (
+from mvlm_np.golden.compare.candidates import Candidate
+from mvlm_np.golden.compare.tolerance import CLASSES, bounds
+from mvlm_np.golden.compare.verdict import (
     FAILED,
     MISSING,
     NOT_FINITE,
@@ -20,15 +18,17 @@ from mvlm_np.golden.stage import (
     UNJUDGED,
     WRONG,
     StageResult,
-)  # fmt: skip
-from mvlm_np.golden.tolerance import CLASSES, bounds
+)
+from mvlm_np.golden.format import Golden
+from mvlm_np.golden.measure import distance
+from mvlm_np.golden.precision import to_bf16, to_float16
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN
 
 UNRELATED = 0.5  # cosine below which two stages have nothing to do with each other
 EXPECTED = 6  # a class's bounds over the errors that it makes, about
-LEVEL = 16  # a run with no error so many times smaller than what a class makes computes in that class
+LEVEL = 16  # a run computes in a class if no error of its is so many times smaller than the class's own
 LARGEST_FLOAT16 = 65504
-A_LEVEL = 2e-3  # of the largest pixel value: half a level of an 8-bit pixel, at least
+HALF_GREY_LEVEL = 2e-3  # of the largest pixel value: half a level of an 8-bit pixel, at least
 CLASS_OF = {"float16": "float16", "bfloat16": "bf16"}  # by the type in which a stage is stored
 SOURCES = (  # metadata, what it tells apart, the metadata that names it, what to do
     ("image_sha256", "picture", "image", "run it on the golden's"),
@@ -83,7 +83,7 @@ def _first_stage(
         )
     elif name == "pixel_values" and unrelated:
         yield f"These are not the pixels of the golden's picture{_of(golden, 'image')}."
-    elif name == "pixel_values" and first.distance and first.distance.relative > A_LEVEL:
+    elif name == "pixel_values" and first.distance and first.distance.relative > HALF_GREY_LEVEL:
         yield (
             "The picture is prepared in another way: look at the padding and its colour, at bicubic resizing "
             "of 8-bit pixels, and at the colours' mean and deviation."

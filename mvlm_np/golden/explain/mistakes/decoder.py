@@ -7,24 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from mvlm_np.golden.mistakes.base import (
+from mvlm_np.golden.explain.changes import (
+    ACTIVATIONS,
     EPS,
-    FUNCTIONS,
-    Scene,
-    Variant,
-    after,
     both,
     decoder_config,
-    dial,
+    edit_stage,
     function,
     instead,
     layers,
-    mistake,
-    tower_of,
     weights,
     with_fields,
 )
-from mvlm_np.golden.replay import Change, Parts
+from mvlm_np.golden.explain.mistake import Variant, dial, mistake
+from mvlm_np.golden.explain.parts import Change, Parts
+from mvlm_np.golden.explain.scene import Scene
+from mvlm_np.golden.precision import to_float16
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN
 from mvlm_np.linear import Dense, Joined
 
@@ -40,13 +38,12 @@ def _pairs(d: int) -> np.ndarray:
 
 
 @mistake(
-    "rope-interleaved",
-    "decoder.keys.0",
-    "RoPE turns neighbours (2i, 2i + 1), or halves with weights in llama.cpp's order",
-    "turn element i with i + d/2; neighbours only with rows of q and k reordered as in GGUF",
-    "a prompt of more than one position",
+    stage="decoder.keys.0",
+    what="RoPE turns neighbours (2i, 2i + 1), or halves with weights in llama.cpp's order",
+    mend="turn element i with i + d/2; neighbours only with rows of q and k reordered as in GGUF",
+    shown="a prompt of more than one position",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def rope_interleaved(scene: Scene) -> Iterator[Variant]:
     d = scene.parts.config.decoder.head_dim
     yield Variant("layer", function("decoder", "rope", _order(_pairs(d))), "neighbours are turned")
 
@@ -62,25 +59,23 @@ def _(scene: Scene) -> Iterator[Variant]:
 
 
 @mistake(
-    "rope-direction",
-    "decoder.keys.0",
-    "RoPE turns the other way, not at all, or only queries or keys",
-    "(a cos - b sin, b cos + a sin), for queries and keys",
+    stage="decoder.keys.0",
+    what="RoPE turns the other way, not at all, or only queries or keys",
+    mend="(a cos - b sin, b cos + a sin), for queries and keys",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def rope_direction(scene: Scene) -> Iterator[Variant]:
     other = function("decoder", "rope", lambda base: lambda x, cos, sin: base(x, cos, -sin))
     yield Variant("layer", other, "the other way")
     yield Variant("layer", instead("decoder", "rope", lambda x, cos, sin: x), "not at all")
 
 
 @mistake(
-    "rope-base",
-    "decoder.keys.0",
-    "RoPE has another base",
-    "rope_theta, 10000 for all MobileVLMs",
-    "a prompt of more than one position",
+    stage="decoder.keys.0",
+    what="RoPE has another base",
+    mend="rope_theta, 10000 for all MobileVLMs",
+    shown="a prompt of more than one position",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def rope_base(scene: Scene) -> Iterator[Variant]:
     right = scene.parts.config.decoder.rope_theta
 
     def base(theta: float) -> Change:
@@ -91,12 +86,11 @@ def _(scene: Scene) -> Iterator[Variant]:
 
 
 @mistake(
-    "rope-positions",
-    "decoder.keys.0",
-    "the prompt's positions are not 0, 1, 2, ...",
-    "count every position from 0, each image token as one",
+    stage="decoder.keys.0",
+    what="the prompt's positions are not 0, 1, 2, ...",
+    mend="count every position from 0, each image token as one",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def rope_positions(scene: Scene) -> Iterator[Variant]:
     for shift in (1, -1, 2, 3):
         yield Variant("layer", _shifted(shift, shift), f"they begin at {shift}")
     d = scene.parts.config.decoder.head_dim
@@ -128,13 +122,12 @@ def _shifted(prompt: int, new: int) -> Change:
 
 
 @mistake(
-    "rms-eps",
-    "decoder.hidden_states.1",
-    "RMSNorm has another eps",
-    "rms_norm_eps: 1e-6 for the 1.7B and 3B, 1e-5 for the 7B",
-    "embeddings that are small, as those of trained models are",
+    stage="decoder.hidden_states.1",
+    what="RMSNorm has another eps",
+    mend="rms_norm_eps: 1e-6 for the 1.7B and 3B, 1e-5 for the 7B",
+    shown="embeddings that are small, as those of trained models are",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def rms_eps(scene: Scene) -> Iterator[Variant]:
     right = scene.parts.config.decoder.rms_norm_eps
 
     def eps(value: float) -> Change:
@@ -144,12 +137,11 @@ def _(scene: Scene) -> Iterator[Variant]:
 
 
 @mistake(
-    "rms-as-layer-norm",
-    "decoder.hidden_states.1",
-    "RMSNorm subtracts the mean, or is computed over the wrong axis",
-    "x / sqrt(mean(x^2) + eps) * weight, over the channels",
+    stage="decoder.hidden_states.1",
+    what="RMSNorm subtracts the mean, or is computed over the wrong axis",
+    mend="x / sqrt(mean(x^2) + eps) * weight, over the channels",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def rms_as_layer_norm(scene: Scene) -> Iterator[Variant]:
     def centred(base: Any) -> Any:
         return lambda x, w, eps: base(x - x.mean(axis=-1, keepdims=True), w, eps)
 
@@ -169,13 +161,12 @@ def _(scene: Scene) -> Iterator[Variant]:
 
 
 @mistake(
-    "kv-head-order",
-    "decoder.hidden_states.1",
-    "query heads read the wrong key-value heads",
-    "query head h reads key-value head h // (heads / kv_heads): repeat each one, do not tile them",
-    "a model with fewer key-value heads than heads, but more than one",
+    stage="decoder.hidden_states.1",
+    what="query heads read the wrong key-value heads",
+    mend="query head h reads key-value head h // (heads / kv_heads): repeat each one, do not tile them",
+    shown="a model with fewer key-value heads than heads, but more than one",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def kv_head_order(scene: Scene) -> Iterator[Variant]:
     c = scene.parts.config.decoder
     H, K = c.num_attention_heads, c.num_key_value_heads
     if 1 < K < H:
@@ -199,12 +190,11 @@ def _heads_of_kv(order: np.ndarray) -> Change:
 
 
 @mistake(
-    "no-causal-mask",
-    "decoder.hidden_states.1",
-    "the decoder's attention is not causal, or looks one position too far",
-    "a position sees itself and those before it",
+    stage="decoder.hidden_states.1",
+    what="the decoder's attention is not causal, or looks one position too far",
+    mend="a position sees itself and those before it",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def no_causal_mask(scene: Scene) -> Iterator[Variant]:
     def off(base: Any) -> Any:
         return lambda q, k, v, causal: base(q, k, v, False)
 
@@ -250,43 +240,33 @@ def _(scene: Scene) -> Iterator[Variant]:
 
 
 @mistake(
-    "gate-up-swapped",
-    "decoder.hidden_states.1",
-    "gate and up are swapped in the MLP",
-    "down(silu(gate(x)) * up(x))",
+    stage="decoder.hidden_states.1",
+    what="gate and up are swapped in the MLP",
+    mend="down(silu(gate(x)) * up(x))",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def gate_up_swapped(scene: Scene) -> Iterator[Variant]:
     yield Variant("layer", layers("decoder", lambda x: replace(x, gate_up=Joined(*x.gate_up.layers[::-1]))))
 
 
 @mistake(
-    "swiglu-activation",
-    "decoder.hidden_states.1",
-    "the decoder's MLP has another activation than SiLU",
-    "silu(gate) * up with silu(x) = x * sigmoid(x)",
+    stage="decoder.hidden_states.1",
+    what="the decoder's MLP has another activation than SiLU",
+    mend="silu(gate) * up with silu(x) = x * sigmoid(x)",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def swiglu_activation(scene: Scene) -> Iterator[Variant]:
     for name in ("gelu", "tanh_gelu", "quick_gelu", "relu", "sigmoid"):
-        act = FUNCTIONS[name]
+        act = ACTIVATIONS[name]
         way = partial(lambda act, gate, up: act(gate) * up, act)
         yield Variant("layer", instead("decoder", "swiglu", way), name.replace("_", " "))
 
 
-HALF = "a model whose activations leave the range of float16, as those of the 7B do"
-
-
 @mistake(
-    "float16-overflow",
-    "decoder.hidden_states.1",
-    "a value is computed in float16: it leaves the range, 65504, or loses digits",
-    "compute squares of RMSNorm, attention scores and the product of SwiGLU in float32, or use bfloat16",
-    HALF,
+    stage="decoder.hidden_states.1",
+    what="a value is computed in float16: it leaves the range, 65504, or loses digits",
+    mend="compute squares of RMSNorm, attention scores and the product of SwiGLU in float32, or use bfloat16",
+    shown="a model whose activations leave the range of float16, as those of the 7B do",
 )
-def _(scene: Scene) -> Iterator[Variant]:
-    def half(x: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            return x.astype(np.float16)
-
+def float16_overflow(scene: Scene) -> Iterator[Variant]:
     def clipped(x: np.ndarray) -> np.ndarray:
         return np.clip(x, -65504, 65504)
 
@@ -317,13 +297,13 @@ def _(scene: Scene) -> Iterator[Variant]:
     for name, cut in (
         ("becomes infinite", infinite),
         ("is cut off", clipped),
-        ("is rounded to float16", half),
+        ("is rounded to float16", to_float16),
     ):
         for way, what in (
             (function("decoder", "rms_norm", squares(cut)), "a square in RMSNorm"),
             (function("decoder", "swiglu", product(cut)), "SwiGLU's product"),
         ):
-            yield Variant("layer", way, f"{what} {name}", rounds=cut is half)
+            yield Variant("layer", way, f"{what} {name}", rounds=cut is to_float16)
 
     def outputs(cut: Callable[[np.ndarray], np.ndarray]) -> Callable[[Any], Any]:
         def change(layer: Any) -> Any:
@@ -339,7 +319,7 @@ def _(scene: Scene) -> Iterator[Variant]:
 def _residual(cut: Callable[[np.ndarray], np.ndarray]) -> Change:
     def change(p: Parts) -> Parts:
         for i in range(1, p.config.decoder.num_hidden_layers):
-            p = after(f"decoder.hidden_states.{i}", lambda x, _: cut(x))(p)
+            p = edit_stage(f"decoder.hidden_states.{i}", lambda x, _: cut(x))(p)
         return p
 
     return change
@@ -365,12 +345,11 @@ class Cut:
 
 
 @mistake(
-    "no-final-norm",
-    "logits",
-    "the last RMSNorm is left out",
-    "apply model.norm after the last layer, before lm_head",
+    stage="logits",
+    what="the last RMSNorm is left out",
+    mend="apply model.norm after the last layer, before lm_head",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def no_final_norm(scene: Scene) -> Iterator[Variant]:
     final = scene.parts.decoder.norm
 
     def wrap(base: Any) -> Any:
@@ -380,12 +359,11 @@ def _(scene: Scene) -> Iterator[Variant]:
 
 
 @mistake(
-    "decoder-layer-short",
-    "logits",
-    "the decoder runs without its last layer",
-    "run all num_hidden_layers layers",
+    stage="logits",
+    what="the decoder runs without its last layer",
+    mend="run all num_hidden_layers layers",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def decoder_layer_short(scene: Scene) -> Iterator[Variant]:
     n = scene.parts.config.decoder.num_hidden_layers
     if n > 1:
         shorter = weights("decoder", lambda w: replace(w, layers=w.layers[:-1]))
@@ -393,12 +371,11 @@ def _(scene: Scene) -> Iterator[Variant]:
 
 
 @mistake(
-    "tied-lm-head",
-    "logits",
-    "the table of embeddings serves as lm_head",
-    "lm_head has weights of its own: tie_word_embeddings is false",
+    stage="logits",
+    what="the table of embeddings serves as lm_head",
+    mend="lm_head has weights of its own: tie_word_embeddings is false",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def tied_lm_head(scene: Scene) -> Iterator[Variant]:
     c = scene.parts.config.decoder
     if not c.tie_word_embeddings:
 
@@ -409,16 +386,16 @@ def _(scene: Scene) -> Iterator[Variant]:
 
 
 @mistake(
-    "cache-position",
-    "decode.hidden_states.1",
-    "a generated token gets the wrong position",
-    "the first one stands at the prompt's length, image tokens counted, and each later one a position on",
-    "a golden with decode steps",
+    stage="decode.hidden_states.1",
+    what="a generated token gets the wrong position",
+    mend="the first one stands at the prompt's length, image tokens counted, "
+    "and each later one a position on",
+    shown="a golden with decode steps",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def cache_position(scene: Scene) -> Iterator[Variant]:
     for shift in (1, -1, 2, -2):
         yield Variant("decode", _shifted(0, shift), f"{shift:+d}")
-    if tower_of(scene):
+    if scene.parts.vision:
         n = scene.parts.config.image_tokens - 1
         yield Variant("decode", _shifted(0, -n), "a picture counts as one position")
 
@@ -440,13 +417,12 @@ def _(scene: Scene) -> Iterator[Variant]:
 
 
 @mistake(
-    "cache-content",
-    "decode.hidden_states.1",
-    "the cache holds something else than what the prompt left there",
-    "keep keys after RoPE and values of every position, the prompt's and each generated one",
-    "a golden with decode steps",
+    stage="decode.hidden_states.1",
+    what="the cache holds something else than what the prompt left there",
+    mend="keep keys after RoPE and values of every position, the prompt's and each generated one",
+    shown="a golden with decode steps",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def cache_content(scene: Scene) -> Iterator[Variant]:
     def drop(part: slice) -> Change:
         def wrap(base: Any) -> Any:
             def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> np.ndarray:

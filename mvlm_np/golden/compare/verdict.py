@@ -1,15 +1,17 @@
-"""One stage of a candidate: the verdict on it, where it is wrong, and whether it is only in another order."""
+"""The verdict on one stage of a candidate: right, wrong, or the golden's numbers in another order."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 
 import numpy as np
 
 from mvlm_np.golden.compact import Sketch, sha256
-from mvlm_np.golden.layout import Places, arrangements, axes, describe_permutation, matrix, permutation
+from mvlm_np.golden.compare.orders import Axes, arrangements, describe_permutation, permutation
+from mvlm_np.golden.compare.places import Places, place
+from mvlm_np.golden.compare.tolerance import Bound
+from mvlm_np.golden.layout import axes, matrix
 from mvlm_np.golden.measure import TINY, Distance, Measured, distance, measure, measure_sketch
-from mvlm_np.golden.tolerance import Bound
+from mvlm_np.golden.stages import without_leading_axes
 
 RIGHT = "right"  # within the bound
 WRONG = "wrong"  # beyond it
@@ -19,8 +21,6 @@ NOT_FINITE = "not finite"  # NaN or infinity
 MISSING = "missing"  # not in the candidate
 UNJUDGED = "not judged"  # the precision class alone may change it that much
 FAILED = (WRONG, REORDERED, SHAPE, NOT_FINITE)
-
-ALONE = 0.9  # of an error's energy in a few rows or channels: then it is theirs
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,15 @@ def compare_stage(
     image  the positions of the picture in the decoder, if they are known
     search whether to look for the golden's numbers in another order, if the stage is wrong
     """
-    while found.ndim > golden.ndim and len(found) == 1:
-        found = found[0]
+    found = without_leading_axes(found, golden.ndim)
     if not np.isfinite(found).all():
         return StageResult(name, NOT_FINITE, note=_not_finite(found))
-    straight = tuple(range(golden.ndim))
-    read = [(straight, found)] if found.shape == golden.shape else list(arrangements(golden.shape, found))
+    read = _readings(golden.shape, found)
     if not read:
         return _other_size(name, golden, found, bound)
 
-    def noted(order: tuple[int, ...], more: str = "") -> str:
-        how = "" if order == straight else f"read as {_shape(found)} with {_order(order, golden.shape)}"
-        return "; ".join(part for part in (how, more) if part)
+    def noted(order: Axes, more: str = "") -> str:
+        return "; ".join(part for part in (_read_as(order, found, golden.shape), more) if part)
 
     tried = [(order, array, measure(matrix(name, golden), matrix(name, array))) for order, array in read]
     order, _, m = min(tried, key=lambda one: one[2].distance.rms)
@@ -84,7 +81,7 @@ def compare_stage(
         return _measured(name, UNJUDGED, m, bound, note=noted(order))
     places = Places(name, golden.shape, image)
     for other, array, measured in tried if search else ():
-        if reordered := _reordering(name, golden, array, bound, places):
+        if reordered := _reordering(name, golden, array, bound):
             return _measured(name, REORDERED, measured, bound, note=noted(other, reordered))
     return _measured(name, WRONG, m, bound, place(m, bound, places), noted(order))
 
@@ -93,30 +90,39 @@ def compare_sketch(
     name: str, golden: Sketch, found: np.ndarray, bound: Bound, image: range | None = None
 ) -> StageResult:
     """One stage of a compact golden. Of another order of axes it sees only what the shape tells."""
-    while found.ndim > len(golden.shape) and len(found) == 1:
-        found = found[0]
+    found = without_leading_axes(found, len(golden.shape))
     if not np.isfinite(found).all():
         return StageResult(name, NOT_FINITE, note=_not_finite(found))
-    read = [(o, a) for o, a in arrangements(golden.shape, found)]
+    read = _readings(golden.shape, found)
     if not read:
-        return StageResult(name, SHAPE, note=f"has the shape {_shape(found)}, wanted {_shape(golden.shape)}")
-    if found.shape == golden.shape:
-        read = read[:1]
-    axes_order, m = min(
-        ((o, measure_sketch(golden, matrix(name, a))) for o, a in read),
-        key=lambda tried: tried[1].distance.rms,
-    )
-    for o, a in read:
-        if sha256(a) == golden.sha256:  # every bit is the golden's: then the estimates need not be trusted
+        return StageResult(name, SHAPE, note=_wanted_shape(found, golden.shape))
+    tried = [(order, measure_sketch(golden, matrix(name, array))) for order, array in read]
+    order, m = min(tried, key=lambda one: one[1].distance.rms)
+    for other, array in read:
+        if sha256(array) == golden.sha256:  # every bit is the golden's: the estimates need not be trusted
             none = Distance(0.0, 0.0, 0.0, 1.0, (0, 0))
-            axes_order, m = o, replace(m, distance=none, map=np.zeros_like(m.map), rows=np.zeros_like(m.rows))
-    straight = axes_order == tuple(range(len(golden.shape)))
-    note = "" if straight else f"read as {_shape(found)} with {_order(axes_order, golden.shape)}"
+            exact = replace(m, distance=none, map=np.zeros_like(m.map), rows=np.zeros_like(m.rows))
+            order, m = other, exact
+    note = _read_as(order, found, golden.shape)
     if bound.admits(m.distance.rms, m.distance.relative):
         return _measured(name, RIGHT, m, bound, note=note)
     verdict = WRONG if bound.judges else UNJUDGED
     where = place(m, bound, Places(name, golden.shape, image))
     return _measured(name, verdict, m, bound, where, note)
+
+
+def _readings(shape: tuple[int, ...], found: np.ndarray) -> list[tuple[Axes, np.ndarray]]:
+    """The ways to read an array as one of `shape`: as it is if it has that shape, else see `arrangements`."""
+    if found.shape == shape:
+        return [(tuple(range(len(shape))), found)]
+    return list(arrangements(shape, found))
+
+
+def _read_as(order: Axes, found: np.ndarray, shape: tuple[int, ...]) -> str:
+    """What a reader should know of the way in which an array was read; nothing if its axes are in order."""
+    if order == tuple(range(len(shape))):
+        return ""
+    return f"read as {_shape(found)} with {_order(order, shape)}"
 
 
 def _measured(
@@ -126,7 +132,7 @@ def _measured(
     return StageResult(name, verdict, m.distance, bound, where, note, m.map, profile)
 
 
-def _reordering(name: str, golden: np.ndarray, found: np.ndarray, bound: Bound, places: Places) -> str | None:
+def _reordering(name: str, golden: np.ndarray, found: np.ndarray, bound: Bound) -> str | None:
     """In which other order the golden's numbers stand here; None if they do not."""
     # Neighbouring slices may be alike: what is to count as a slice in another place must fit well.
     fits = min(3 * bound.rms, 0.3)
@@ -134,11 +140,10 @@ def _reordering(name: str, golden: np.ndarray, found: np.ndarray, bound: Bound, 
     def right(array: np.ndarray) -> bool:
         return distance(name, golden, array).rms <= fits
 
-    for axes_order in list(permutations(range(golden.ndim)))[1:]:
-        if tuple(golden.shape[a] for a in axes_order) != golden.shape:
-            continue
-        if right(found.transpose(axes_order)):
-            return f"transposed: {_order(axes_order, golden.shape)}"
+    for order in list(permutations(range(golden.ndim)))[1:]:
+        same_shape = tuple(golden.shape[axis] for axis in order) == golden.shape
+        if same_shape and right(found.transpose(order)):
+            return f"transposed: {_order(order, golden.shape)}"
     for axis in range(golden.ndim):
         p = permutation(golden, found, axis, fits)
         if p is not None and right(np.take(found, np.argsort(p), axis)):
@@ -157,13 +162,16 @@ def _axis_name(name: str, ndim: int, axis: int) -> str:
     return (kind, "channels")[axis] if ndim == 2 else "elements"
 
 
-def _order(axes_order: Sequence[int], shape: tuple[int, ...]) -> str:
-    return f"axes {'-'.join(map(str, axes_order))} of the golden's {_shape(shape)}"
+def _order(order: Axes, shape: tuple[int, ...]) -> str:
+    return f"axes {'-'.join(map(str, order))} of the golden's {_shape(shape)}"
 
 
 def _shape(value: np.ndarray | tuple[int, ...]) -> str:
-    shape = value.shape if isinstance(value, np.ndarray) else value
-    return " x ".join(map(str, shape))
+    return " x ".join(map(str, value.shape if isinstance(value, np.ndarray) else value))
+
+
+def _wanted_shape(found: np.ndarray, shape: tuple[int, ...]) -> str:
+    return f"has the shape {_shape(found)}, wanted {_shape(shape)}"
 
 
 def _not_finite(found: np.ndarray) -> str:
@@ -177,7 +185,7 @@ def _not_finite(found: np.ndarray) -> str:
 
 def _other_size(name: str, golden: np.ndarray, found: np.ndarray, bound: Bound) -> StageResult:
     """A stage of another size: is it the golden with rows left out or added at one end?"""
-    note = f"has the shape {_shape(found)}, wanted {_shape(golden)}"
+    note = _wanted_shape(found, golden.shape)
     if found.ndim == 2 and golden.ndim == 2 and found.shape[1] == golden.shape[1]:
         extra = len(found) - len(golden)
         few = min(len(found), len(golden))
@@ -189,29 +197,3 @@ def _other_size(name: str, golden: np.ndarray, found: np.ndarray, bound: Bound) 
                 note += f": it is the golden {what if extra > 0 else f'without its {end} {rows}'}"
                 break
     return StageResult(name, SHAPE, note=note)
-
-
-def place(m: Measured, bound: Bound, places: Places) -> str:
-    """Words for where an error is: alone in a few channels, in some positions only, or worst at one place."""
-    if not m.rows.any():
-        return ""
-    by_column, by_row = np.sort(m.columns)[::-1], np.sort(m.rows)[::-1]
-    few = max(1, min(4, len(by_column) // 8))
-    channels = ""
-    if len(by_column) > 1 and by_column[:few].sum() > ALONE * by_column.sum():
-        alone = m.columns >= by_column[:few][(by_column[:few].cumsum() > ALONE * by_column.sum()).argmax()]
-        channels = places.columns(alone)
-    # A row is wrong where its own error is beyond what its own size, or the stage's, allows.
-    T = len(m.rows)
-    size = np.maximum(m.golden_rows, m.golden_rows.sum() / T * 1e-2)
-    wrong = m.rows > bound.rms**2 * size
-    if few_rows := by_row[:1].sum() > ALONE * by_row.sum() and T > 1:
-        wrong = m.rows == by_row[0]
-    if channels and (few_rows or wrong.any()):
-        return channels if wrong.all() else f"{channels}; {places.rows(wrong)}"
-    if wrong.any() and not wrong.all():
-        return places.rows(wrong)
-    if channels:
-        return channels
-    row, column = m.distance.at
-    return f"everywhere; worst at {places.row(row)}, {places.column(column)}"

@@ -6,18 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from mvlm_np.golden.mistakes.base import (
-    FUNCTIONS,
-    Scene,
-    Variant,
-    after,
+from mvlm_np.golden.explain.changes import (
+    ACTIVATIONS,
     changed_blocks,
+    edit_stage,
     function,
     instead,
-    mistake,
     weights,
 )
-from mvlm_np.golden.replay import Stages
+from mvlm_np.golden.explain.mistake import Variant, mistake
+from mvlm_np.golden.explain.scene import Scene
+from mvlm_np.golden.stages import Stages
 from mvlm_np.linear import Dense
 from mvlm_np.projector import LDP, LDPBlock, LDPv2, grid, tokens
 from mvlm_np.trace import Trace
@@ -30,27 +29,25 @@ def _is(scene: Scene, kind: type) -> bool:
 
 
 @mistake(
-    "peg-no-residual",
-    "projector.peg",
-    "PEG's convolution is not added to its input",
-    "peg(x) = conv(x) + x",
+    stage="projector.peg",
+    what="PEG's convolution is not added to its input",
+    mend="peg(x) = conv(x) + x",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def peg_no_residual(scene: Scene) -> Iterator[Variant]:
     if _is(scene, LDPv2):
 
         def position(_: np.ndarray, seen: Stages) -> np.ndarray:
             return tokens(seen["projector.peg.peg"].transpose(1, 2, 0))
 
-        yield Variant("project", after("projector.peg", position))
+        yield Variant("project", edit_stage("projector.peg", position))
 
 
 @mistake(
-    "peg-before-pooling",
-    "projector.dwn",
-    "PEG comes before the pooling",
-    "pool to 12 x 12 first; PEG's convolution sees neighbours on the small grid",
+    stage="projector.dwn",
+    what="PEG comes before the pooling",
+    mend="pool to 12 x 12 first; PEG's convolution sees neighbours on the small grid",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def peg_before_pooling(scene: Scene) -> Iterator[Variant]:
     if _is(scene, LDPv2):
         yield Variant("project", lambda p: replace(p, project=_peg_first))
         yield Variant("project", lambda p: replace(p, project=_no_peg), "there is no PEG at all")
@@ -81,12 +78,11 @@ def _no_peg(x: np.ndarray, w: LDPv2, ops: Any, trace: Trace) -> np.ndarray:
 
 
 @mistake(
-    "pooling",
-    "projector.dwn.dwn",
-    "the pooling takes something else than the mean of each window",
-    "average over windows that cover the grid: AdaptiveAvgPool2d((12, 12))",
+    stage="projector.dwn.dwn",
+    what="the pooling takes something else than the mean of each window",
+    mend="average over windows that cover the grid: AdaptiveAvgPool2d((12, 12))",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def pooling(scene: Scene) -> Iterator[Variant]:
     if not _is(scene, LDPv2):
         return
 
@@ -125,12 +121,11 @@ def _(scene: Scene) -> Iterator[Variant]:
 
 
 @mistake(
-    "convolution",
-    "projector.peg.peg",
-    "the depthwise 3 x 3 convolution is turned around, or its border is not zeros",
-    "a cross-correlation, weight[row, column] on the pixel at that offset, with a border of zeros",
+    stage="projector.peg.peg",
+    what="the depthwise 3 x 3 convolution is turned around, or its border is not zeros",
+    mend="a cross-correlation, weight[row, column] on the pixel at that offset, with a border of zeros",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def convolution(scene: Scene) -> Iterator[Variant]:
     if not (_is(scene, LDPv2) or _is(scene, LDP)):
         return
 
@@ -167,42 +162,39 @@ def _(scene: Scene) -> Iterator[Variant]:
 
 
 @mistake(
-    "hardswish-as-silu",
-    "projector.model.mb_block.1.block.0",
-    "Hardswish is replaced by SiLU or ReLU",
-    "x * clip(x + 3, 0, 6) / 6",
-    LDP_MODEL,
+    stage="projector.model.mb_block.1.block.0",
+    what="Hardswish is replaced by SiLU or ReLU",
+    mend="x * clip(x + 3, 0, 6) / 6",
+    shown=LDP_MODEL,
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def hardswish_as_silu(scene: Scene) -> Iterator[Variant]:
     if _is(scene, LDP):
         for name in ("silu", "relu", "gelu"):
-            yield Variant("project", instead("projector", "hardswish", FUNCTIONS[name]), name)
+            yield Variant("project", instead("projector", "hardswish", ACTIVATIONS[name]), name)
         relu6 = lambda x: np.clip(x, 0, 6)  # noqa: E731
         yield Variant("project", instead("projector", "hardswish", relu6), "ReLU6")
 
 
 @mistake(
-    "hardsigmoid-as-sigmoid",
-    "projector.model.mb_block.1.block.1.scale_activation",
-    "Hardsigmoid is replaced by sigmoid, or by one of another slope",
-    "clip(x + 3, 0, 6) / 6",
-    LDP_MODEL,
+    stage="projector.model.mb_block.1.block.1.scale_activation",
+    what="Hardsigmoid is replaced by sigmoid, or by one of another slope",
+    mend="clip(x + 3, 0, 6) / 6",
+    shown=LDP_MODEL,
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def hardsigmoid_as_sigmoid(scene: Scene) -> Iterator[Variant]:
     if _is(scene, LDP):
-        yield Variant("project", instead("projector", "hardsigmoid", FUNCTIONS["sigmoid"]), "sigmoid")
+        yield Variant("project", instead("projector", "hardsigmoid", ACTIVATIONS["sigmoid"]), "sigmoid")
         keras = lambda x: np.clip(0.2 * x + 0.5, 0, 1)  # noqa: E731
         yield Variant("project", instead("projector", "hardsigmoid", keras), "clip(0.2 x + 0.5, 0, 1)")
 
 
 @mistake(
-    "squeeze-width",
-    "projector.model.mb_block.1.block.1.fc1",
-    "the squeeze has another width",
-    "D // 4 to the nearest multiple of 8, but no more than 10 % below it; read it off fc1's shape",
-    "a model with projector ldpnet whose D // 4 is no multiple of 8, and one that reaches this stage",
+    stage="projector.model.mb_block.1.block.1.fc1",
+    what="the squeeze has another width",
+    mend="D // 4 to the nearest multiple of 8, but no more than 10 % below it; read it off fc1's shape",
+    shown="a model with projector ldpnet whose D // 4 is no multiple of 8, and one that reaches this stage",
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def squeeze_width(scene: Scene) -> Iterator[Variant]:
     if not isinstance(w := scene.parts.projector, LDP):
         return
     assert isinstance(w.blocks[0].squeeze, Dense)
@@ -226,29 +218,28 @@ def _(scene: Scene) -> Iterator[Variant]:
 
 
 @mistake(
-    "squeeze-excitation",
-    "projector.model.mb_block.1.block.1",
-    "squeeze-excitation is left out, or computed otherwise",
-    "x times one factor a channel, from the mean of the whole picture through fc1, ReLU, fc2, Hardsigmoid",
-    LDP_MODEL,
+    stage="projector.model.mb_block.1.block.1",
+    what="squeeze-excitation is left out, or computed otherwise",
+    mend="x times one factor a channel, from the mean of the whole picture through fc1, ReLU, fc2, "
+    "Hardsigmoid",
+    shown=LDP_MODEL,
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def squeeze_excitation(scene: Scene) -> Iterator[Variant]:
     if _is(scene, LDP):
         ones = instead("projector", "hardsigmoid", np.ones_like)
         yield Variant("project", ones, "left out")
         yield Variant("project", instead("projector", "relu", lambda x: x), "no ReLU between fc1 and fc2")
-        swish = instead("projector", "relu", FUNCTIONS["hardswish"])
+        swish = instead("projector", "relu", ACTIVATIONS["hardswish"])
         yield Variant("project", swish, "Hardswish between fc1 and fc2")
 
 
 @mistake(
-    "residual-on-stride-2",
-    "projector.model.mb_block",
-    "the block of stride 2 has a residual too",
-    "only the block of stride 1 adds its input",
-    LDP_MODEL,
+    stage="projector.model.mb_block",
+    what="the block of stride 2 has a residual too",
+    mend="only the block of stride 1 adds its input",
+    shown=LDP_MODEL,
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def residual_on_stride_2(scene: Scene) -> Iterator[Variant]:
     if not _is(scene, LDP):
         return
 
@@ -265,20 +256,19 @@ def _(scene: Scene) -> Iterator[Variant]:
         def added(x: np.ndarray, seen: Stages, smaller: Callable[..., np.ndarray] = smaller) -> np.ndarray:
             return x + smaller(seen["projector.model.mb_block.1"])
 
-        yield Variant("project", after("projector.model.mb_block", added), name)
+        yield Variant("project", edit_stage("projector.model.mb_block", added), name)
 
 
 @mistake(
-    "no-residual-on-stride-1",
-    "projector.model.mb_block.1",
-    "the block of stride 1 has no residual",
-    "add the block's input to its output",
-    LDP_MODEL,
+    stage="projector.model.mb_block.1",
+    what="the block of stride 1 has no residual",
+    mend="add the block's input to its output",
+    shown=LDP_MODEL,
 )
-def _(scene: Scene) -> Iterator[Variant]:
+def no_residual_on_stride_1(scene: Scene) -> Iterator[Variant]:
     if _is(scene, LDP):
 
         def block(_: np.ndarray, seen: Stages) -> np.ndarray:
             return seen["projector.model.mb_block.1.block"]
 
-        yield Variant("project", after("projector.model.mb_block.1", block))
+        yield Variant("project", edit_stage("projector.model.mb_block.1", block))

@@ -1,0 +1,1 @@
+"""`mvlm golden explain`: which known porting mistakes reproduce what another implementation computed."""

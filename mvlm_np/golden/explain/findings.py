@@ -1,0 +1,63 @@
+"""What was found at a stage: mistakes that reproduce what the candidate computed, and how closely."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mvlm_np.golden.explain.mistake import Mistake, Variant
+from mvlm_np.golden.measure import decibels
+
+GAIN = 0.7  # what another mistake must bring the error down by to be believed
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A mistake in one of its variants."""
+
+    mistake: Mistake
+    variant: Variant
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.mistake.id, self.variant.step
+
+
+@dataclass
+class Finding:
+    """What was found at a stage.
+
+    stage         that the candidate did not compute as the reference would from the candidate's own input
+    before        relative error of the reference (Euclidean), and
+    error         that of the reference with the mistakes
+    cosine        the same as an angle
+    allowed       the error that rounding explains
+    causes        the mistakes; none if nothing brought it closer
+    alternatives  other explanations that fit as well
+    """
+
+    stage: str
+    before: float
+    error: float
+    cosine: float
+    allowed: float
+    causes: tuple[Cause, ...] = ()
+    alternatives: list[tuple[Cause, ...]] = field(default_factory=list)
+
+    @property
+    def exact(self) -> bool:
+        """The mistakes reproduce the candidate, within rounding."""
+        return fits(self.causes, self.error, self.allowed, self.before)
+
+    @property
+    def believed(self) -> bool:
+        """They do, or come much closer than the reference."""
+        return bool(self.causes) and (self.exact or self.error < GAIN * self.before)
+
+    @property
+    def snr(self) -> float:
+        """Signal to noise of the reproduction, in dB."""
+        return decibels(self.error)
+
+
+def fits(causes: Sequence[Cause], error: float, limit: float, before: float) -> bool:
+    """Whether mistakes explain a stage; of one that rounds, a few results fall to the other side."""
+    return error <= limit or (error < before / 10 and any(c.variant.rounds for c in causes))
