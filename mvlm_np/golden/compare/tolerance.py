@@ -74,7 +74,7 @@ class Bound:
         return self.rms < 1
 
     def admits(self, rms: float, relative: float) -> bool:
-        """Whether a candidate with these errors is right. One that is to be must resemble the golden."""
+        """Whether a candidate with these errors is right. Whatever the bound, it must resemble the golden."""
         return rms <= min(self.rms, ALIKE) and relative <= self.relative
 
     def grown_from(self, rms: float, steps: int = 1) -> "Bound":

@@ -26,9 +26,9 @@ class Finding:
     """What was found at a stage.
 
     stage         that the candidate did not compute as the reference would from the candidate's own input
-    before        relative error of the reference (Euclidean), and
-    error         that of the reference with the mistakes
-    cosine        the same as an angle
+    before        relative error of the reference (Euclidean)
+    error         relative error of the reference with the mistakes made
+    cosine        of the angle between that and what the candidate computed
     allowed       the error that rounding explains
     causes        the mistakes; none if nothing brought it closer
     alternatives  other explanations that fit as well
@@ -59,5 +59,6 @@ class Finding:
 
 
 def fits(causes: Sequence[Cause], error: float, limit: float, before: float) -> bool:
-    """Whether mistakes explain a stage; of one that rounds, a few results fall to the other side."""
+    """Whether mistakes explain a stage. One that rounds need not do so to the last bit, since where two
+    implementations differ by a little, a few results are rounded the other way."""
     return error <= limit or (error < before / 10 and any(c.variant.rounds for c in causes))

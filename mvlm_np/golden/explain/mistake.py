@@ -35,7 +35,7 @@ class Variant:
     detail  what is particular about this way, in words
     layer   the one layer that it acts on; None for all
     dial    how to make it with another number, and value: its own
-    rounds  whether it rounds: then its result is not reproduced to the last bit
+    rounds  whether results are rounded: then the candidate's are not reproduced to the last bit
     rare    whether to try it only where one layer alone is in question
     """
 

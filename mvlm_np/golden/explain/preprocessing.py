@@ -18,13 +18,15 @@ MOST = 1 << 26  # pixels of a padded square; ports make it, `preprocess` does no
 class Picture:
     """A picture and a way to prepare it; calling it gives pixel values, float32 (3, h, w).
 
-    image     RGB, as it is stored; `upright` is the same turned by its EXIF note, None if that is no other
+    image     RGB, as it is stored
+    upright   the image turned as its EXIF note says; None if that changes nothing
     config    the model's
     fit       "pad" to a square and resize, "late pad" after resizing, "crop" the longer side, or "stretch"
     rounding  of the sizes in "late pad"
     place     of the picture in the square: 0 top left, 0.5 middle, 1 bottom right
-    colour    of the padding; border: how else it is filled, as `np.pad` calls it
-    filter    one of `FILTERS`
+    colour    of the padding
+    border    how the padding is filled instead, as `np.pad` calls it; "" for with the colour
+    filter    one of `resampling.FILTERS`
     bgr       when red and blue change places: "as read", "before normalising", "at the end", or "" for never
     """
 

@@ -24,7 +24,7 @@ from mvlm_np.golden.measure import cosine, relative_error
 from mvlm_np.golden.stages import order
 
 HEALTHY = 6.0  # times the reference's own rounding: another order of summation stays below it
-LEVEL = 0.05 / 255 / 0.27  # a twentieth of a grey level: some pixels fell to the other side in rounding
+LEVEL = 0.05 / 255 / 0.27  # a twentieth of a grey level: a few pixels may be rounded the other way
 LEAST = 2.0**-24  # the rounding of a stage that is only copied or scaled
 TIE = 4.0  # two explanations are as good as each other if their errors differ by no more
 PAIRS = 3000  # pairs that are tried at most
@@ -37,7 +37,7 @@ Progress = Callable[[], object]
 
 @dataclass(frozen=True)
 class Node:
-    """A hypothesis: some mistakes, the reference under them, and how far it is from the candidate."""
+    """A node of the search: some mistakes, the reference under them, and its distance from the candidate."""
 
     causes: tuple[Cause, ...]
     replay: Replay
@@ -49,7 +49,7 @@ class Search:
 
     scene     the reference and what there is to make mistakes with; `scene.stages` are the candidate's
     roots     the golden's own input, for stages that the candidate does not have: pixel values, ids
-    yardstick the reference in the candidate's precision, where that is not float32: (parts, dtype)
+    yardstick the reference in the candidate's precision, where that is not float32
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Search:
         return finding
 
     def _hypotheses(self) -> Iterator[tuple[Cause, ...]]:
-        """What may hold for a stage by what has been found before: all of it, nothing, one of it."""
+        """What a stage may show of the mistakes that were found before it: none, all of them, each alone."""
         found = tuple(self.active.values())
         yield ()
         if found:
@@ -216,7 +216,7 @@ class Search:
         return [_simplest(tried)]
 
     def _singles(self, stage: str, base: Node) -> list[Node]:
-        """One more mistake each, of those that act between the stages given and this one and change it."""
+        """One more mistake each: those that act between the stages given and this one, and change it."""
         before, places = base.replay.compute(stage), base.replay.trail[stage]
         steps, taken = {step for step, _ in places}, {c.place for c in base.causes}
         nodes = []
@@ -246,25 +246,19 @@ class Search:
         return Node((*base.causes, cause), replay, error)
 
     def _tuned(self, stage: str, base: Node, singles: Sequence[Node]) -> Iterator[Node]:
-        """The mistakes that turn on a number, each with the number that fits best."""
+        """The mistakes that depend on a number, each with the number that fits best."""
         steps = {step for step, _ in base.replay.trail[stage]}
         dials = {c.variant.dial: c.mistake for c in self.causes if c.variant.dial and c.variant.step in steps}
         tried = {(v.dial, v.value): n for n in singles if (v := n.causes[-1].variant).dial}
         for dial, mistake in dials.items():
             known = [tried.get((dial, value), base) for value in dial.values]
-            if (node := self._tune(stage, base, mistake, dial, known)) is not None:
-                yield node
+            i = int(np.argmin([node.error for node in known]))
+            marks = [dial.values[0] / 10, *dial.values, dial.values[-1] * 10]
+            best = self._golden_section(stage, base, mistake, dial, known[i], marks[i], marks[i + 2])
+            if best.error < base.error:
+                yield best
 
-    def _tune(
-        self, stage: str, base: Node, mistake: Mistake, dial: Dial, known: Sequence[Node]
-    ) -> Node | None:
-        """The best number of a dial, around the best of those on it, which are known."""
-        i = int(np.argmin([node.error for node in known]))
-        marks = [dial.values[0] / 10, *dial.values, dial.values[-1] * 10]
-        best = self._between(stage, base, mistake, dial, known[i], marks[i], marks[i + 2])
-        return best if best.error < base.error else None
-
-    def _between(
+    def _golden_section(
         self, stage: str, base: Node, mistake: Mistake, dial: Dial, best: Node, low: float, high: float
     ) -> Node:
         """Golden-section search between two numbers, on a logarithmic scale; `best` if none is better."""
@@ -289,13 +283,13 @@ class Search:
         return best
 
     def _retuned(self, stage: str, node: Node) -> Node:
-        """The same mistakes, with the numbers that they turn on tuned once more beside each other."""
+        """The same mistakes; the numbers that they depend on are tuned once more, each beside the others."""
         for _ in range(2):
             for cause in node.causes:
                 if (dial := cause.variant.dial) is not None:
                     others = tuple(c for c in node.causes if c is not cause)
                     base, value = Node(others, self._chain(others), inf), cause.variant.value
-                    node = self._between(stage, base, cause.mistake, dial, node, value / 2, value * 2)
+                    node = self._golden_section(stage, base, cause.mistake, dial, node, value / 2, value * 2)
         return node
 
     def _polished(self, stage: str, node: Node) -> Node:
@@ -334,7 +328,7 @@ def _error(node: Node) -> float:
 
 
 def _exact(nodes: Sequence[Node], limit: float, before: float) -> list[Node]:
-    """Those that fit, the best first, one for each set of mistakes."""
+    """The hypotheses that fit, the best first, one for each set of mistakes."""
     right = sorted((n for n in nodes if fits(n.causes, n.error, limit, before)), key=_error)
     found: dict[tuple[str, ...], Node] = {}
     for node in right:
@@ -358,7 +352,7 @@ def _many(cause: Cause) -> bool:
 
 
 def _simplest(nodes: Iterable[Node]) -> Node:
-    """The closest, but no mistake more than brings the error down noticeably."""
+    """The closest hypothesis in which each further mistake brings the error down noticeably."""
     best: dict[int, Node] = {}
     for node in nodes:
         n = len(node.causes)
