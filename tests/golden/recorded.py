@@ -5,11 +5,11 @@ from copy import copy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mvlm_np.backend import replaced
 from mvlm_np.golden.compare.candidates import Candidate
 from mvlm_np.golden.compare.comparison import Comparison, compare
 from mvlm_np.golden.format import Golden
@@ -49,9 +49,9 @@ def against(golden: Golden, stages: Mapping[str, np.ndarray], kind: str = "float
 
 
 def with_ops(model: MobileVLM, **functions: Callable) -> MobileVLM:
-    """The model with some functions of its vocabulary replaced."""
+    """The model with some of its operations replaced."""
     out = copy(model)
-    out.ops = SimpleNamespace(**{**vars(model.ops), **functions})
+    out.ops = replaced(model.ops, **functions)
     return out
 
 

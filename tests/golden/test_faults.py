@@ -57,7 +57,7 @@ def test_two_rows_of_a_matrix_that_are_swapped_name_their_channels(name: str) ->
     def swap(w: np.ndarray) -> None:
         w[[2, 7]] = w[[7, 2]]
 
-    result = against(r.golden, record(with_matrix(r.model, 0, "out", swap), r.question))
+    result = against(r.golden, record(with_matrix(r.model, 0, "out_proj", swap), r.question))
     assert result.first_wrong and result.first_wrong.name == "vision.hidden_states.1"
 
 

@@ -10,7 +10,7 @@ import torch
 
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.golden.measure import distance
-from mvlm_np.golden.precision import to_bf16, to_float16, widened
+from mvlm_np.golden.precision import in_float64, to_bf16, to_float16
 from mvlm_np.golden.record.metadata import config_sha256, describe, weights_sha256
 from mvlm_np.golden.record.recording import record
 from mvlm_np.loading import bound_tensors
@@ -38,7 +38,7 @@ def test_floors_are_there_for_every_stage_and_class(name: str) -> None:
 @pytest.mark.parametrize("name", OWN)
 def test_the_float64_run_is_float64_throughout(name: str) -> None:
     r = recorded(name)
-    stages = record(widened(r.model), r.question, r.stages["generated_ids"])
+    stages = record(in_float64(r.model), r.question, r.stages["generated_ids"])
     assert {n for n, a in stages.items() if a.dtype != np.float64} == {
         "pixel_values", "input_ids", "generated_ids",
     }  # fmt: skip
@@ -50,7 +50,7 @@ def test_the_float64_run_is_torch_s(name: str) -> None:
     """Up to the float32 in which transformers' attention takes its softmax, and its results are kept."""
     r = recorded(name)
     assert r.question.image
-    ours = record(widened(r.model), r.question, r.stages["generated_ids"])
+    ours = record(in_float64(r.model), r.question, r.stages["generated_ids"])
     theirs = in_torch(r.folder, r.question.image, torch.float64, question=r.question.text)
     for stage in r.golden.names:
         if stage.startswith(("vision.", "projector.")):

@@ -4,12 +4,12 @@ function, an edited stage. The forward pass knows nothing of it."""
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from math import sqrt
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from mvlm_np import ops
+from mvlm_np.backend import replaced
 from mvlm_np.config import VisionConfig
 from mvlm_np.golden.explain.parts import Change, Edit, Parts
 from mvlm_np.linear import Joined, Norm
@@ -40,20 +40,18 @@ def layers(part: str, change: Callable[[Any], Any]) -> Change:
 
 
 def function(part: str, name: str, wrap: Callable[[Any], Any]) -> Change:
-    """Another function in a part's vocabulary; `wrap` gets the one in place, so that changes add up."""
+    """Another function among a part's operations; `wrap` gets the one in place, so that changes add up."""
 
     def change(p: Parts) -> Parts:
         ops = getattr(p, f"{part}_ops")
-        changed: dict[str, Any] = {
-            f"{part}_ops": SimpleNamespace(**{**vars(ops), name: wrap(getattr(ops, name))})
-        }
+        changed: dict[str, Any] = {f"{part}_ops": replaced(ops, **{name: wrap(getattr(ops, name))})}
         return replace(p, **changed)
 
     return change
 
 
-def instead(part: str, name: str, other: Callable[..., np.ndarray]) -> Change:
-    """A function of a part's vocabulary replaced outright."""
+def instead(part: str, name: str, other: Callable[..., Any]) -> Change:
+    """One of a part's operations replaced outright."""
     return function(part, name, lambda _: other)
 
 
@@ -105,22 +103,21 @@ def has_bias(x: Any) -> bool:
     return isinstance(x, Norm) or getattr(x, "bias", None) is not None
 
 
-# Where a layer keeps matrices that are multiplied together.
-JOINED = {"q": ("qkv", 0), "k": ("qkv", 1), "v": ("qkv", 2), "gate": ("gate_up", 0), "up": ("gate_up", 1)}
+# Where a layer keeps matrices that have the same input.
+JOINED = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
 
 
 def with_fields(names: Iterable[str], change: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Some weights of a layer changed, by name; q, k, v, gate and up are inside others."""
+    """Some weights of a layer changed, by name; those of `JOINED` too."""
 
     def all_changed(w: Any) -> Any:
         for name in names:
-            if name in JOINED:
-                field, i = JOINED[name]
-                inside = list(getattr(w, field).layers)
-                inside[i] = change(inside[i])
-                w = replace(w, **{field: Joined(*inside)})
-            else:
+            joined = next((field for field, inside in JOINED.items() if name in inside), None)
+            if joined is None:
                 w = replace(w, **{name: change(getattr(w, name))})
+            else:
+                inside = zip(JOINED[joined], getattr(w, joined).layers, strict=True)
+                w = replace(w, **{joined: Joined(*(change(x) if n == name else x for n, x in inside))})
         return w
 
     return all_changed
@@ -131,11 +128,8 @@ def named(w: Any, wanted: Callable[[Any], bool]) -> list[str]:
     found = []
     for f in fields(w):
         value = getattr(w, f.name)
-        inside = [name for name, (joined, _) in JOINED.items() if joined == f.name]
-        if isinstance(value, Joined):
-            found += [n for n, x in zip(inside, value.layers, strict=True) if wanted(x)]
-        elif wanted(value):
-            found.append(f.name)
+        inside = zip(JOINED[f.name], value.layers, strict=True) if f.name in JOINED else [(f.name, value)]
+        found += [name for name, x in inside if wanted(x)]
     return found
 
 

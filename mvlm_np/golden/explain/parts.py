@@ -1,13 +1,13 @@
-"""What an implementation consists of: settings, weights, vocabulary, steps. Another one has other parts."""
+"""What an implementation consists of: settings, weights, operations, steps. Another one has other parts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from mvlm_np import projector as projectors
 from mvlm_np import vision as encoder
+from mvlm_np.backend import Ops
 from mvlm_np.config import Config
 from mvlm_np.decoder import DecoderWeights
 from mvlm_np.golden.stages import Stages
@@ -24,7 +24,7 @@ class Parts:
 
     pixels      -> pixel values (3, h, w), from the picture
     ids         -> prompt ids
-    *_ops       the vocabulary (see `backend`) of each part of the model
+    *_ops       the operations (see `backend.Ops`) of each part of the model
     embed, block, project
                 those of `vision` and `projector`
     positions   (first, number, prompt length) -> rotary positions; from the prompt's length on they are those
@@ -38,9 +38,9 @@ class Parts:
     decoder: DecoderWeights
     pixels: Callable[[], np.ndarray]
     ids: Callable[[], Sequence[int]]
-    vision_ops: Any
-    projector_ops: Any
-    decoder_ops: Any
+    vision_ops: Ops
+    projector_ops: Ops
+    decoder_ops: Ops
     embed: Callable[..., np.ndarray] = encoder.embed
     block: Callable[..., np.ndarray] = encoder.block
     project: Callable[..., np.ndarray] = projectors.project

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mvlm_np import decoder
+from mvlm_np.backend import Ops
 from mvlm_np.decoder import DecoderWeights
 from mvlm_np.golden.explain.parts import Change, Parts
 from mvlm_np.golden.explain.steps import STEPS, CannotReplay, Place, independent, layer_of, step_of
@@ -229,12 +230,12 @@ class Cache(KVCache):
     def positions(self, T: int) -> np.ndarray:
         return self._positions(self.length, T, self.prompt)
 
-    def attend(self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, ops: Any) -> np.ndarray:
+    def attend(self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, ops: Ops) -> np.ndarray:
         """By `ops.attention`, which mistakes may replace."""
-        end = self.length + q.shape[1]
+        stop = self.length + q.shape[1]
         keys, values = self.keys.numbers[i], self.values.numbers[i]
-        keys[:, self.length : end], values[:, self.length : end] = k, v
-        return ops.attention(q, keys[:, :end], values[:, :end], causal=True)
+        keys[:, self.length : stop], values[:, self.length : stop] = k, v
+        return ops.attention(q, keys[:, :stop], values[:, :stop], causal=True)
 
 
 def _only(weights: DecoderWeights, i: int) -> DecoderWeights:

@@ -4,11 +4,10 @@ from contextlib import suppress
 from typing import Any
 
 from mvlm_np import vision
-from mvlm_np.checkpoints.binding import Loader, Manifest
+from mvlm_np.binder import VISION_TOWER, Manifest
 from mvlm_np.checkpoints.folder import Checkpoint, find_tower, has_weights, read_weights, tower_weights
-from mvlm_np.checkpoints.names import VISION, hugging_face
+from mvlm_np.checkpoints.loader import Loader
 from mvlm_np.errors import UserError
-from mvlm_np.linear import Norm
 from mvlm_np.vision import VisionWeights
 
 
@@ -17,10 +16,10 @@ def spare_weights(checkpoint: Checkpoint) -> dict[str, Any]:
     config = checkpoint.config
     if config.vision is None:
         return {}
-    norm = [checkpoint.tensors.get(f"{VISION}vision_model.post_layernorm.{p}") for p in ("weight", "bias")]
     found: dict[str, Any] = {}
-    if norm[0] is not None and norm[1] is not None:
-        found["post_layernorm"] = Norm(norm[0].float32(), norm[1].float32())
+    with suppress(KeyError):
+        get = Loader(checkpoint.tensors).at(f"{VISION_TOWER}vision_model")
+        found["post_layernorm"] = get.norm("post_layernorm", config.vision.hidden_size)
     with suppress(UserError):
         if (tower := _other_tower(checkpoint)) is not None:
             found["other_tower"] = tower
@@ -39,9 +38,8 @@ def _other_tower(checkpoint: Checkpoint) -> VisionWeights | None:
         tensors = tower_weights(folder)
     else:
         tensors = read_weights(path)
-    wanted, spelling = Manifest(), hugging_face(config.mm_projector_type)
-    vision.bind(config.vision, wanted.at("vision"))
-    theirs = {name: tensors[spelling(name)] for name in wanted.shapes if spelling(name) in tensors}
-    if {name: tensor.shape for name, tensor in theirs.items()} != wanted.shapes:
+    wanted = Manifest()
+    vision.bind(config.vision, wanted)
+    if any(name not in tensors or tensors[name].shape != shape for name, shape in wanted.shapes.items()):
         return None
-    return vision.bind(config.vision, Loader(theirs, "float32").at("vision"))
+    return vision.bind(config.vision, Loader(tensors, "float32"))

@@ -7,7 +7,7 @@ import numpy as np
 
 from mvlm_np.golden.format import Floors
 from mvlm_np.golden.measure import distance
-from mvlm_np.golden.precision import ROUNDINGS, rounded, rounding_recorder, widened
+from mvlm_np.golden.precision import ROUNDINGS, in_float64, rounded, rounding_recorder
 from mvlm_np.golden.record.recording import Question, record
 from mvlm_np.golden.stages import Stages
 from mvlm_np.loading import load
@@ -41,7 +41,7 @@ def measure_floors(
             floors[name] = {n: (d.rms, d.relative) for n, d in distances.items()}
 
     floors: dict[str, dict[str, tuple[float, float]]] = {}
-    run("float32", widened(model))
+    run("float32", in_float64(model))
     for name, to in ROUNDINGS.items():
         run(name, rounded(model, to), rounding_recorder(to))
     for name in ("int8", "int4"):

@@ -1,7 +1,7 @@
 """Mistakes in the decoder and its cache."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from mvlm_np.golden.explain.scene import Scene
 from mvlm_np.golden.precision import to_float16
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN
 from mvlm_np.linear import Dense, Joined
+from mvlm_np.projector import image_tokens
 
 
 def _order(perm: np.ndarray) -> Callable[[Any], Any]:
@@ -53,7 +54,7 @@ def rope_interleaved(scene: Scene) -> Iterator[Variant]:
 
     yield Variant(
         "layer",
-        layers("decoder", with_fields(["q", "k"], reordered)),
+        layers("decoder", with_fields(["q_proj", "k_proj"], reordered)),
         "halves are turned, of weights in GGUF's order",
     )
 
@@ -225,7 +226,7 @@ def no_causal_mask(scene: Scene) -> Iterator[Variant]:
 
         def wrap(base: Any) -> Any:
             def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> np.ndarray:
-                T, end = q.shape[1], first + p.config.image_tokens
+                T, end = q.shape[1], first + image_tokens(p.config)
                 out = base(q, k, v, causal)
                 if end <= T:
                     out = out.copy()
@@ -305,14 +306,13 @@ def float16_overflow(scene: Scene) -> Iterator[Variant]:
         ):
             yield Variant("layer", way, f"{what} {name}", rounds=cut is to_float16)
 
-    def outputs(cut: Callable[[np.ndarray], np.ndarray]) -> Callable[[Any], Any]:
-        def change(layer: Any) -> Any:
-            return replace(layer, down=Cut(layer.down, cut), out=Cut(layer.out, cut))
-
-        return change
+    def added(cut: Callable[[np.ndarray], np.ndarray]) -> Change:
+        """What attention and MLP add to the residual stream, changed."""
+        change = with_fields(["o_proj", "down_proj"], lambda linear: lambda x: cut(linear(x)))
+        return layers("decoder", change)
 
     for name, cut in (("becomes infinite", infinite), ("is cut off", clipped)):
-        yield Variant("layer", layers("decoder", outputs(cut)), f"what a block adds {name}")
+        yield Variant("layer", added(cut), f"what a block adds {name}")
         yield Variant("layer", _residual(cut), f"the residual stream {name}")
 
 
@@ -323,25 +323,6 @@ def _residual(cut: Callable[[np.ndarray], np.ndarray]) -> Change:
         return p
 
     return change
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A linear layer whose output is changed."""
-
-    linear: Any
-    cut: Callable[[np.ndarray], np.ndarray]
-
-    @property
-    def nbytes(self) -> int:
-        return self.linear.nbytes
-
-    def __call__(self, x: np.ndarray, add_to: np.ndarray | None = None) -> np.ndarray:
-        y = self.cut(self.linear(x))
-        return y if add_to is None else y + add_to
-
-    def after(self, op: Callable, *args: Any, add_to: np.ndarray | None = None) -> np.ndarray:
-        return self(op(*args), add_to)
 
 
 @mistake(
@@ -396,7 +377,7 @@ def cache_position(scene: Scene) -> Iterator[Variant]:
     for shift in (1, -1, 2, -2):
         yield Variant("decode", _shifted(0, shift), f"{shift:+d}")
     if scene.parts.vision:
-        n = scene.parts.config.image_tokens - 1
+        n = image_tokens(scene.parts.config) - 1
         yield Variant("decode", _shifted(0, -n), "a picture counts as one position")
 
     def stuck(p: Parts) -> Parts:

@@ -23,6 +23,7 @@ from mvlm_np.golden.explain.changes import (
 from mvlm_np.golden.explain.mistake import Variant, dial, mistake
 from mvlm_np.golden.explain.parts import Change, Parts
 from mvlm_np.golden.explain.scene import Scene
+from mvlm_np.linear import Norm
 from mvlm_np.projector import LDP, NORM_EPS
 from mvlm_np.vision import VisionWeights
 
@@ -126,7 +127,7 @@ def _clipped(p: np.ndarray, shift: int) -> np.ndarray:
 )
 def no_pre_layernorm(scene: Scene) -> Iterator[Variant]:
     if tower := scene.parts.vision:
-        norm = tower.pre_norm
+        norm = tower.pre_layrnorm
 
         def wrap(base: Any) -> Any:
             return lambda x, w, b, eps: x if w is norm.weight else base(x, w, b, eps)
@@ -215,7 +216,7 @@ def layer_norm_eps(scene: Scene) -> Iterator[Variant]:
 
     def only_before(eps: float) -> Change:
         def wrap(base: Any) -> Any:
-            return lambda x, w, b, e: base(x, w, b, eps if w is tower.pre_norm.weight else e)
+            return lambda x, w, b, e: base(x, w, b, eps if w is tower.pre_layrnorm.weight else e)
 
         return function("vision", "layer_norm", wrap)
 
@@ -325,7 +326,7 @@ def last_layer(scene: Scene) -> Iterator[Variant]:
     mend="take the features as they leave the block: post_layernorm is not used",
 )
 def post_layernorm(scene: Scene) -> Iterator[Variant]:
-    norm = scene.spare.get("post_layernorm")
+    norm: Norm | None = scene.spare.get("post_layernorm")
     if norm is not None:
 
         def apply(p: Parts) -> Parts:

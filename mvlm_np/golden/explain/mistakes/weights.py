@@ -22,6 +22,8 @@ from mvlm_np.golden.explain.scene import Scene
 from mvlm_np.linear import Norm
 from mvlm_np.projector import LDP, LDPv2
 
+DECODER_NORMS = ("input_layernorm", "post_attention_layernorm")
+
 
 @mistake(
     stage="vision.hidden_states.1",
@@ -43,13 +45,13 @@ def missing_bias(scene: Scene) -> Iterator[Variant]:
 def missing_gain(scene: Scene) -> Iterator[Variant]:
     yield from _missing(scene, without_gain, lambda x: isinstance(x, Norm), "gain")
     yield Variant(
-        "layer", layers("decoder", with_fields(["norm1", "norm2"], without_gain)), "the decoder's norms"
+        "layer", layers("decoder", with_fields(DECODER_NORMS, without_gain)), "the decoder's norms"
     )
-    for name in ("norm1", "norm2"):
+    for name in DECODER_NORMS:
         yield Variant("layer", layers("decoder", with_fields([name], without_gain)), f"the decoder's {name}")
     final = weights("decoder", lambda w: replace(w, norm=np.ones_like(w.norm)))
     yield Variant("layer", final, "the decoder's last norm")
-    more = layers("decoder", with_fields(["norm1", "norm2"], lambda g: g + 1))
+    more = layers("decoder", with_fields(DECODER_NORMS, lambda g: g + 1))
     yield Variant("layer", more, "1 + weight, as Gemma has it")
 
 
@@ -60,20 +62,17 @@ def _missing(
     tower, projector = scene.parts.vision, scene.parts.projector
     if not tower:
         return
-    yield Variant("embed", weights("vision", with_fields(["pre_norm"], change)), f"{thing} of pre_layrnorm")
+    first = weights("vision", with_fields(["pre_layrnorm"], change))
+    yield Variant("embed", first, f"{thing} of pre_layrnorm")
     names = named(tower.layers[0], wanted)
     groups = {name: [name] for name in names} | {
-        "attention": [n for n in names if n in ("q", "k", "v", "out")],
-        "q, k and v": [n for n in names if n in ("q", "k", "v")],
-        "fc1 and fc2": [n for n in names if n in ("fc1", "fc2")],
-        "the norms": [n for n in names if n.startswith("norm")],
-        "all linear layers": [n for n in names if not n.startswith("norm")],
+        "attention": [n for n in names if n.endswith("_proj")],
+        "q, k and v": [n for n in names if n in ("q_proj", "k_proj", "v_proj")],
+        "all linear layers": [n for n in names if not n.startswith("layer_norm")],
         "everything": names,
     }
     for name, group in groups.items():
-        if len(group) == 1 + (name not in names) and name not in names:
-            continue
-        if group:
+        if name in names or len(group) > 2:  # two together are found as a pair of mistakes
             yield Variant("block", layers("vision", with_fields(group, change)), f"of {name} in the encoder")
     match projector:
         case LDPv2():
