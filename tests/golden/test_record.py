@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from mvlm_np import vision
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.golden.measure import distance
-from mvlm_np.golden.precision import in_float64, to_bf16, to_float16
+from mvlm_np.golden.precision import in_float64, rounded, to_bf16, to_float16
 from mvlm_np.golden.record.metadata import config_sha256, describe, weights_sha256
 from mvlm_np.golden.record.recording import record
 from mvlm_np.loading import bound_tensors
+from mvlm_np.trace import Recorder
 from tests.golden.recorded import OWN, recorded
 from tests.golden_sets import cases
 from tools.check_golden import in_torch
@@ -72,6 +74,20 @@ def test_roundings_are_torch_s() -> None:
     for ours, dtype in ((to_float16, torch.float16), (to_bf16, torch.bfloat16)):
         np.testing.assert_array_equal(ours(x), torch.from_numpy(x).to(dtype).float().numpy())
     assert np.isinf(to_float16(np.array([70000], np.float32))).all()
+
+
+@pytest.mark.parametrize("to", [to_float16, to_bf16])
+def test_a_rounded_model_rounds_the_sums_of_its_residual_streams(to) -> None:
+    r = recorded()
+    model = rounded(r.model, to)
+    assert model.vision and model.config.vision
+    states = vision.hidden_states(r.stages["pixel_values"], model.vision, model.config.vision, model.ops)
+    watch = Recorder()
+    model.session().prefill(to(r.stages["inputs_embeds"]), np.arange(len(r.stages["logits"])), 1, watch)
+    blocks = [array for name, array in watch.arrays.items() if "hidden_states" in name]
+    assert len(blocks) == model.config.decoder.num_hidden_layers + 1
+    for state in (*states, *blocks):
+        np.testing.assert_array_equal(state, to(state))
 
 
 def test_metadata_say_what_was_run_on_what() -> None:
