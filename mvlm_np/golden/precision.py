@@ -60,10 +60,11 @@ ADDED = ("out_proj", "fc2", "o_proj", "down_proj")
 
 
 def rounded(model: MobileVLM, to: Round) -> MobileVLM:
-    """The model with every weight and the result of every operation rounded by `to`; sums are in float32."""
+    """The model with every weight rounded by `to`, and the result of every operation, of every linear layer,
+    and of every sum with what went into a block. Inside an operation everything is float32."""
 
     class Summand(np.ndarray):
-        """A result that is added to something else: the sum is rounded, too."""
+        """A linear layer's result that is to be added to another array: the sum is rounded, too."""
 
         def __radd__(self, other: Any) -> Any:
             return to(other + plain(self))
