@@ -11,7 +11,7 @@ import pytest
 
 from mvlm_np.cli import VERBS, main
 from tests.conftest import ROOT
-from tools.make_checkpoint import make_checkpoint
+from tools.parts.random_checkpoint import make_checkpoint
 
 CAT = str(ROOT / "examples" / "chelsea.jpg")
 

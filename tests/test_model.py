@@ -15,7 +15,7 @@ from mvlm_np.model import MobileVLM
 from mvlm_np.projector import image_tokens
 from mvlm_np.trace import Watch
 from tests.conftest import ROOT
-from tools.make_checkpoint import make_checkpoint
+from tools.parts.random_checkpoint import make_checkpoint
 
 CAT = ROOT / "examples" / "chelsea.jpg"
 QUESTION = "What animal is this?"

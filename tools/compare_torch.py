@@ -31,7 +31,7 @@ from mvlm_np.errors import UserError
 from mvlm_np.model import MobileVLM
 from mvlm_np.session import Session
 from mvlm_np.trace import Recorder
-from tools.torch_reference import Arrays, Reference
+from tools.parts.torch_reference import Arrays, Reference
 
 BOUNDS = {"alone": 5e-6, "chain": 5e-5}
 Errors = dict[str, float]  # a stage's name -> its error

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from mvlm_np.cli.progress import bar
 from mvlm_np.errors import UserError
-from tools.torch_reference import Reference
+from tools.parts.torch_reference import Reference
 
 
 def parser() -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ from mvlm_np.config import Config, DecoderConfig, ImageConfig, VisionConfig
 from mvlm_np.errors import ConfigError
 from mvlm_np.projector import image_tokens
 from tests.conftest import shared_path
-from tools.family import files
+from tools.parts.family import files
 
 # -- The decoder and the whole model ------------------------------------------------------------------
 

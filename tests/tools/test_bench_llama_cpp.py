@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tools.make_checkpoint import make_checkpoint
+from tools.parts.random_checkpoint import make_checkpoint
 
 TOOL = ROOT / "tools" / "bench_llama_cpp.py"
 

@@ -28,7 +28,7 @@ from mvlm_np.errors import CheckpointError
 from mvlm_np.generation import Settings, generate
 from mvlm_np.inputs.conversation import render, stop_string
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN, Tokenizer, tokenize_prompt
-from tools.torch_projectors import build_projector
+from tools.parts.torch_projectors import build_projector
 
 TOWER, PROJECTOR = "model.vision_tower.vision_tower.", "model.mm_projector."
 OPENAI_TOWER: dict[str, Any] = {
