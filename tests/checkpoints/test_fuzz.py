@@ -4,9 +4,9 @@ import subprocess
 import sys
 
 import pytest
-from tests.checkpoints.fuzz import TARGETS, Target, fuzz_at_random, try_file
 
 from mvlm_np.errors import UserError
+from tests.checkpoints.fuzz import TARGETS, Target, fuzz_at_random, try_file
 from tests.conftest import ROOT
 
 
