@@ -119,7 +119,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
-        reference, _ = run_with_bar(args.folder, args.image, args.question, args.max_new_tokens, num_beams=1)
+        reference, _ = run_with_bar(
+            args.folder, args.image, args.question, max_new_tokens=args.max_new_tokens, num_beams=1
+        )
         gc.collect()  # torch's part; transformers' modules refer to themselves
         results, same = {}, {}
         for backend in args.backend or ["numpy"]:

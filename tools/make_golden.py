@@ -45,8 +45,14 @@ def note_case(golden: Path, about: dict[str, str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
-        limits = args.max_new_tokens, args.beams, args.beam_tokens
-        arrays, about = run_with_bar(args.folder, args.image, args.question, *limits)
+        arrays, about = run_with_bar(
+            args.folder,
+            args.image,
+            args.question,
+            max_new_tokens=args.max_new_tokens,
+            num_beams=args.beams,
+            beam_tokens=args.beam_tokens,
+        )
         save_file(arrays, args.out, metadata=about)
         if args.cases:
             note_case(args.out, about | {"image": os.path.relpath(args.image, args.out.parent)})

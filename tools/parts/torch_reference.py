@@ -188,9 +188,7 @@ class Reference:
         }
 
 
-def run_with_bar(
-    folder: Path, image: Path, question: str, *numbers: int, **more: int
-) -> tuple[Arrays, dict[str, str]]:
+def run_with_bar(folder: Path, image: Path, question: str, **limits: Any) -> tuple[Arrays, dict[str, str]]:
     """`Reference.run` on a model folder; a progress bar names its steps."""
     with bar("torch", None) as shown:
 
@@ -198,7 +196,7 @@ def run_with_bar(
             shown.set_description(f"torch: {step}", refresh=False)
             shown.update()
 
-        return Reference(folder, progress).run(image, question, *numbers, **more)
+        return Reference(folder, progress).run(image, question, **limits)
 
 
 class Steps:
