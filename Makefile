@@ -45,7 +45,7 @@ types: $(VENV)/.installed-test
 
 fuzz: $(VENV)/.installed-test
 	@$(INSTALL_TEST) -e '.[fuzz]' || echo 'atheris has no build for this machine: fuzzing without coverage guidance.'
-	$(BIN)/python tools/fuzz_checkpoints.py
+	$(BIN)/python -m tests.checkpoints.fuzz
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .hypothesis build dist mvlm_np.egg-info

@@ -129,7 +129,7 @@ def _power_of_two(k):
 
 
 # The polynomial that `ops` evaluates, in powers of u = x^2 / 8 - 1: the even and the odd ones, highest first.
-_POWERS = ops._erf_series().convert(kind=Polynomial, window=[-1, 1], domain=[0, 16]).coef[::-1].tolist()
+_POWERS = ops.erf_series().convert(kind=Polynomial, window=[-1, 1], domain=[0, 16]).coef[::-1].tolist()
 EVEN, ODD = tuple(_POWERS[::2]), tuple(_POWERS[1::2])
 
 

@@ -9,24 +9,10 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from mvlm_np.kernels import llvm
 from mvlm_np.kernels.cpu import PATH, features
-from mvlm_np.kernels.simd import LANES, load_halves
-from mvlm_np.kernels.tiles import (
-    _BYTES,
-    _I8,
-    _I16,
-    _I32,
-    _I64,
-    _INTS,
-    _at,
-    _call,
-    _constant,
-    _joined,
-    _load,
-    _offset,
-    _pieces,
-    _splat,
-)
+from mvlm_np.kernels.llvm import F32, I8, I16, I32, I64, INTS, LANES
+from mvlm_np.kernels.simd import load_halves
 
 # Tokens of a tile, and columns of 16 rows, when there are many tokens. A row of sums for each token and
 # column has to stay in registers: there are 32 of 64 bytes, 16 of 32 bytes, and on ARM 32 of 16 bytes. AMD's
@@ -57,29 +43,31 @@ def add_group(typing, totals, bits, values, scales, acts, starts, act_scales, bl
     def generate(context, builder, signature, arguments):
         totals, _, values, scales, acts, starts, act_scales, block, group = arguments
         values, scales = (cgutils.unpack_tuple(builder, addresses, C) for addresses in (values, scales))
-        values = [_offset(builder, address, group, 256 if small else 512) for address in values]
-        scales = [_offset(builder, address, group, 2 * LANES) for address in scales]
-        acts = [_at(context, builder, signature.args[4], acts, block, group, k, 0, 0) for k in range(8)]
-        start = _at(context, builder, signature.args[5], starts, block, group, 0)
-        act_scale = _at(context, builder, signature.args[6], act_scales, block, group, 0)
+        values = [llvm.offset(builder, address, group, 256 if small else 512) for address in values]
+        scales = [llvm.offset(builder, address, group, 2 * LANES) for address in scales]
+        _, _, _, _, of_acts, of_starts, of_act_scales, *_ = signature.args
+        acts = [llvm.element(context, builder, of_acts, acts, block, group, k, 0, 0) for k in range(8)]
+        start = llvm.element(context, builder, of_starts, starts, block, group, 0)
+        act_scale = llvm.element(context, builder, of_act_scales, act_scales, block, group, 0)
         totals = [builder.extract_value(totals, i) for i in range(R * C)]
         # The rows of one register at a time: sums and totals of all 16 rows are too many registers.
-        parts = _REGISTERS[PATH]
+        parts = REGISTERS[PATH]
         done = []
         for part, before in enumerate(
-            zip(*(_pieces(builder, total, parts) for total in totals), strict=True)
+            zip(*(llvm.pieces(builder, total, parts) for total in totals), strict=True)
         ):
             columns = [_chunks(builder, pointer, small, part) for pointer in values]
-            words = (_words(builder, pointer, R, C > 1) for pointer in acts)
+            words = (token_words(builder, pointer, R, C > 1) for pointer in acts)
             # Generators, so that what is loaded stands beside its use: LLVM keeps that order.
             steps = zip(zip(*columns, strict=True), words, strict=True)
-            first = [_splat(builder, _load(builder, start, _I32, 4, m), LANES // parts) for m in range(R)]
-            sums = _group_sums(builder, first, steps, C, small)
+            first = (llvm.load(builder, start, I32, 4, m) for m in range(R))
+            first = [llvm.splat(builder, total, LANES // parts) for total in first]
+            sums = group_sums(builder, first, steps, C, small)
             after = _add_scaled(builder, before, sums, scales, act_scale, part)
             done.append(_in_step(builder, after) if parts > 1 else after)
         tile = ir.Constant(signature.return_type.llvm, ir.Undefined)
         for i, pieces in enumerate(zip(*done, strict=True)):
-            tile = builder.insert_value(tile, _joined(builder, pieces), i)
+            tile = builder.insert_value(tile, llvm.joined(builder, pieces), i)
         return tile
 
     return totals(totals, bits, values, scales, acts, starts, act_scales, block, group), generate
@@ -87,29 +75,28 @@ def add_group(typing, totals, bits, values, scales, acts, starts, act_scales, bl
 
 def _chunks(builder, pointer, small, part):
     """A group's weights: 8 vectors of 4 columns of a register's rows."""
-    parts = _REGISTERS[PATH]
-    register = ir.VectorType(_I8, 64 // parts)
+    parts = REGISTERS[PATH]
+    register = ir.VectorType(I8, 64 // parts)
     for c in range(4 if small else 8):
-        loaded = _load(builder, pointer, register, 1, c * parts + part)
+        loaded = llvm.load(builder, pointer, register, 1, c * parts + part)
         if small:
-            yield builder.and_(loaded, _constant(15, register))
-            yield builder.lshr(loaded, _constant(4, register))
+            yield builder.and_(loaded, llvm.constant(15, register))
+            yield builder.lshr(loaded, llvm.constant(4, register))
         else:
-            yield builder.xor(loaded, _constant(-128, register)) if OFFSET[8] else loaded
+            yield builder.xor(loaded, llvm.constant(-128, register)) if OFFSET[8] else loaded
 
 
-def _words(builder, pointer, rows, shared):
+def token_words(builder, pointer, rows, shared):
     """For each token, its 4 bytes of activations, in all lanes of a register."""
-    lanes = LANES // _REGISTERS[PATH]
-    register = ir.VectorType(_I8, 4 * lanes)
+    lanes = LANES // REGISTERS[PATH]
+    register = ir.VectorType(I8, 4 * lanes)
     if PATH == "neon_i8mm" and rows == 4:  # as `_sums_in_squares` wants it: one register for all
-        return [_load(builder, pointer, register, 4)]
+        return [llvm.load(builder, pointer, register, 4)]
     if PATH == "neon_dotprod" and rows == 4:  # one register for all four: sdot takes its operand from a lane
-        vector = _load(builder, pointer, ir.VectorType(_I32, 4), 4)
-        undefined = ir.Constant(vector.type, ir.Undefined)
-        words = [builder.shuffle_vector(vector, undefined, _constant(m, vector.type)) for m in range(rows)]
+        vector = llvm.load(builder, pointer, ir.VectorType(I32, 4), 4)
+        words = [llvm.shuffle(builder, [m] * 4, vector) for m in range(rows)]
     else:
-        words = [_splat(builder, _load(builder, pointer, _I32, 4, m), lanes) for m in range(rows)]
+        words = [llvm.splat(builder, llvm.load(builder, pointer, I32, 4, m), lanes) for m in range(rows)]
     if shared:  # or LLVM loads a word again for each of the products that share it
         keep = ir.FunctionType(words[0].type, [words[0].type])
         words = [builder.asm(keep, "", "=v,0", [word], False) for word in words]
@@ -118,15 +105,15 @@ def _words(builder, pointer, rows, shared):
 
 def _add_scaled(builder, totals, sums, scales, act_scale, part):
     """totals + sums, each times the scale of its row of weights and of its token's activations."""
-    lanes = LANES // _REGISTERS[PATH]
-    floats = ir.VectorType(ir.FloatType(), lanes)
+    lanes = LANES // REGISTERS[PATH]
+    floats = ir.VectorType(F32, lanes)
     tokens = len(sums) // len(scales)
-    first = ir.Constant(_I64, 2 * lanes * part)
+    first = ir.Constant(I64, 2 * lanes * part)
     halves = [load_halves(builder, builder.gep(pointer, [first]), lanes) for pointer in scales]
     done = []
     for i, (total, exact) in enumerate(zip(totals, sums, strict=True)):
         column, token = divmod(i, tokens)
-        scale = _splat(builder, _load(builder, act_scale, ir.FloatType(), 4, token), lanes)
+        scale = llvm.splat(builder, llvm.load(builder, act_scale, F32, 4, token), lanes)
         scale = builder.fmul(halves[column], scale)
         term = builder.fmul(builder.sitofp(exact, floats), scale, flags=("contract",))
         done.append(builder.fadd(term, total, flags=("contract",)))
@@ -136,7 +123,7 @@ def _add_scaled(builder, totals, sums, scales, act_scale, part):
 # ---------------------------------------------------------------- products
 
 
-def _group_sums(builder, starts, steps, columns, small):
+def group_sums(builder, starts, steps, columns, small):
     """starts[m] + the products of 8 chunks of weights with token m's 8 words, for each column and token m.
 
     steps  8 times (a chunk for each column, a word for each token), a register each
@@ -165,7 +152,7 @@ def _in_step(builder, vectors):
     to change all these vectors.
     """
     count, both = len(vectors), ir.LiteralStructType([v.type for v in vectors])
-    side_effect = _REGISTERS[PATH] > 1  # or LLVM, where it begins the next rows early, moves it too
+    side_effect = REGISTERS[PATH] > 1  # or LLVM, where it begins the next rows early, moves it too
     register = "=w" if PATH.startswith("neon") else "=v"
     constraints = ",".join([register] * count + [str(i) for i in range(count)])
     each = [v.type for v in vectors]
@@ -176,7 +163,7 @@ def _in_step(builder, vectors):
 
 
 # Registers that a vector of 64 bytes takes on each path.
-_REGISTERS = {
+REGISTERS = {
     "avx512vnni": 1,
     "avxvnni": 2,
     "avx2": 2,
@@ -188,17 +175,17 @@ _REGISTERS = {
 
 
 def _dot4_avx512vnni(builder, total, w, x):
-    return _call(builder, "llvm.x86.avx512.vpdpbusd.512", total.type, total, w, x)
+    return llvm.call(builder, "llvm.x86.avx512.vpdpbusd.512", total.type, total, w, x)
 
 
 def _dot4_avxvnni(builder, total, w, x):
-    return _call(builder, "llvm.x86.avx512.vpdpbusd.256", total.type, total, w, x)
+    return llvm.call(builder, "llvm.x86.avx512.vpdpbusd.256", total.type, total, w, x)
 
 
 def _dot4_avx2_signed(builder, total, w, x):
     # Products of |w| and x * sign(w): the same, with one operand unsigned.
-    x = _call(builder, "llvm.x86.avx2.psign.b", x.type, x, w)
-    w = _call(builder, "llvm.abs.v32i8", w.type, w, ir.Constant(ir.IntType(1), 0))
+    x = llvm.call(builder, "llvm.x86.avx2.psign.b", x.type, x, w)
+    w = llvm.call(builder, "llvm.abs.v32i8", w.type, w, ir.Constant(ir.IntType(1), 0))
     return _dot4_avx2(builder, total, w, x)
 
 
@@ -208,17 +195,17 @@ def _dot4_avx2(builder, total, w, x):
 
 def _products_avx2(builder, w, x):
     """Sums of two products in int16, in one vector. They fit: |w| <= 127 and |x| <= 127."""
-    return [_call(builder, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(_I16, 16), w, x)]
+    return [llvm.call(builder, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(I16, 16), w, x)]
 
 
 def _add_pairs_avx2(builder, total, products):
     (pairs,) = products
     ones = ir.Constant(pairs.type, [1] * 16)
-    return builder.add(total, _call(builder, "llvm.x86.avx2.pmadd.wd", total.type, pairs, ones))
+    return builder.add(total, llvm.call(builder, "llvm.x86.avx2.pmadd.wd", total.type, pairs, ones))
 
 
 def _dot4_sdot(builder, total, w, x):
-    return _call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", total.type, total, w, x)
+    return llvm.call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", total.type, total, w, x)
 
 
 def _dot4_neon(builder, total, w, x):
@@ -227,22 +214,19 @@ def _dot4_neon(builder, total, w, x):
 
 def _products_neon(builder, w, x):
     """16 products in int16, in two vectors."""
-    halves = zip(_pieces(builder, w, 2), _pieces(builder, x, 2), strict=True)
-    return [_call(builder, "llvm.aarch64.neon.smull.v8i16", ir.VectorType(_I16, 8), *half) for half in halves]
+    halves = zip(llvm.pieces(builder, w, 2), llvm.pieces(builder, x, 2), strict=True)
+    name, products = "llvm.aarch64.neon.smull.v8i16", ir.VectorType(I16, 8)
+    return [llvm.call(builder, name, products, *half) for half in halves]
 
 
 def _add_pairs_neon(builder, total, products):
-    pairs = _call(builder, "llvm.aarch64.neon.addp.v8i16", ir.VectorType(_I16, 8), *products)
-    return builder.add(total, _call(builder, "llvm.aarch64.neon.saddlp.v4i32.v8i16", total.type, pairs))
+    pairs = llvm.call(builder, "llvm.aarch64.neon.addp.v8i16", ir.VectorType(I16, 8), *products)
+    return builder.add(total, llvm.call(builder, "llvm.aarch64.neon.saddlp.v4i32.v8i16", total.type, pairs))
 
 
 def _dot4_generic(builder, total, w, x):
     for j in range(4):
-        index = ir.Constant(_INTS, list(range(j, 64, 4)))
-        w_j, x_j = (
-            builder.sext(builder.shuffle_vector(v, ir.Constant(_BYTES, ir.Undefined), index), _INTS)
-            for v in (w, x)
-        )
+        w_j, x_j = (builder.sext(llvm.shuffle(builder, range(j, 64, 4), v), INTS) for v in (w, x))
         total = builder.add(total, builder.mul(w_j, x_j))
     return total
 
@@ -258,7 +242,7 @@ _DOT4 = {
 
 
 def _in_16_bits(builder, sums, steps):
-    """`_group_sums` for small weights where there is no dot product in 32 bits: a group fits into int16.
+    """`group_sums` for small weights where there is no dot product in 32 bits: a group fits into int16.
 
     A lane adds up at most two products of each of 8 chunks, and 16 * 15 * 127 is below 2^15; so does a sum of
     two neighbouring lanes of one product each.
@@ -267,7 +251,7 @@ def _in_16_bits(builder, sums, steps):
         "avx2": (_products_avx2, _add_pairs_avx2),
         "neon": (_products_neon, _add_pairs_neon),
     }[PATH]
-    zero = ir.Constant(ir.VectorType(_I16, 16 if PATH == "avx2" else 8), None)
+    zero = ir.Constant(ir.VectorType(I16, 16 if PATH == "avx2" else 8), None)
     totals = [zero] * (len(sums) * (1 if PATH == "avx2" else 2))
     for chunks, words in steps:
         found = [v for w in chunks for x in words for v in products(builder, w, x)]
@@ -279,11 +263,11 @@ def _in_16_bits(builder, sums, steps):
 
 
 def _sums_in_squares(builder, starts, steps, columns):
-    """`_group_sums` of 4 rows and 4 tokens with smmla, which takes 8 columns of 2 rows and of 2 tokens.
+    """`group_sums` of 4 rows and 4 tokens with smmla, which takes 8 columns of 2 rows and of 2 tokens.
 
     It adds to 4 lanes: row 0 and token 0, row 0 and token 1, row 1 and token 0, row 1 and token 1.
     """
-    pairs = [_lanes(builder, *starts[t : t + 2], [0, 4, 0, 4]) for t in (0, 2)]
+    pairs = [llvm.shuffle(builder, [0, 4, 0, 4], *starts[t : t + 2]) for t in (0, 2)]
     sums = [[[pair, pair] for pair in pairs] for _ in range(columns)]  # column, pair of tokens, pair of rows
     steps = iter(steps)
     for (chunks, words), (next_chunks, next_words) in zip(steps, steps, strict=True):
@@ -292,18 +276,15 @@ def _sums_in_squares(builder, starts, steps, columns):
             rows = _alternating(builder, low, high)
             for totals, token in zip(column, tokens, strict=True):
                 totals[:] = [
-                    _call(builder, "llvm.aarch64.neon.smmla.v4i32.v16i8", total.type, total, row, token)
+                    llvm.call(builder, "llvm.aarch64.neon.smmla.v4i32.v16i8", total.type, total, row, token)
                     for total, row in zip(totals, rows, strict=True)
                 ]
     every_second = [0, 2, 4, 6], [1, 3, 5, 7]
-    return [_lanes(builder, *totals, i) for column in sums for totals in column for i in every_second]
+    return [llvm.shuffle(builder, i, *totals) for column in sums for totals in column for i in every_second]
 
 
 def _alternating(builder, v, w):
     """Lanes of 4 bytes of two registers, taken in turn: two registers."""
-    lanes = [builder.bitcast(x, ir.VectorType(_I32, 4)) for x in (v, w)]
-    return [builder.bitcast(_lanes(builder, *lanes, index), v.type) for index in ([0, 4, 1, 5], [2, 6, 3, 7])]
-
-
-def _lanes(builder, v, w, index):
-    return builder.shuffle_vector(v, w, ir.Constant(ir.VectorType(_I32, len(index)), index))
+    lanes = [builder.bitcast(x, ir.VectorType(I32, 4)) for x in (v, w)]
+    mixed = [llvm.shuffle(builder, index, *lanes) for index in ([0, 4, 1, 5], [2, 6, 3, 7])]
+    return [builder.bitcast(x, v.type) for x in mixed]

@@ -48,13 +48,13 @@ class Kernel:
     def __init__(self, body, signature, name, prepare, job):
         self.signature = types.void(pool_type, types.int64, types.int64, *signature)
         self.name = f"{body.__module__.rpartition('.')[2]}.{name.lstrip('_')}"
-        self._run = _runner(body, len(signature), prepare, job)
-        self._run.__module__, self._run.__qualname__ = body.__module__, f"run{name}"
+        self.function = _runner(body, len(signature), prepare, job)
+        self.function.__module__, self.function.__qualname__ = body.__module__, f"run{name}"
         KERNELS.append(self)
 
     @cached_property
     def compiled(self):
-        return compiled(self._run, self.signature)
+        return compiled(self.function, self.signature)
 
     def __call__(self, steps, cost, *args):
         """Runs steps 0 .. steps - 1 on `args`. cost: nanoseconds that a step takes, about."""

@@ -5,11 +5,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from mvlm_np.kernels import llvm
 from mvlm_np.kernels.cpu import PATH
-from mvlm_np.kernels.dot import _REGISTERS, SHAPE, _group_sums
+from mvlm_np.kernels.dot import REGISTERS, SHAPE, group_sums
 from mvlm_np.kernels.kernel import kernel, reads, writes
-from mvlm_np.kernels.simd import LANES, add, load, splat, total
-from mvlm_np.kernels.tiles import _BYTES, _INTS, Tile, _call, _constant, _joined, _load, _pieces
+from mvlm_np.kernels.llvm import BYTES, I32, INTS, LANES
+from mvlm_np.kernels.simd import add, load, splat, total
+from mvlm_np.kernels.tiles import Tile
 
 BLOCK = 1 << 14  # floats of one step of reading: 64 kB
 STEPS = 64  # of multiplying, for the threads to share
@@ -60,7 +62,7 @@ ONE_INSTRUCTION = PATH in ("avx512vnni", "avxvnni", "neon_i8mm", "neon_dotprod")
 
 # A vector of sums for each token and 16 rows, and one of weights, which change with each use lest LLVM
 # multiply them once and for all.
-_STATE = Tile(_INTS, SHAPE[0] * SHAPE[1] + 1, 1)
+_STATE = Tile(INTS, SHAPE[0] * SHAPE[1] + 1, 1)
 
 
 @intrinsic
@@ -78,25 +80,25 @@ def _more(typing, state, x):
         rows, columns = SHAPE
         data = context.make_array(signature.args[1])(context, builder, x).data
         # Where a sum takes two instructions, LLVM would multiply once for all tokens if they were the same.
-        loaded = [_load(builder, data, _BYTES, 1, 0 if ONE_INSTRUCTION else m) for m in range(rows)]
+        loaded = [llvm.load(builder, data, BYTES, 1, 0 if ONE_INSTRUCTION else m) for m in range(rows)]
         sums = [builder.extract_value(state, i) for i in range(rows * columns)]
-        weights = builder.bitcast(builder.extract_value(state, rows * columns), _BYTES)
+        weights = builder.bitcast(builder.extract_value(state, rows * columns), BYTES)
         chunks = [weights := builder.add(weights, loaded[0]) for _ in range(8)]
         words = loaded[:1] if PATH == "neon_i8mm" else loaded  # one register for all four tokens
         done = []
-        for part in range(_REGISTERS[PATH]):
+        for part in range(REGISTERS[PATH]):
 
             def piece(v, part=part):
-                return _pieces(builder, v, _REGISTERS[PATH])[part]
+                return llvm.pieces(builder, v, REGISTERS[PATH])[part]
 
             steps = [([piece(chunk)], [piece(word) for word in words]) for chunk in chunks]
             own = [piece(lanes) for lanes in sums]
             for column in range(0, rows * columns, rows):
                 tokens = slice(column, column + rows)
-                own[tokens] = _group_sums(builder, own[tokens], steps, 1, True)
+                own[tokens] = group_sums(builder, own[tokens], steps, 1, True)
             done.append(own)
-        sums = [_joined(builder, pieces) for pieces in zip(*done, strict=True)]
-        for i, lanes in enumerate([*sums, builder.bitcast(weights, _INTS)]):
+        sums = [llvm.joined(builder, pieces) for pieces in zip(*done, strict=True)]
+        for i, lanes in enumerate([*sums, builder.bitcast(weights, INTS)]):
             state = builder.insert_value(state, lanes, i)
         return state
 
@@ -108,9 +110,9 @@ def _fold(typing, state):
     """The sum of all lanes."""
 
     def generate(context, builder, signature, arguments):
-        result = _constant(0)
+        result = llvm.constant(0)
         for i in range(_STATE.rows):
             result = builder.add(result, builder.extract_value(arguments[0], i))
-        return _call(builder, "llvm.vector.reduce.add.v16i32", ir.IntType(32), result)
+        return llvm.call(builder, "llvm.vector.reduce.add.v16i32", I32, result)
 
     return types.int32(state), generate

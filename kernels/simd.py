@@ -14,11 +14,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
+from mvlm_np.kernels import llvm
 from mvlm_np.kernels.cpu import PATH
-
-LANES = 16
-_F32 = ir.FloatType()
-_VECTOR, _INTS = ir.VectorType(_F32, LANES), ir.VectorType(ir.IntType(32), LANES)
+from mvlm_np.kernels.llvm import F32, FLOATS, I8, I16, I32, INTS, LANES
 
 
 class Vector(types.Type):
@@ -31,7 +29,7 @@ class Vector(types.Type):
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, numba_type):
-        super().__init__(manager, numba_type, _VECTOR)
+        super().__init__(manager, numba_type, FLOATS)
 
 
 vector = Vector()
@@ -39,23 +37,21 @@ vector = Vector()
 
 def _pointer(context, builder, array_type, array, index):
     """Where 16 lanes at `index` lie in memory."""
-    array = context.make_array(array_type)(context, builder, array)
     where = cgutils.unpack_tuple(builder, index)
-    element = cgutils.get_item_pointer(context, builder, array_type, array, where)
-    return builder.bitcast(element, _VECTOR.as_pointer())
+    return builder.bitcast(llvm.element(context, builder, array_type, array, *where), FLOATS.as_pointer())
 
 
 @intrinsic
 def load(typing, a, index):
     """a[index : index + 16] as float32; `a` may hold float32, int8, or float16 that it sees as uint16."""
-    stored = ir.IntType(8) if a.dtype == types.int8 else _F32
+    stored = I8 if a.dtype == types.int8 else F32
 
     def generate(context, builder, signature, arguments):
         pointer = _pointer(context, builder, signature.args[0], *arguments)
         if a.dtype == types.uint16:
             return load_halves(builder, pointer)
-        lanes = builder.load(builder.bitcast(pointer, ir.VectorType(stored, LANES).as_pointer()), align=1)
-        return lanes if a.dtype == types.float32 else builder.sitofp(lanes, _VECTOR)
+        lanes = llvm.load(builder, pointer, ir.VectorType(stored, LANES))
+        return lanes if a.dtype == types.float32 else builder.sitofp(lanes, FLOATS)
 
     return vector(a, index), generate
 
@@ -63,24 +59,16 @@ def load(typing, a, index):
 def load_halves(builder, pointer, lanes=LANES):
     """16 float16 at a pointer, or on any path but "generic" fewer, as float32 lanes."""
     if PATH != "generic":
-        halves = ir.VectorType(ir.HalfType(), lanes).as_pointer()
-        loaded = builder.load(builder.bitcast(pointer, halves), align=2)
-        return builder.fpext(loaded, ir.VectorType(_F32, lanes))
+        halves = llvm.load(builder, pointer, ir.VectorType(ir.HalfType(), lanes), 2)
+        return builder.fpext(halves, ir.VectorType(F32, lanes))
     # By integer operations: LLVM's own way crashes on x86 without F16C.
-    halves = builder.load(
-        builder.bitcast(pointer, ir.VectorType(ir.IntType(16), LANES).as_pointer()), align=2
-    )
-    bits = builder.zext(halves, _INTS)
-    sign = builder.shl(builder.and_(bits, _repeated(_INTS, 0x8000)), _repeated(_INTS, 16))
+    bits = builder.zext(llvm.load(builder, pointer, ir.VectorType(I16, LANES), 2), INTS)
+    sign = builder.shl(builder.and_(bits, llvm.constant(0x8000)), llvm.constant(16))
     # Exponent and fraction in float32's places, 112 too small in the exponent: multiplying by 2^112 mends
     # that, and makes a float16 denormal normal. Infinities and NaN cannot occur: what is stored is finite.
-    magnitude = builder.shl(builder.and_(bits, _repeated(_INTS, 0x7FFF)), _repeated(_INTS, 13))
-    scaled = builder.fmul(builder.bitcast(magnitude, _VECTOR), _repeated(_VECTOR, 2.0**112))
-    return builder.bitcast(builder.or_(builder.bitcast(scaled, _INTS), sign), _VECTOR)
-
-
-def _repeated(llvm_type, value):
-    return ir.Constant(llvm_type, [value] * LANES)
+    magnitude = builder.shl(builder.and_(bits, llvm.constant(0x7FFF)), llvm.constant(13))
+    scaled = builder.fmul(builder.bitcast(magnitude, FLOATS), llvm.constant(2.0**112, FLOATS))
+    return builder.bitcast(builder.or_(builder.bitcast(scaled, INTS), sign), FLOATS)
 
 
 @intrinsic
@@ -105,39 +93,32 @@ def _halves(builder, v):
     """
 
     def integers(operation, x, number):
-        return operation(x, _repeated(_INTS, number))
+        return operation(x, llvm.constant(number))
 
-    bits = builder.bitcast(v, _INTS)
+    bits = builder.bitcast(v, INTS)
     sign = integers(builder.and_, integers(builder.lshr, bits, 16), 0x8000)
     magnitude = integers(builder.and_, bits, 0x7FFFFFFF)
-    is_nan = builder.icmp_signed(">", magnitude, _repeated(_INTS, 0x7F800000))
-    largest = _repeated(_INTS, 0x477FE000)  # 65504
+    is_nan = builder.icmp_signed(">", magnitude, llvm.constant(0x7F800000))
+    largest = llvm.constant(0x477FE000)  # 65504
     magnitude = builder.select(builder.icmp_signed("<", magnitude, largest), magnitude, largest)
     # 13 bits less, rounded to even, and an exponent that is 112 less.
     odd = integers(builder.and_, integers(builder.lshr, magnitude, 13), 1)
     rounded = integers(builder.add, builder.add(magnitude, odd), 0xFFF)
     normal = integers(builder.sub, integers(builder.lshr, rounded, 13), 112 << 10)
     # Below 2^-14 a float16 counts steps of 2^-24, and so does a float32 between 1/2 and 1.
-    half = _repeated(_VECTOR, 0.5)
-    moved = builder.bitcast(builder.fadd(builder.bitcast(magnitude, _VECTOR), half), _INTS)
+    half = llvm.constant(0.5, FLOATS)
+    moved = builder.bitcast(builder.fadd(builder.bitcast(magnitude, FLOATS), half), INTS)
     denormal = integers(builder.sub, moved, 0x3F000000)
-    is_denormal = builder.icmp_signed("<", magnitude, _repeated(_INTS, 0x38800000))
+    is_denormal = builder.icmp_signed("<", magnitude, llvm.constant(0x38800000))
     found = builder.select(is_denormal, denormal, normal)
-    found = builder.select(is_nan, _repeated(_INTS, 0x7E00), found)
-    return builder.trunc(builder.or_(found, sign), ir.VectorType(ir.IntType(16), LANES))
+    found = builder.select(is_nan, llvm.constant(0x7E00), found)
+    return builder.trunc(builder.or_(found, sign), ir.VectorType(I16, LANES))
 
 
 @intrinsic
 def splat(typing, x):
     """All lanes are the float32 x."""
-
-    def generate(context, builder, signature, arguments):
-        undefined = ir.Constant(_VECTOR, ir.Undefined)
-        first = builder.insert_element(undefined, arguments[0], ir.Constant(ir.IntType(32), 0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
-        return builder.shuffle_vector(first, undefined, zeros)
-
-    return vector(types.float32), generate
+    return vector(types.float32), lambda context, builder, _, arguments: llvm.splat(builder, *arguments)
 
 
 @intrinsic
@@ -180,11 +161,8 @@ def _folded(builder, v, combine):
     lanes = LANES
     while lanes > 1:
         lanes //= 2
-        index = ir.VectorType(ir.IntType(32), lanes)
-        undefined = ir.Constant(v.type, ir.Undefined)
-        low, high = (ir.Constant(index, list(range(start, start + lanes))) for start in (0, lanes))
-        v = combine(*(builder.shuffle_vector(v, undefined, half) for half in (low, high)))
-    return builder.extract_element(v, ir.Constant(ir.IntType(32), 0))
+        v = combine(*llvm.pieces(builder, v, 2))
+    return builder.extract_element(v, ir.Constant(I32, 0))
 
 
 @intrinsic

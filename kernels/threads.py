@@ -31,7 +31,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from mvlm_np import cores
+from mvlm_np.kernels import llvm
 from mvlm_np.kernels.compile import compiled, inline
+from mvlm_np.kernels.llvm import I32, I64
 
 # Places in a pool, one cache line each but for the description of the job, which changes as one.
 EPOCH, OPEN, ACTIVE, SLEEPING, NEXT, FUNCTION = range(0, 48, 8)
@@ -44,8 +46,7 @@ _ARM = platform.machine() == "aarch64"
 _FUTEX = 98 if _ARM else 202  # the number of Linux' system call
 _FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # among the threads of one process
 
-_I32, _I64 = ir.IntType(32), ir.IntType(64)
-_BODY = ir.FunctionType(ir.VoidType(), [_I64, _I64, _I64])  # data, first step, the step after the last
+_BODY = ir.FunctionType(ir.VoidType(), [I64, I64, I64])  # data, first step, the step after the last
 
 pool_type = types.Array(types.int64, 1, "C")
 
@@ -61,8 +62,7 @@ def new_pool(threads: int) -> np.ndarray:
 
 
 def _place(context, builder, pool, index):
-    array = context.make_array(pool_type)(context, builder, pool)
-    return cgutils.get_item_pointer(context, builder, pool_type, array, [index])
+    return llvm.element(context, builder, pool_type, pool, index)
 
 
 @intrinsic
@@ -115,10 +115,8 @@ def _pause(typing):
 
     def generate(context, builder, signature, arguments):
         # On ARM, `isb sy`: its `yield` waits for no time at all.
-        arguments = [ir.Constant(_I32, 15)] if _ARM else []
-        pause = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
-        name = "llvm.aarch64.isb" if _ARM else "llvm.x86.sse2.pause"
-        builder.call(cgutils.get_or_insert_function(builder.module, pause, name), arguments)
+        pause = ("llvm.aarch64.isb", ir.Constant(I32, 15)) if _ARM else ("llvm.x86.sse2.pause",)
+        llvm.call(builder, pause[0], ir.VoidType(), *pause[1:])
         return context.get_dummy_value()
 
     return types.none(), generate
@@ -130,11 +128,11 @@ def _futex(typing, pool, operation, value):
 
     def generate(context, builder, signature, arguments):
         pool, operation, value = arguments
-        word = _place(context, builder, pool, ir.Constant(_I64, EPOCH))  # little-endian
-        call = ir.FunctionType(_I64, [_I64], var_arg=True)
+        word = _place(context, builder, pool, EPOCH)  # little-endian
+        call = ir.FunctionType(I64, [I64], var_arg=True)
         system = cgutils.get_or_insert_function(builder.module, call, "syscall")
-        none = ir.Constant(_I64, 0)
-        builder.call(system, [ir.Constant(_I64, _FUTEX), word, operation, value, none, none, none])
+        none = ir.Constant(I64, 0)
+        builder.call(system, [ir.Constant(I64, _FUTEX), word, operation, value, none, none, none])
         return context.get_dummy_value()
 
     return types.none(pool_type, types.int64, types.int64), generate
@@ -145,8 +143,7 @@ def _give_way(typing):
     """Lets other programs have the core, if any wants it."""
 
     def generate(context, builder, signature, arguments):
-        give_way = ir.FunctionType(_I32, [])
-        builder.call(cgutils.get_or_insert_function(builder.module, give_way, "sched_yield"), [])
+        llvm.call(builder, "sched_yield", I32)
         return context.get_dummy_value()
 
     return types.none(), generate
@@ -190,7 +187,7 @@ def job_of(body, signature):
                 [first, last, *cgutils.unpack_tuple(inner, values, len(signature))],
             )
             inner.ret_void()
-            addresses = [builder.ptrtoint(pointer, _I64) for pointer in (steps, data)]
+            addresses = [builder.ptrtoint(pointer, I64) for pointer in (steps, data)]
             return context.make_tuple(builder, types.UniTuple(types.int64, 2), addresses)
 
         return types.UniTuple(types.int64, 2)(types.Tuple(signature)), generate

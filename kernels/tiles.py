@@ -7,14 +7,10 @@ The products of bytes, in which CPUs differ, are in `dot`. As in `simd`, indices
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from mvlm_np.kernels.simd import LANES
-
-_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_BYTES, _INTS = ir.VectorType(_I8, 64), ir.VectorType(_I32, LANES)
-_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+from mvlm_np.kernels import llvm
+from mvlm_np.kernels.llvm import F32, FLOATS, I8, I32, I64, INTS, LANES
 
 
 class Tile(types.Type):
@@ -34,72 +30,13 @@ class _TileModel(models.PrimitiveModel):
         super().__init__(manager, numba_type, numba_type.llvm)
 
 
-# ---------------------------------------------------------------- values
-
-
-def _constant(value, llvm_type=_INTS):
-    return ir.Constant(llvm_type, [value] * llvm_type.count)
-
-
-def _splat(builder, scalar, lanes=LANES):
-    undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
-    first = builder.insert_element(undefined, scalar, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(first, undefined, _constant(0, ir.VectorType(_I32, lanes)))
-
-
-def _call(builder, name, result, *arguments):
-    function = ir.FunctionType(result, [a.type for a in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), arguments)
-
-
-def _pieces(builder, v, count):
-    """A vector cut into `count` equal parts."""
-    lanes = v.type.count // count
-    index = ir.VectorType(_I32, lanes)
-    undefined = ir.Constant(v.type, ir.Undefined)
-    return [
-        builder.shuffle_vector(v, undefined, ir.Constant(index, list(range(i * lanes, (i + 1) * lanes))))
-        for i in range(count)
-    ]
-
-
-def _joined(builder, parts):
-    while len(parts) > 1:
-        lanes = 2 * parts[0].type.count
-        index = ir.Constant(ir.VectorType(_I32, lanes), list(range(lanes)))
-        parts = [builder.shuffle_vector(v, w, index) for v, w in zip(parts[::2], parts[1::2], strict=True)]
-    return parts[0]
-
-
-# ---------------------------------------------------------------- memory
-
-
-def _at(context, builder, array_type, array, *index):
-    """The address of an element; indices are LLVM values or plain numbers."""
-    array = context.make_array(array_type)(context, builder, array)
-    index = [i if isinstance(i, ir.Value) else ir.Constant(_I64, i) for i in index]
-    return cgutils.get_item_pointer(context, builder, array_type, array, index)
-
-
-def _offset(builder, address, index, stride):
-    """A pointer to the byte index * stride behind an address."""
-    moved = builder.add(address, builder.mul(index, ir.Constant(_I64, stride)))
-    return builder.inttoptr(moved, _I8.as_pointer())
-
-
-def _load(builder, pointer, llvm_type, align=1, index=0):
-    """The value of this type at a pointer, or `index` such values further on."""
-    pointer = builder.bitcast(pointer, llvm_type.as_pointer())
-    return builder.load(builder.gep(pointer, [ir.Constant(_I64, index)]), align=align)
-
-
 # ---------------------------------------------------------------- tiles
 
 
 @intrinsic(prefer_literal=True)
 def zeros(typing, rows, columns):
     """A tile of float32 zeros; both sizes are constants."""
-    tile = Tile(_FLOATS, rows.literal_value, columns.literal_value)
+    tile = Tile(FLOATS, rows.literal_value, columns.literal_value)
     return tile(rows, columns), lambda *_: ir.Constant(tile.llvm, None)
 
 
@@ -110,9 +47,9 @@ def add_outer(typing, totals, a, row, i, v):
     def generate(context, builder, signature, arguments):
         totals, a, row, i, v = arguments
         for m in range(signature.args[0].rows):
-            index = builder.add(row, ir.Constant(_I64, m)), i
-            x = _splat(builder, builder.load(_at(context, builder, signature.args[1], a, *index), align=4))
-            product = builder.fmul(x, v, flags=("contract",))
+            index = builder.add(row, ir.Constant(I64, m)), i
+            x = llvm.load(builder, llvm.element(context, builder, signature.args[1], a, *index), F32, 4)
+            product = builder.fmul(llvm.splat(builder, x), v, flags=("contract",))
             total = builder.fadd(product, builder.extract_value(totals, m), flags=("contract",))
             totals = builder.insert_value(totals, total, m)
         return totals
@@ -155,10 +92,11 @@ def _tile_of(context, builder, tile, array_type, array, row, column):
     """Pointers to the part of a float32 array that a tile covers, columns first."""
     for c in range(tile.columns):
         for m in range(tile.rows):
-            index = [builder.add(column, ir.Constant(_I64, LANES * c))]
+            index = [builder.add(column, ir.Constant(I64, LANES * c))]
             if array_type.ndim == 2:
-                index.insert(0, builder.add(row, ir.Constant(_I64, m)))
-            yield builder.bitcast(_at(context, builder, array_type, array, *index), _FLOATS.as_pointer())
+                index.insert(0, builder.add(row, ir.Constant(I64, m)))
+            pointer = llvm.element(context, builder, array_type, array, *index)
+            yield builder.bitcast(pointer, FLOATS.as_pointer())
 
 
 # ---------------------------------------------------------------- rounding
@@ -169,14 +107,13 @@ def largest_magnitude(typing, row, start):
     """The largest |row[i]| of 32 floats from `start` on. NaN if one of them is."""
 
     def generate(context, builder, signature, arguments):
-        pointer = _at(context, builder, signature.args[0], *arguments)
+        pointer = llvm.element(context, builder, signature.args[0], *arguments)
         # Without their sign, floats are ordered like integers of the same bits, and NaN is the largest.
-        low, high = (
-            builder.and_(_load(builder, pointer, _INTS, 4, half), _constant(0x7FFFFFFF)) for half in range(2)
-        )
-        largest = _call(builder, "llvm.smax.v16i32", _INTS, low, high)
-        bits = _call(builder, "llvm.vector.reduce.smax.v16i32", _I32, largest)
-        return builder.bitcast(bits, ir.FloatType())
+        halves = (llvm.load(builder, pointer, INTS, 4, half) for half in range(2))
+        low, high = (builder.and_(bits, llvm.constant(0x7FFFFFFF)) for bits in halves)
+        largest = llvm.call(builder, "llvm.smax.v16i32", INTS, low, high)
+        bits = llvm.call(builder, "llvm.vector.reduce.smax.v16i32", I32, largest)
+        return builder.bitcast(bits, F32)
 
     return types.float32(row, types.int64), generate
 
@@ -189,20 +126,22 @@ def store_rounded(typing, row, start, divisor, acts, block, group, token):
 
     def generate(context, builder, signature, arguments):
         row, start, divisor, acts, block, group, token = arguments
-        pointer = _at(context, builder, signature.args[0], row, start)
-        total = _constant(0)
+        pointer = llvm.element(context, builder, signature.args[0], row, start)
+        acts_type = signature.args[3]
+        total = llvm.constant(0)
         for half in range(2):
-            quotients = builder.fdiv(_load(builder, pointer, _FLOATS, 4, half), _splat(builder, divisor))
-            rounded = builder.fptosi(_call(builder, "llvm.rint.v16f32", _FLOATS, quotients), _INTS)
+            floats = llvm.load(builder, pointer, FLOATS, 4, half)
+            quotients = builder.fdiv(floats, llvm.splat(builder, divisor))
+            rounded = builder.fptosi(llvm.call(builder, "llvm.rint.v16f32", FLOATS, quotients), INTS)
             for limit, pick in ((127, "llvm.smin.v16i32"), (-127, "llvm.smax.v16i32")):
-                rounded = _call(builder, pick, _INTS, rounded, _constant(limit))
+                rounded = llvm.call(builder, pick, INTS, rounded, llvm.constant(limit))
             total = builder.add(total, rounded)
-            words = builder.bitcast(builder.trunc(rounded, ir.VectorType(_I8, LANES)), ir.VectorType(_I32, 4))
+            words = builder.bitcast(builder.trunc(rounded, ir.VectorType(I8, LANES)), ir.VectorType(I32, 4))
             for k in range(4):
-                place = _at(context, builder, signature.args[3], acts, block, group, 4 * half + k, token, 0)
-                word = builder.extract_element(words, ir.Constant(_I32, k))
-                builder.store(word, builder.bitcast(place, _I32.as_pointer()), align=4)
-        return _call(builder, "llvm.vector.reduce.add.v16i32", _I32, total)
+                place = llvm.element(context, builder, acts_type, acts, block, group, 4 * half + k, token, 0)
+                word = builder.extract_element(words, ir.Constant(I32, k))
+                builder.store(word, builder.bitcast(place, I32.as_pointer()), align=4)
+        return llvm.call(builder, "llvm.vector.reduce.add.v16i32", I32, total)
 
     index = types.int64
     return types.int32(row, index, types.float32, acts, index, index, index), generate

@@ -83,7 +83,7 @@ def hardswish(x: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _erf_series() -> Chebyshev:
+def erf_series() -> Chebyshev:
     # erf is odd, so erf(x) / x is a smooth function of x^2. Past |x| = 4, float32 erf is +-1.
     # This polynomial through points of math.erf stays within 4e-11 of it.
     return Chebyshev.interpolate(np.vectorize(lambda s: erf(sqrt(s)) / sqrt(s)), 18, domain=[0, 16])
@@ -93,7 +93,7 @@ def _erf(x: np.ndarray) -> np.ndarray:
     if x.dtype == np.float64:  # to the last bits, which the series does not reach
         return np.frompyfunc(erf, 1, 1)(x).astype(np.float64)
     wide = np.clip(x.astype(np.float64), -4, 4)
-    return (wide * _erf_series()(wide * wide)).astype(x.dtype)
+    return (wide * erf_series()(wide * wide)).astype(x.dtype)
 
 
 # ---------------------------------------------------------------- attention

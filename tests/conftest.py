@@ -40,3 +40,13 @@ def shared_path(name: str) -> Path:
 def shared() -> Path:
     """The folder of reference material; skips as `shared_path` does."""
     return shared_path(".")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the family's smallest model, with random weights; for reading only."""
+    from tools.parts.random_checkpoint import make_checkpoint
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    make_checkpoint("tiny", folder)
+    return folder

@@ -11,16 +11,13 @@ import pytest
 
 from mvlm_np.cli import VERBS, main
 from tests.conftest import ROOT
-from tools.make_checkpoint import make_checkpoint
 
 CAT = str(ROOT / "examples" / "chelsea.jpg")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    make_checkpoint("tiny", path)
-    return str(path)
+@pytest.fixture
+def folder(tiny: Path) -> str:
+    return str(tiny)
 
 
 @pytest.fixture

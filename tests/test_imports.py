@@ -67,6 +67,8 @@ def sources() -> dict[str, Path]:
 
 
 SOURCES = sources()
+TOOLS = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in (ROOT / "tools").rglob("*.py")}
+OURS = SOURCES | TOOLS
 
 
 def imports_of(module: str, tree: ast.AST, lazy: bool = False) -> Iterator[Import]:
@@ -80,11 +82,12 @@ def imports_of(module: str, tree: ast.AST, lazy: bool = False) -> Iterator[Impor
             assert node.level == 0, f"{module}:{node.lineno}: relative import"
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
-                yield Import(module, whole if whole in SOURCES else str(node.module), node.lineno, lazy)
+                yield Import(module, whole if whole in OURS else str(node.module), node.lineno, lazy)
         yield from imports_of(module, node, lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
-IMPORTS = [i for name, path in SOURCES.items() for i in imports_of(name, ast.parse(path.read_text("utf-8")))]
+TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in OURS.items()}
+IMPORTS = [i for name in SOURCES for i in imports_of(name, TREES[name])]
 # The package's own __init__ names the public API and stands outside the layers: it loads it on first use.
 INNER = [i for i in IMPORTS if i.target in SOURCES and "mvlm_np" not in (i.importer, i.target)]
 OUTER = [i for i in IMPORTS if i.target.split(".")[0] not in {*sys.stdlib_module_names, "mvlm_np"}]
@@ -171,6 +174,56 @@ def test_the_package_imports_only_what_it_declares() -> None:
         if (name := i.target.split(".")[0]) not in declared and not (i.lazy and name in optional)
     ]
     assert undeclared == []
+
+
+def test_tools_import_no_tests_and_scripts_no_scripts() -> None:
+    """Tests may import tools. What two scripts need lies in tools/parts, and training in tools/demo."""
+    scripts = {name for name, path in TOOLS.items() if path.parent.name == "tools"}
+    found = [i for name in TOOLS for i in imports_of(name, TREES[name])]
+    assert [str(i) for i in found if i.target in scripts or i.target.split(".")[0] == "tests"] == []
+
+
+def private_names(tree: ast.AST) -> tuple[set[str], dict[str, int]]:
+    """The names with an underscore that a module defines, and those it uses of other things: {name: line}."""
+    defined, used = set(), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            defined.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            defined.add(node.attr)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) != "self":
+            used[node.attr] = node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            used |= {alias.name: node.lineno for alias in node.names}
+
+    def private(name: str) -> bool:
+        return name.startswith("_") and not name.startswith("__") and name != "_"
+
+    return {*filter(private, defined)}, {name: line for name, line in used.items() if private(name)}
+
+
+def test_the_reader_of_private_names_sees_every_form() -> None:
+    code = """
+from m import _a, b
+class _C:
+    def _d(self): self._e = b._f + self._inherited
+_g = __file__
+"""
+    assert private_names(ast.parse(code)) == ({"_C", "_d", "_e", "_g"}, {"_a": 2, "_f": 4})
+
+
+def test_private_names_stay_in_their_modules() -> None:
+    """In the package and in the tools; a test may look inside what it tests."""
+    names = {module: private_names(tree) for module, tree in TREES.items()}
+    everywhere = set().union(*(defined for defined, _ in names.values()))
+    assert [
+        f"{module}:{line} uses {name}"
+        for module, (defined, used) in names.items()
+        for name, line in used.items()
+        if name in everywhere - defined
+    ] == []
 
 
 def test_package_inits_import_nothing_but_the_standard_library() -> None:

@@ -15,7 +15,6 @@ from mvlm_np.model import MobileVLM
 from mvlm_np.projector import image_tokens
 from mvlm_np.trace import Watch
 from tests.conftest import ROOT
-from tools.make_checkpoint import make_checkpoint
 
 CAT = ROOT / "examples" / "chelsea.jpg"
 QUESTION = "What animal is this?"
@@ -23,15 +22,8 @@ SHORT: dict[str, Any] = {"max_new_tokens": 12}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    make_checkpoint("tiny", path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> MobileVLM:
-    return mvlm_np.load(folder, backend="numpy")
+def model(tiny: Path) -> MobileVLM:
+    return mvlm_np.load(tiny, backend="numpy")
 
 
 @pytest.fixture(scope="module")
@@ -220,20 +212,20 @@ def test_a_missing_picture_is_one_line(model: MobileVLM, tmp_path: Path) -> None
     assert "\n" not in str(error.value)
 
 
-def test_a_model_without_tokenizer_generates_but_cannot_be_asked(folder: Path, tmp_path: Path) -> None:
-    for path in folder.rglob("*"):
+def test_a_model_without_tokenizer_generates_but_cannot_be_asked(tiny: Path, tmp_path: Path) -> None:
+    for path in tiny.rglob("*"):
         if path.is_file() and not path.name.startswith("tokenizer"):
-            (tmp_path / path.relative_to(folder)).parent.mkdir(exist_ok=True)
-            (tmp_path / path.relative_to(folder)).write_bytes(path.read_bytes())
+            (tmp_path / path.relative_to(tiny)).parent.mkdir(exist_ok=True)
+            (tmp_path / path.relative_to(tiny)).write_bytes(path.read_bytes())
     model = mvlm_np.load(tmp_path, backend="numpy")
     assert len(model.generate([1, 5], max_new_tokens=3)) == 3
     with pytest.raises(TokenizerError, match=r"tokenizer\.model"):
         model.ask(CAT, QUESTION)
 
 
-def test_a_text_only_model_refuses_pictures(tmp_path: Path, folder: Path) -> None:
+def test_a_text_only_model_refuses_pictures(tmp_path: Path, tiny: Path) -> None:
     with pytest.raises(UserError, match="reads text only"):
-        _text_only(folder, tmp_path).generate([1, IMAGE_TOKEN], CAT)
+        _text_only(tiny, tmp_path).generate([1, IMAGE_TOKEN], CAT)
 
 
 def _text_only(folder: Path, tmp_path: Path) -> MobileVLM:

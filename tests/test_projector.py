@@ -1,7 +1,6 @@
-"""The projectors against torch modules written here from the papers, and named as upstream's are.
+"""The projectors against the same in torch, whose modules are named as upstream's are.
 
-MobileVLM (arXiv 2312.16886), section 3.4: LDP. MobileVLM V2 (arXiv 2402.03766), section 3.3: LDPv2. The
-inverted residual is MobileNetV3's (arXiv 1905.02244) with LayerNorm, and without expansion.
+MobileVLM (arXiv 2312.16886), section 3.4: LDP. MobileVLM V2 (arXiv 2402.03766), section 3.3: LDPv2.
 """
 
 import numpy as np
@@ -15,123 +14,12 @@ from mvlm_np import backend, projector
 from mvlm_np.config import Config, DecoderConfig, VisionConfig
 from mvlm_np.trace import Recorder, ignore
 from tests.models import assert_as_close_as_torch, bound, normal, randomise, state
+from tools.parts.torch_projectors import build_projector
 
 OPS = backend.choose("numpy")
 
 seeds = st.integers(0, 2**32 - 1)
 widths = st.integers(1, 40)
-
-
-# ---------------------------------------------------------------- the papers' modules
-
-
-def square(x: torch.Tensor) -> torch.Tensor:
-    """(1, T, D) -> (1, D, h, w)"""
-    side = round(x.shape[1] ** 0.5)
-    return x.transpose(1, 2).unflatten(2, (side, side))
-
-
-class FeatureTransformation(nn.Module):
-    def __init__(self, V: int, D: int):
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(V, D), nn.GELU(), nn.Linear(D, D))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.mlp(x)
-
-
-class TokenReduction(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.dwn = nn.AdaptiveAvgPool2d(12)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.dwn(square(x)).flatten(2).transpose(1, 2)
-
-
-class PositionalEnhancement(nn.Module):
-    def __init__(self, D: int):
-        super().__init__()
-        self.peg = nn.Sequential(nn.Conv2d(D, D, 3, padding=1, groups=D))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.peg(square(x)).flatten(2).transpose(1, 2)
-
-
-class LDPv2(nn.Module):
-    def __init__(self, V: int, D: int):
-        super().__init__()
-        self.mlp, self.dwn, self.peg = FeatureTransformation(V, D), TokenReduction(), PositionalEnhancement(D)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.peg(self.dwn(self.mlp(x)))
-
-
-class ChannelNorm(nn.LayerNorm):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
-
-
-def nearest_multiple_of_8(v: int) -> int:
-    """The multiple of 8 nearest to v (the larger of two), of those that are no more than 10 % below it."""
-    return min((m for m in range(8, v + 9, 8) if 10 * m >= 9 * v), key=lambda m: (abs(m - v), -m))
-
-
-class SqueezeExcitation(nn.Module):
-    def __init__(self, D: int):
-        super().__init__()
-        S = nearest_multiple_of_8(D // 4)
-        self.avgpool, self.activation, self.scale_activation = (
-            nn.AdaptiveAvgPool2d(1),
-            nn.ReLU(),
-            nn.Hardsigmoid(),
-        )
-        self.fc1, self.fc2 = nn.Conv2d(D, S, 1), nn.Conv2d(S, D, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.scale_activation(self.fc2(self.activation(self.fc1(self.avgpool(x)))))
-
-
-class InvertedResidual(nn.Module):
-    def __init__(self, D: int, stride: int):
-        super().__init__()
-        self.residual = stride == 1
-        self.block = nn.Sequential(
-            nn.Sequential(
-                nn.Conv2d(D, D, 3, stride, padding=1, groups=D, bias=False), ChannelNorm(D), nn.Hardswish()
-            ),
-            SqueezeExcitation(D),
-            nn.Sequential(nn.Conv2d(D, D, 1, bias=False), ChannelNorm(D)),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.block(x) if self.residual else self.block(x)
-
-
-class DownsampleLayers(nn.Module):
-    def __init__(self, V: int, D: int):
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Identity(), nn.Linear(V, D), nn.GELU(), nn.Linear(D, D))
-        self.mb_block = nn.Sequential(nn.Identity(), InvertedResidual(D, 1), InvertedResidual(D, 2))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.mb_block(square(self.mlp(x))).flatten(2).transpose(1, 2)
-
-
-class LDP(nn.Module):
-    def __init__(self, V: int, D: int):
-        super().__init__()
-        self.model = DownsampleLayers(V, D)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model(x)
-
-
-def mlp(depth: int, V: int, D: int) -> nn.Module:
-    layers: list[nn.Module] = [nn.Linear(V, D)]
-    for _ in range(1, depth):
-        layers += [nn.GELU(), nn.Linear(D, D)]
-    return nn.Sequential(*layers)
 
 
 # ---------------------------------------------------------------- ours against them
@@ -143,8 +31,9 @@ def our_weights(kind: str, module: nn.Module, V: int, D: int) -> projector.Proje
     return bound(lambda get: projector.bind(config, get), tensors)
 
 
-def compare(kind: str, module: nn.Module, V: int, D: int, T: int, seed: int, scale: float) -> None:
+def compare(kind: str, V: int, D: int, T: int, seed: int, scale: float) -> None:
     """Runs T random features through both, with the same random weights."""
+    module = build_projector(kind, V, D)
     randomise(module, seed, scale)
     ours = our_weights(kind, module, V, D)
     x = normal(np.random.default_rng(seed), T, V, scale=3)
@@ -157,25 +46,30 @@ def compare(kind: str, module: nn.Module, V: int, D: int, T: int, seed: int, sca
 @settings(max_examples=25)
 @given(st.integers(1, 26), widths, widths, seeds, st.sampled_from([0.3, 1, 10]))
 def test_ldpv2_gives_144_tokens_for_any_grid_of_patches(side, V, D, seed, scale):
-    compare("ldpnetv2", LDPv2(V, D), V, D, side**2, seed, scale)
+    compare("ldpnetv2", V, D, side**2, seed, scale)
 
 
 @settings(max_examples=25)
 @given(st.integers(1, 13), widths, widths, seeds, st.sampled_from([0.3, 1, 10]))
 def test_ldp_halves_any_grid_of_patches(side, V, D, seed, scale):
-    compare("ldpnet", LDP(V, D), V, D, side**2, seed, scale)
+    compare("ldpnet", V, D, side**2, seed, scale)
 
 
 @settings(max_examples=25)
 @given(st.integers(1, 20), st.integers(1, 12), widths, widths, seeds, st.sampled_from([0.3, 1, 10]))
 def test_mlps_of_any_depth_take_any_number_of_tokens(T, depth, V, D, seed, scale):
-    compare(f"mlp{depth}x_gelu", mlp(depth, V, D), V, D, T, seed, scale)
+    compare(f"mlp{depth}x_gelu", V, D, T, seed, scale)
 
 
 @settings(max_examples=10)
 @given(st.integers(1, 20), widths, widths, seeds)
 def test_linear_takes_any_number_of_tokens(T, V, D, seed):
-    compare("linear", nn.Linear(V, D), V, D, T, seed, 1)
+    compare("linear", V, D, T, seed, 1)
+
+
+def nearest_multiple_of_8(v: int) -> int:
+    """The multiple of 8 nearest to v (the larger of two), of those that are no more than 10 % below it."""
+    return min((m for m in range(8, v + 9, 8) if 10 * m >= 9 * v), key=lambda m: (abs(m - v), -m))
 
 
 def test_squeeze_widths_follow_the_rule_of_eights():
@@ -195,7 +89,7 @@ def test_squeeze_widths_of_some_models(D, width):
 @pytest.mark.parametrize("kind", ["ldpnetv2", "ldpnet", "mlp3x_gelu"])
 def test_a_trace_has_the_output_of_every_module_that_is_not_its_parents_output_too(kind: str) -> None:
     V, D, side = 5, 12, 7
-    module: nn.Module = LDPv2(V, D) if kind == "ldpnetv2" else LDP(V, D) if kind == "ldpnet" else mlp(3, V, D)
+    module = build_projector(kind, V, D)
     randomise(module, 0)
     outputs: dict[str, np.ndarray] = {}
     for name, part in module.named_modules():

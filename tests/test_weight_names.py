@@ -13,8 +13,8 @@ from mvlm_np.checkpoints.loader import unused
 from mvlm_np.config import Config, ImageConfig
 from mvlm_np.loading import manifest
 from tests.conftest import shared_path
-from tools.family import NAMES, files
-from tools.torch_projectors import build_projector
+from tools.parts.family import NAMES, files
+from tools.parts.torch_projectors import build_projector
 
 Shapes = dict[str, tuple[int, ...]]
 PUBLISHED = [name for name in NAMES if name.startswith("MobileVLM")]

@@ -18,25 +18,30 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
 
 from mvlm_np.errors import UserError
+from tools.parts.emulated_arm import (
+    CPUS,
+    FOLDER,
+    PYTHON,
+    ROOT,
+    ROOT_FILES,
+    SITE,
+    environment,
+    missing,
+    pins,
+    python,
+    site_fits,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / ".cache" / "arm"
-ROOT_FILES, SITE, PYTHON = FOLDER / "root", FOLDER / "site", FOLDER / "python"
 DEBIAN = ["python3", "libstdc++6", "libgomp1"]  # apt adds what these need
-PACKAGES = (
-    "numpy numba llvmlite safetensors sentencepiece pillow tqdm threadpoolctl "
-    "pytest pluggy iniconfig packaging pygments hypothesis sortedcontainers"
-).split()
 WHEELS = [
     "manylinux_2_28_aarch64",
     "manylinux_2_27_aarch64",
@@ -45,56 +50,6 @@ WHEELS = [
 ]
 # Not how machine code is cached, which is the same everywhere and would compile everything many times.
 TESTS = ["tests/kernels", *(f"--ignore=tests/kernels/test_{name}.py" for name in ("arm", "compile"))]
-
-
-class CPU(NamedTuple):
-    """What QEMU is to be, what Numba is to compile for, and the path of `kernels.dot` that follows."""
-
-    emulated: str
-    compiled_for: str
-    features: str
-    path: str
-
-
-CPUS = {
-    "cortex-a76": CPU("cortex-a76", "cortex-a76", "+neon,+fp-armv8,+dotprod,+fullfp16", "neon_dotprod"),
-    "cortex-a72": CPU("cortex-a72", "cortex-a72", "+neon,+fp-armv8", "neon"),
-    "max": CPU("max", "generic", "+neon,+fp-armv8,+dotprod,+fullfp16,+i8mm", "neon_i8mm"),
-}
-
-
-# ---------------------------------------------------------------- running
-
-
-def missing() -> str | None:
-    """Why the emulated environment cannot be used, or None if it can."""
-    if not shutil.which("qemu-aarch64"):
-        return "qemu-aarch64 is not installed (on Debian and Ubuntu: apt-get install qemu-user)"
-    return None if _site_fits() and PYTHON.exists() else f"{FOLDER} is not built (make test-arm builds it)"
-
-
-def environment(cpu: str) -> Mapping[str, str]:
-    """The environment variables with which `PYTHON` is Python on that CPU, and its children too."""
-    emulated, compiled_for, features, _ = CPUS[cpu]
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "MVLM_"))}
-    return ours | {
-        "QEMU_CPU": emulated,
-        "QEMU_LD_PREFIX": str(ROOT_FILES),
-        "PYTHONHOME": str(ROOT_FILES / "usr"),
-        "PYTHONPATH": f"{SITE}:{ROOT}",
-        "PYTHONNOUSERSITE": "1",
-        "XDG_CACHE_HOME": str(FOLDER / "machine-code"),
-        "NUMBA_CPU_NAME": compiled_for,
-        "NUMBA_CPU_FEATURES": features,
-    }
-
-
-def python(cpu: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python with these arguments on that CPU, in the checkout."""
-    command = [str(PYTHON), *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment(cpu), capture_output=True, text=True, check=False
-    )
 
 
 # ---------------------------------------------------------------- building
@@ -111,10 +66,10 @@ def build() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     if not ROOT_FILES.exists():
         _unpack_debian()
-    if PYTHON.exists() and _site_fits():
+    if PYTHON.exists() and site_fits():
         return
     PYTHON.unlink(missing_ok=True)  # it comes last, and says that all is there
-    if not _site_fits():
+    if not site_fits():
         _install_packages()
     # sys.executable is this script, so a test that starts another Python starts it on the same CPU.
     PYTHON.write_text(f'#!/bin/sh\nexec qemu-aarch64 -0 "$0" {ROOT_FILES}/usr/bin/python3 "$@"\n')
@@ -158,15 +113,6 @@ def _unpack_debian() -> None:
     partial.rename(ROOT_FILES)
 
 
-def _pins() -> str:
-    return "".join(f"{name}=={version(name)}\n" for name in PACKAGES)
-
-
-def _site_fits() -> bool:
-    stamp = SITE / "pins.txt"
-    return stamp.exists() and stamp.read_text("utf-8") == _pins()
-
-
 def _install_packages() -> None:
     found = (ROOT_FILES / "usr/bin/python3").readlink().name.removeprefix("python")
     if found not in ("3.11", "3.12", "3.13"):
@@ -176,8 +122,8 @@ def _install_packages() -> None:
     options = ["--no-deps", "--no-compile", "--only-binary=:all:", f"--python-version={found}"]
     options += [f"--platform={wheels}" for wheels in WHEELS]
     pip = ["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--target", str(partial)]
-    _must(sys.executable, [*pip, *options, *_pins().split()], "see what pip says above")
-    (partial / "pins.txt").write_text(_pins(), "utf-8")
+    _must(sys.executable, [*pip, *options, *pins().split()], "see what pip says above")
+    (partial / "pins.txt").write_text(pins(), "utf-8")
     shutil.rmtree(SITE, ignore_errors=True)
     partial.rename(SITE)
 

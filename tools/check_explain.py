@@ -2,7 +2,7 @@
 
     python tools/check_explain.py tests/data/golden/ldpv2 tests/data/golden/ldp --pairs 40
 
-Each folder holds a model, a golden and its cases.json. Every mutant of tests/golden/mutants.py runs on it,
+Each folder holds a model, a golden and its cases.json. Every mutant of tools/parts/mutants.py runs on it,
 each alone, then random pairs; only their outputs reach the tool. A mutant counts if it moves some stage by
 more than ten times the stage's rounding, which is torch's own distance from float64. Of those that count, the
 first stage that moves must be named for all, the mistake for 95 % alone, both for 80 % of the pairs. For the
@@ -30,7 +30,7 @@ from mvlm_np.golden.compare.candidates import Candidate
 from mvlm_np.golden.explain.explanation import Explanation, explain
 from mvlm_np.golden.explain.spare_weights import spare_weights
 from mvlm_np.golden.format import read_golden
-from tests.golden import mutants
+from tools.parts import mutants
 
 FLOOR = 10  # times the rounding of a stage: there a mutant counts
 NEEDED = {"first": 1.0, "alone": 0.95, "pair": 0.8}

@@ -28,9 +28,9 @@ from mvlm_np.golden.record.floors import measure_floors
 from mvlm_np.golden.record.recording import Question, record
 from mvlm_np.loading import load
 from mvlm_np.quantize import dequantize, quantize
-from tools import family, torch_reference
-from tools.make_checkpoint import make_checkpoint
-from tools.torch_reference import Reference
+from tools.parts import family, torch_reference
+from tools.parts.random_checkpoint import make_checkpoint
+from tools.parts.torch_reference import Reference
 
 Stages = dict[str, np.ndarray]
 QUESTION = "What is it?"
@@ -46,9 +46,9 @@ def random_member(rng: np.random.Generator) -> None:
     head = int(of(4, 8, 16, 32))
     vision_heads = int(of(1, 2, 3))
     layers = int(rng.integers(1, 6))
-    member = family._small(
+    member = family.small(
         of("ldpnetv2", "ldpnetv2", "ldpnet", "mlp2x_gelu", "linear"),
-        family._llama(heads * head, int(rng.integers(8, 200)), int(rng.integers(1, 6)), heads, kv),
+        family.llama(heads * head, int(rng.integers(8, 200)), int(rng.integers(1, 6)), heads, kv),
         int(rng.integers(64, 512)),
         (vision_heads * int(of(4, 6, 8, 16)), int(rng.integers(8, 160)), layers, vision_heads),
         of((28, 4), (35, 5), (40, 8), (48, 4), (56, 7), (84, 14)),
@@ -59,7 +59,7 @@ def random_member(rng: np.random.Generator) -> None:
     )
     if member[0]["mm_projector_type"].startswith("ldp"):
         member[0]["mm_vision_select_feature"] = "patch"
-    family._MEMBERS["random"] = member
+    family.MEMBERS["random"] = member
 
 
 def scaled(folder: Path, rng: np.random.Generator) -> None:

@@ -26,12 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, wh
 
 import numpy as np
 
-from mvlm_np.cli.progress import ProgressWatch, bar, load_with_bar
+from mvlm_np.cli.progress import ProgressWatch, load_with_bar
 from mvlm_np.errors import UserError
 from mvlm_np.model import MobileVLM
 from mvlm_np.session import Session
 from mvlm_np.trace import Recorder
-from tools.torch_reference import Arrays, Reference
+from tools.parts.torch_reference import Arrays, run_with_bar
 
 BOUNDS = {"alone": 5e-6, "chain": 5e-5}
 Errors = dict[str, float]  # a stage's name -> its error
@@ -119,15 +119,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
-        with bar("torch", None) as shown:
-
-            def progress(step: str) -> None:
-                shown.set_description(f"torch: {step}", refresh=False)
-                shown.update()
-
-            reference, _ = Reference(args.folder, progress).run(
-                args.image, args.question, args.max_new_tokens, num_beams=1
-            )
+        reference, _ = run_with_bar(
+            args.folder, args.image, args.question, max_new_tokens=args.max_new_tokens, num_beams=1
+        )
         gc.collect()  # torch's part; transformers' modules refer to themselves
         results, same = {}, {}
         for backend in args.backend or ["numpy"]:

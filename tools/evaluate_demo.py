@@ -29,9 +29,9 @@ from PIL import Image
 from mvlm_np.cli.progress import bar, load_with_bar
 from mvlm_np.demo import MODEL
 from mvlm_np.errors import UserError
-from tools.arguments import at_least_1
 from tools.demo.questions import TASKS, Question, questions, score
 from tools.demo.scenes import SPLITS, render, scene
+from tools.parts.arguments import at_least_1
 
 Answered = list[tuple[str, Question, str]]  # an identifier, the question, the answer
 

@@ -17,9 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, wh
 
 from safetensors.numpy import save_file
 
-from mvlm_np.cli.progress import bar
 from mvlm_np.errors import UserError
-from tools.torch_reference import Reference
+from tools.parts.torch_reference import run_with_bar
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,15 +45,14 @@ def note_case(golden: Path, about: dict[str, str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
-        with bar("torch", None) as shown:
-
-            def progress(step: str) -> None:
-                shown.set_description(step, refresh=False)
-                shown.update()
-
-            arrays, about = Reference(args.folder, progress).run(
-                args.image, args.question, args.max_new_tokens, args.beams, args.beam_tokens
-            )
+        arrays, about = run_with_bar(
+            args.folder,
+            args.image,
+            args.question,
+            max_new_tokens=args.max_new_tokens,
+            num_beams=args.beams,
+            beam_tokens=args.beam_tokens,
+        )
         save_file(arrays, args.out, metadata=about)
         if args.cases:
             note_case(args.out, about | {"image": os.path.relpath(args.image, args.out.parent)})

@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, wh
 
 from mvlm_np.errors import UserError
 from mvlm_np.kernels.pack import GROUP, ROWS
-from tools import arm
-from tools.assembly import Instruction, with_instruction
-from tools.make_checkpoint import shapes
+from tools.parts import emulated_arm as arm
+from tools.parts.assembly import Instruction, with_instruction
+from tools.parts.random_checkpoint import shapes
 
 # Raspberry Pi 5 (BCM2712): four Cortex-A76 of 2.4 GHz, LPDDR4X-4267 on a bus of 32 bits, says its maker.
 CORES, CLOCK, PEAK = 4, 2.4e9, 4267e6 * 4
@@ -39,7 +39,7 @@ SDOT = 16  # products of one sdot
 PROGRAM = """
 import sys
 from mvlm_np.kernels import quantized
-from tools.assembly import of_kernel
+from tools.parts.assembly import of_kernel
 kernels = *quantized.ONE_TOKEN.values(), *quantized.TOKENS.values()
 named = {kernel.name: kernel for kernel in kernels}
 print(*(of_kernel(named[name]) for name in sys.argv[1:]), sep="\\f")

@@ -22,8 +22,8 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
 
-from tools.arguments import at_least_1
 from tools.demo.recipe import RECIPES, train, write_data, write_pictures
+from tools.parts.arguments import at_least_1
 
 # Two processes of one thread each wait for each other once a step; two threads, after every matrix product.
 PROCESSES = "train with N processes of cores/N threads; on a busy machine quicker than one (1)"

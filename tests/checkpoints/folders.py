@@ -14,7 +14,7 @@ from mvlm_np.binder import VISION_TOWER
 from mvlm_np.checkpoints.config_files import decoder_config, is_multimodal, model_config, vision_config
 from mvlm_np.config import Config, ImageConfig
 from mvlm_np.loading import manifest
-from tools.family import files
+from tools.parts.family import files
 
 State = dict[str, torch.Tensor]
 Json = dict[str, Any]

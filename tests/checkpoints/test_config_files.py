@@ -16,7 +16,7 @@ from mvlm_np.config import Config, DecoderConfig, ImageConfig, VisionConfig
 from mvlm_np.errors import ConfigError
 from mvlm_np.projector import image_tokens
 from tests.conftest import shared_path
-from tools.family import files
+from tools.parts.family import files, preprocessor
 
 # -- The decoder and the whole model ------------------------------------------------------------------
 
@@ -110,17 +110,7 @@ def test_the_hub_s_style_of_the_openai_tower_is_read() -> None:
 # -- The preprocessor ---------------------------------------------------------------------------------
 
 # openai/clip-vit-large-patch14-336 on the hub, and the same as transformers saves it again.
-HUB: dict[str, Any] = {
-    "crop_size": 336,
-    "do_center_crop": True,
-    "do_normalize": True,
-    "do_resize": True,
-    "feature_extractor_type": "CLIPFeatureExtractor",
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "resample": 3,
-    "size": 336,
-}
+HUB: dict[str, Any] = preprocessor(336)
 SAVED: dict[str, Any] = {
     "crop_size": {"height": 336, "width": 336},
     "do_center_crop": True,

@@ -13,7 +13,7 @@ from mvlm_np.checkpoints.config_files import model_config, vision_config
 from mvlm_np.cli import main
 from mvlm_np.config import FAMILY, ImageConfig
 from tests.conftest import ROOT
-from tools.family import files
+from tools.parts.family import files
 
 
 def report(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict]:

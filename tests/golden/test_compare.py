@@ -15,7 +15,7 @@ from mvlm_np.loading import load
 from tests.conftest import ROOT
 from tests.golden.recorded import OWN, against, recorded
 from tests.golden_sets import SETS, cases
-from tools.make_checkpoint import make_checkpoint
+from tools.parts.random_checkpoint import make_checkpoint
 
 FIRST = "vision.hidden_states.0"
 

@@ -25,8 +25,8 @@ from mvlm_np.golden.stages import order
 from mvlm_np.loading import load
 from mvlm_np.ops import gelu
 from tests.conftest import DATA, ROOT, shared_path
-from tests.golden import mutants
 from tools.check_explain import Case, judge, named
+from tools.parts import mutants
 
 MISTAKES = known_mistakes()
 

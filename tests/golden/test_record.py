@@ -19,7 +19,7 @@ from mvlm_np.trace import Recorder
 from tests.golden.recorded import OWN, recorded
 from tests.golden_sets import cases
 from tools.check_golden import in_torch
-from tools.make_checkpoint import make_checkpoint
+from tools.parts.random_checkpoint import make_checkpoint
 
 
 @pytest.mark.parametrize("name", OWN)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tools import arm
+from tools.parts import emulated_arm as arm
 
 PROGRAM = """
 import numpy as np

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tools.assembly import of_kernel, with_instruction
+from tools.parts.assembly import of_kernel, with_instruction
 
 ir = pytest.importorskip("llvmlite.ir")
-llvm = pytest.importorskip("llvmlite.binding")
+binding = pytest.importorskip("llvmlite.binding")
 dot = pytest.importorskip("mvlm_np.kernels.dot")
 quantized = pytest.importorskip("mvlm_np.kernels.quantized")
 
@@ -36,26 +36,30 @@ EXPECTED = {
 
 def assembly(machine: str, cpu: str, features: str, small: bool) -> str:
     """The code of a function that adds a group's products, of 4 tokens, to sums in memory."""
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
     module = ir.Module()
-    lanes = dot.LANES // dot._REGISTERS[dot.PATH]
-    register = ir.VectorType(dot._I8, 4 * lanes)
-    arguments = [t.as_pointer() for t in (ir.VectorType(dot._I32, lanes), register, dot._I8)]
+    byte, lanes = ir.IntType(8), dot.LANES // dot.REGISTERS[dot.PATH]
+    register = ir.VectorType(byte, 4 * lanes)
+    arguments = [t.as_pointer() for t in (ir.VectorType(ir.IntType(32), lanes), register, byte)]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), "add_group")
     builder = ir.IRBuilder(function.append_basic_block())
     sums, w, x = function.args
-    chunks = (builder.load(builder.gep(w, [ir.Constant(dot._I64, k)]), align=1) for k in range(8))
-    words = (dot._words(builder, builder.gep(x, [ir.Constant(dot._I64, 16 * k)]), 4, False) for k in range(8))
+
+    def place(pointer: Any, index: int) -> Any:
+        return builder.gep(pointer, [ir.Constant(ir.IntType(64), index)])
+
+    chunks = (builder.load(place(w, k), align=1) for k in range(8))
+    words = (dot.token_words(builder, place(x, 16 * k), 4, False) for k in range(8))
     steps = zip(((chunk,) for chunk in chunks), words, strict=True)
-    places = [builder.gep(sums, [ir.Constant(dot._I64, m)]) for m in range(4)]
-    starts = [builder.load(place, align=4) for place in places]
-    for place, total in zip(places, dot._group_sums(builder, starts, steps, 1, small), strict=True):
-        builder.store(total, place, align=4)
+    places = [place(sums, m) for m in range(4)]
+    starts = [builder.load(pointer, align=4) for pointer in places]
+    for pointer, total in zip(places, dot.group_sums(builder, starts, steps, 1, small), strict=True):
+        builder.store(total, pointer, align=4)
     builder.ret_void()
-    target = llvm.Target.from_triple(f"{machine}-unknown-linux-gnu")
+    target = binding.Target.from_triple(f"{machine}-unknown-linux-gnu")
     compiler = target.create_target_machine(cpu=cpu, features=features, opt=3)
-    return compiler.emit_assembly(llvm.parse_assembly(str(module)))
+    return compiler.emit_assembly(binding.parse_assembly(str(module)))
 
 
 @pytest.mark.parametrize(("path", "small"), EXPECTED)

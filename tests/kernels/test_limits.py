@@ -21,11 +21,12 @@ def test_reading_reads_everything() -> None:
 
 COUNT = """
 from mvlm_np.kernels import cpu, dot, limits
-from tools.assembly import of_kernel
-code = of_kernel(limits._multiply)
+from mvlm_np.kernels.kernel import KERNELS
+from tools.parts.assembly import of_kernel
+code = of_kernel(next(kernel for kernel in KERNELS if kernel.name == "limits.multiply"))
 names = {"avx512vnni": "vpdpbusd", "avxvnni": "vpdpbusd", "avx2": "vpmaddubsw", "neon_dotprod": "sdot"}
 found = sum(line.split()[:1] == [names[cpu.PATH]] for line in code.splitlines())
-print(found, 8 * dot.SHAPE[0] * dot.SHAPE[1] * dot._REGISTERS[cpu.PATH])
+print(found, 8 * dot.SHAPE[0] * dot.SHAPE[1] * dot.REGISTERS[cpu.PATH])
 """
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tools.assembly import Instruction, loops, with_instruction
+from tools.parts.assembly import Instruction, loops, with_instruction
 
 ARM = """
 	.globl	product

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tools.make_checkpoint import make_checkpoint
 
 TOOL = ROOT / "tools" / "bench_llama_cpp.py"
 
@@ -43,24 +42,15 @@ def llama_cpp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    make_checkpoint("tiny", path)
-    return path
-
-
 def run(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, TOOL, *map(str, args)], capture_output=True, text=True)
 
 
 def test_it_finds_their_best_flags_and_tells_how_much_faster_we_are(
-    llama_cpp: Path, model: Path, tmp_path: Path
+    llama_cpp: Path, tiny: Path, tmp_path: Path
 ) -> None:
     files = ("--gguf", "m.gguf", "--mmproj", "f16.gguf", "q8.gguf")
-    done = run(
-        model, *files, "--llama-cpp", llama_cpp, "--rounds", 1, "--json", "--tuned", tmp_path / "flags"
-    )
+    done = run(tiny, *files, "--llama-cpp", llama_cpp, "--rounds", 1, "--json", "--tuned", tmp_path / "flags")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     rows = {row["figure"]: row for row in result["figures"]}
@@ -79,7 +69,7 @@ def test_it_finds_their_best_flags_and_tells_how_much_faster_we_are(
     assert 0 < result["long_context"]["bytes_leave"] < 1
 
     again = run(
-        model,
+        tiny,
         *files,
         "--llama-cpp",
         llama_cpp,
@@ -95,8 +85,8 @@ def test_it_finds_their_best_flags_and_tells_how_much_faster_we_are(
     assert "| load | s |" in again.stdout
 
 
-def test_without_llama_cpp_it_says_what_is_missing(model: Path, tmp_path: Path) -> None:
-    done = run(model, "--gguf", "m", "--mmproj", "p", "--llama-cpp", tmp_path)
+def test_without_llama_cpp_it_says_what_is_missing(tiny: Path, tmp_path: Path) -> None:
+    done = run(tiny, "--gguf", "m", "--mmproj", "p", "--llama-cpp", tmp_path)
     if "llama-bench is neither" not in done.stderr:
         pytest.skip("llama.cpp is on the PATH")
     assert done.returncode == 1

@@ -7,7 +7,7 @@ import pytest
 import mvlm_np
 from tests.golden_sets import cases
 from tools.compare_torch import BOUNDS, Errors, compare, main, table, worst_of_groups
-from tools.torch_reference import Reference
+from tools.parts.torch_reference import Reference
 
 OWN = ("own/ldpv2", "own/ldp", "own/mlp")
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mvlm_np.inputs.conversation import render
 from mvlm_np.inputs.tokenizer import Tokenizer
-from tools.made_up_tokenizer import tokenizer_model
+from tools.parts.made_up_tokenizer import tokenizer_model
 
 SIZES = (64, 512, 32000)
 FULL = Tokenizer(tokenizer_model(32000))

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 import mvlm_np
 from mvlm_np.checkpoints.folder import has_weights, read_weights
 from tests.conftest import DATA, ROOT, shared_path
-from tools import make_checkpoint
-from tools.family import files
-from tools.make_checkpoint import main, random_values, shapes, to_bfloat16
+from tools.make_checkpoint import main
+from tools.parts import random_checkpoint
+from tools.parts.family import files
+from tools.parts.random_checkpoint import random_values, shapes, to_bfloat16
 
 # Tensors, values and bytes of config.json, as published.
 PUBLISHED = {
@@ -30,7 +31,7 @@ PHOTO = ROOT / "examples" / "chelsea.jpg"
 family = pytest.mark.parametrize("name", PUBLISHED)
 
 
-def published_part(name: str) -> make_checkpoint.Shapes:
+def published_part(name: str) -> random_checkpoint.Shapes:
     """Names and shapes but for the inverse frequencies, which the lists of the 7B's tensors leave out."""
     return {k: shape for k, shape in shapes(name).items() if not k.endswith("inv_freq")}
 
@@ -79,7 +80,7 @@ def test_config_files_are_the_published_ones(name: str) -> None:
 
 @family
 def test_the_config_is_as_long_as_the_published_one(name: str, tmp_path: Path) -> None:
-    make_checkpoint.write_json(tmp_path, {"config.json": files(name).model["config.json"]})
+    random_checkpoint.write_json(tmp_path, {"config.json": files(name).model["config.json"]})
     assert (tmp_path / "config.json").stat().st_size == PUBLISHED[name][2]
 
 
@@ -109,7 +110,7 @@ def test_halves_are_rounded_to_even() -> None:
 
 def test_a_tensor_is_made_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = np.concatenate(list(random_values("a.weight", (7, 300), 0)))
-    monkeypatch.setattr(make_checkpoint, "CHUNK", 1000)
+    monkeypatch.setattr(random_checkpoint, "CHUNK", 1000)
     pieces = list(random_values("a.weight", (7, 300), 0))
     assert [len(piece) for piece in pieces] == [1000, 1000, 100]
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
@@ -199,7 +200,7 @@ def test_what_fails_halfway_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def fail(*args: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(make_checkpoint, "write_weights", fail)
+    monkeypatch.setattr(random_checkpoint, "write_weights", fail)
     assert main(["tiny", str(tmp_path / "x")]) == 2
     assert not list(tmp_path.iterdir())
 

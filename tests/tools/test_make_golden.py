@@ -16,7 +16,7 @@ from safetensors import safe_open
 from tests.conftest import DATA
 from tests.golden_sets import SETS, Case, cases, relative_error
 from tools.make_golden import main
-from tools.torch_reference import Arrays, Reference
+from tools.parts.torch_reference import Arrays, Reference
 
 PART, BLOCK = 2e-6, 5e-6
 all_sets = pytest.mark.parametrize("name", SETS)

@@ -151,7 +151,7 @@ def test_questions_behind_one_picture_are_read_as_if_each_stood_alone() -> None:
     from tools.demo.folder import model_config
     from tools.demo.language import BLOCK, Prompts, hidden, pack, train_tokenizer
     from tools.demo.network import build_decoder
-    from tools.torch_projectors import LDPv2
+    from tools.parts.torch_projectors import LDPv2
 
     torch.manual_seed(0)
     recipe, tokenizer = RECIPES["minute"], Tokenizer(train_tokenizer(400))

@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mvlm_np.config import ImageConfig
-from tools.family import _CONFIG, _V2
-from tools.torch_reference import PROJECTOR, TOWER
+from tools.parts.family import CONFIG, V2, preprocessor
+from tools.parts.torch_reference import PROJECTOR, TOWER
 
 Json = dict[str, Any]
 TOKENIZER: Json = {
@@ -28,7 +27,7 @@ TOKENIZER: Json = {
 def model_config(vision: Json, decoder: Json, vocabulary: int) -> Json:
     """config.json of a MobileVLM V2 of these sizes."""
     sizes = {"mm_hidden_size": vision["hidden_size"], "mm_vision_tower": "clip", "vocab_size": vocabulary}
-    return _CONFIG | _V2 | sizes | decoder
+    return CONFIG | V2 | sizes | decoder
 
 
 def write_model(
@@ -36,25 +35,13 @@ def write_model(
 ) -> None:
     """The whole folder, weights in bfloat16."""
     (folder / "clip").mkdir(parents=True, exist_ok=True)
-    side = vision["image_size"]
-    preprocessor = {
-        "crop_size": side,
-        "do_center_crop": True,
-        "do_normalize": True,
-        "do_resize": True,
-        "feature_extractor_type": "CLIPFeatureExtractor",
-        "image_mean": ImageConfig.mean,
-        "image_std": ImageConfig.std,
-        "resample": 3,
-        "size": side,
-    }
     generation = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     for name, values in {
         "config.json": config,
         "generation_config.json": generation,
         "tokenizer_config.json": TOKENIZER,
         "clip/config.json": {"model_type": "clip_vision_model", **vision},
-        "clip/preprocessor_config.json": preprocessor,
+        "clip/preprocessor_config.json": preprocessor(vision["image_size"]),
     }.items():
         (folder / name).write_text(json.dumps(values, indent=2) + "\n")
     (folder / "tokenizer.model").write_bytes(tokenizer)

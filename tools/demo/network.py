@@ -1,9 +1,7 @@
 """The model in torch: transformers' CLIP tower and LLaMA, LDPv2 between them, all as upstream has it."""
 
-import json
 from collections.abc import Mapping
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +10,8 @@ from transformers import AttentionInterface, CLIPVisionConfig, CLIPVisionModel, 
 
 from mvlm_np.config import ImageConfig
 from tools.demo.dense import HEADS
-from tools.torch_projectors import LDPv2
-from tools.torch_reference import llama_config
+from tools.parts.torch_projectors import LDPv2
+from tools.parts.torch_reference import llama_config
 
 MEAN, STD = (torch.tensor(values).reshape(3, 1, 1) * 255 for values in (ImageConfig.mean, ImageConfig.std))
 
@@ -167,7 +165,3 @@ class DenseHeads(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, patches, V) -> for each question its logits (B, patches, answers)."""
         return self.answers(self.norm(x)).float().split([*HEADS.values()], dim=-1)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())

@@ -9,8 +9,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaForCausalLM
 
 from mvlm_np.inputs.conversation import render
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN, tokenize_prompt
-from tools.torch_projectors import build_projector
-from tools.torch_reference import (
+from tools.parts.torch_projectors import build_projector
+from tools.parts.torch_reference import (
     PROJECTOR,
     TOWER,
     Reference,

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from mvlm_np.errors import UserError
+from tests.checkpoints.fuzz import TARGETS, Target, fuzz_at_random, try_file
 from tests.conftest import ROOT
-from tools.fuzz_checkpoints import TARGETS, Target, fuzz_at_random, try_file
 
 
 def test_a_planted_fault_is_found_and_kept(tmp_path, capsys):
@@ -39,7 +39,7 @@ def test_some_seeds_are_good_files(tmp_path, name):
 
 
 def test_a_short_run_without_atheris_is_clean(tmp_path):
-    command = [sys.executable, "tools/fuzz_checkpoints.py", "--seconds", "5", "--engine", "random"]
+    command = [sys.executable, "-m", "tests.checkpoints.fuzz", "--seconds", "5", "--engine", "random"]
     run = subprocess.run(
         [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
     )

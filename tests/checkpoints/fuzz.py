@@ -1,8 +1,8 @@
 """Fuzzes the readers of weight files: any file is read or refused as a UserError, soon, in little memory.
 
-    python tools/fuzz_checkpoints.py                    # ten minutes, shared by all targets
-    python tools/fuzz_checkpoints.py --seconds 60 --target gguf
-    python tools/fuzz_checkpoints.py --target gguf --replay .cache/fuzz/gguf/crash-0123456789abcdef
+    python -m tests.checkpoints.fuzz                    # ten minutes, shared by all targets
+    python -m tests.checkpoints.fuzz --seconds 60 --target gguf
+    python -m tests.checkpoints.fuzz --target gguf --replay .cache/fuzz/gguf/crash-0123456789abcdef
 
 With atheris installed (extra "fuzz") the search follows coverage; without it, files are mutated at
 random from the same seeds. Each target runs in a process of its own. A finding is any exception but
@@ -26,8 +26,6 @@ from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
 
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.errors import UserError
@@ -248,7 +246,7 @@ def run(name: str, seconds: int, engine: str, out: Path) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log"
     with open(log, "w") as file, tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:
-        command = [sys.executable, __file__, "--child", scratch, "--target", name]
+        command = [sys.executable, "-m", "tests.checkpoints.fuzz", "--child", scratch, "--target", name]
         command += ["--seconds", str(seconds), "--engine", engine, "--out", str(out)]
         status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
         last = Path(scratch) / "file"

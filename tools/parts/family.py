@@ -11,7 +11,7 @@ from mvlm_np.config import OPENAI_CLIP
 
 Json = dict[str, Any]
 
-_CONFIG: Json = {
+CONFIG: Json = {
     "architectures": ["MobileLlamaForCausalLM"],
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -42,11 +42,11 @@ _CONFIG: Json = {
     "vision_tower_type": "clip",
     "vocab_size": 32000,
 }
-_V1: Json = {"mm_projector_type": "ldpnet"}
-_V2: Json = {"mm_projector_type": "ldpnetv2", "mm_projector_lr": None}
+V1: Json = {"mm_projector_type": "ldpnet"}
+V2: Json = {"mm_projector_type": "ldpnetv2", "mm_projector_lr": None}
 
 
-def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int) -> Json:
+def llama(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int) -> Json:
     return {
         "hidden_size": hidden,
         "intermediate_size": intermediate,
@@ -56,8 +56,8 @@ def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: in
     }
 
 
-_1_7B = _llama(2048, 5632, 24, 16, 16) | {"max_sequence_length": 2048}
-_3B = _llama(2560, 6912, 32, 32, 32) | {
+_1_7B = llama(2048, 5632, 24, 16, 16) | {"max_sequence_length": 2048}
+_3B = llama(2560, 6912, 32, 32, 32) | {
     "_mlp_class": "LLaMAMLP",
     "_norm_class": "RMSNorm",
     "bias": False,
@@ -78,7 +78,7 @@ _3B = _llama(2560, 6912, 32, 32, 32) | {
     "rotary_percentage": 1.0,
     "shared_attention_norm": False,
 }
-_7B = _llama(4096, 11008, 32, 32, 32) | {
+_7B = llama(4096, 11008, 32, 32, 32) | {
     "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-05,
     "transformers_version": "4.31.0",
@@ -105,7 +105,7 @@ _CLIP_TEXT: Json = {
 }
 
 
-def _small(
+def small(
     projector: str,
     llama: Json,
     vocabulary: int,
@@ -121,20 +121,20 @@ def _small(
 
 
 # name -> changes of config.json, changes of the vision tower
-_MEMBERS: dict[str, tuple[Json, Json]] = {
-    "MobileVLM-1.7B": (_V1 | _1_7B, {}),
-    "MobileVLM-3B": (_V1 | _3B, {}),
-    "MobileVLM_V2-1.7B": (_V2 | _1_7B, {}),
-    "MobileVLM_V2-3B": (_V2 | _3B | {"org": "meta"}, {}),
-    "MobileVLM_V2-7B": (_V2 | _7B, {}),
-    "tiny": _small("ldpnetv2", _llama(64, 128, 2, 4, 2), 512, (32, 64, 3, 2)),
+MEMBERS: dict[str, tuple[Json, Json]] = {
+    "MobileVLM-1.7B": (V1 | _1_7B, {}),
+    "MobileVLM-3B": (V1 | _3B, {}),
+    "MobileVLM_V2-1.7B": (V2 | _1_7B, {}),
+    "MobileVLM_V2-3B": (V2 | _3B | {"org": "meta"}, {}),
+    "MobileVLM_V2-7B": (V2 | _7B, {}),
+    "tiny": small("ldpnetv2", llama(64, 128, 2, 4, 2), 512, (32, 64, 3, 2)),
     # For the golden files in tests/data, as small as they can be: grids that do not halve, a squeeze width
     # that is rounded up, shared key-value heads, the class token kept, a picture that is cropped.
-    "golden-ldpv2": _small("ldpnetv2", _llama(16, 24, 2, 4, 2), 72, (12, 20, 3, 2), (52, 4)),
-    "golden-ldp": _small("ldpnet", _llama(36, 28, 2, 2, 1), 68, (16, 36, 3, 4), (35, 5)),
-    "golden-mlp": _small(
+    "golden-ldpv2": small("ldpnetv2", llama(16, 24, 2, 4, 2), 72, (12, 20, 3, 2), (52, 4)),
+    "golden-ldp": small("ldpnet", llama(36, 28, 2, 2, 1), 68, (16, 36, 3, 4), (35, 5)),
+    "golden-mlp": small(
         "mlp2x_gelu",
-        _llama(24, 32, 2, 4, 1),
+        llama(24, 32, 2, 4, 1),
         64,
         (18, 28, 2, 3),
         (40, 8),
@@ -142,7 +142,7 @@ _MEMBERS: dict[str, tuple[Json, Json]] = {
         image_aspect_ratio="square",
     ),
 }
-NAMES = tuple(_MEMBERS)
+NAMES = tuple(MEMBERS)
 
 
 class Files(NamedTuple):
@@ -154,8 +154,8 @@ class Files(NamedTuple):
 
 def files(name: str, layers: int | None = None) -> Files:
     """What the config files of a family member say; with `layers` that many in decoder and vision tower."""
-    changes, vision = _MEMBERS[name]
-    config = _CONFIG | changes
+    changes, vision = MEMBERS[name]
+    config = CONFIG | changes
     if name.startswith("MobileVLM"):
         config["_name_or_path"] = f"mtgv/{name}"
     vision = _CLIP_VISION | vision
@@ -168,7 +168,7 @@ def files(name: str, layers: int | None = None) -> Files:
     }
     tower = {
         "config.json": _clip_config(vision),
-        "preprocessor_config.json": _preprocessor(vision["image_size"]),
+        "preprocessor_config.json": preprocessor(vision["image_size"]),
     }
     return Files(model | _tokenizer_files(legacy=name != "MobileVLM_V2-7B"), tower)
 
@@ -214,7 +214,7 @@ def _clip_config(vision: Json) -> Json:
     }
 
 
-def _preprocessor(size: int) -> Json:
+def preprocessor(size: int) -> Json:
     return {
         "crop_size": size,
         "do_center_crop": True,

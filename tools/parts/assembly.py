@@ -154,7 +154,8 @@ def of_kernel(kernel: Any) -> str:
 
     from mvlm_np.kernels.compile import OPTIONS
 
-    fresh = njit(nogil=True, **OPTIONS)(kernel._run)  # Numba shows no assembly of what it had from the disk
+    # Numba shows no assembly of what it had from the disk.
+    fresh = njit(nogil=True, **OPTIONS)(kernel.function)
     fresh.compile(kernel.signature)
     (text,) = fresh.inspect_asm().values()
     return str(text)

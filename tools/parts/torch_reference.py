@@ -24,11 +24,12 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 from transformers.utils import logging
 
 from mvlm_np.answer import Answer, ends_answer
+from mvlm_np.cli.progress import bar
 from mvlm_np.errors import CheckpointError
 from mvlm_np.generation import Settings, generate
 from mvlm_np.inputs.conversation import render, stop_string
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN, Tokenizer, tokenize_prompt
-from tools.torch_projectors import build_projector
+from tools.parts.torch_projectors import build_projector
 
 TOWER, PROJECTOR = "model.vision_tower.vision_tower.", "model.mm_projector."
 OPENAI_TOWER: dict[str, Any] = {
@@ -185,6 +186,17 @@ class Reference:
             if name.startswith(part or ("model.embed_tokens", "model.layers", "model.norm", "lm_head"))
             and not name.endswith(("inv_freq", "position_ids"))
         }
+
+
+def run_with_bar(folder: Path, image: Path, question: str, **limits: Any) -> tuple[Arrays, dict[str, str]]:
+    """`Reference.run` on a model folder; a progress bar names its steps."""
+    with bar("torch", None) as shown:
+
+        def progress(step: str) -> None:
+            shown.set_description(f"torch: {step}", refresh=False)
+            shown.update()
+
+        return Reference(folder, progress).run(image, question, **limits)
 
 
 class Steps:
