@@ -35,7 +35,7 @@ WHEEL, CHECKOUT = FOLDER / "wheel", FOLDER / "checkout"
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 FROM_DEBIAN = ("3.14",)  # what Debian's unstable release has
 NEEDED = ["libstdc++6", "libgomp1"]  # by the wheels of NumPy and Numba
-TOOLS = ["pytest", "hypothesis", "setuptools>=77"]
+TOOLS = ["pytest", "pytest-xdist", "hypothesis", "setuptools>=77"]
 # What the tests read besides the package, and what the wheel is built from.
 FOR_TESTS = ["tests", "tools", "examples", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"]
 FOR_THE_WHEEL = ["mvlm_np", "kernels"]
