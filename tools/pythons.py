@@ -53,11 +53,11 @@ def find(version: str) -> Path:
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     places = [shutil.which(f"python{version}"), *sorted(pyenv.glob(f"{version}.*/bin/python"))]
     reason = "is neither on the PATH nor among pyenv's"
-    for place in filter(None, places):
+    for place in (Path(place) for place in places if place):
         code = "import sys, ensurepip, venv; print('%d.%d' % sys.version_info[:2])"
         done = subprocess.run([place, "-c", code], capture_output=True, text=True, env=environment(version))
         if done.stdout.split() == [version]:
-            return Path(place)
+            return place
         reason = f"({place}) cannot make environments: {_last_line(done)}"
     if version not in FROM_DEBIAN:
         raise UserError(f"Python {version}", reason)

@@ -173,9 +173,9 @@ def _shrink_to_fit(image: Image.Image, where: str) -> None:
 
 
 def _decoder_bytes(image: Image.Image) -> int:
-    """What Pillow's decoder takes besides the picture itself."""
+    """What Pillow's decoder takes besides the picture itself, or the scaling of a deep one."""
     kind = "progressive" if image.info.get("progressive") else image.format or ""
-    return DECODER.get(kind, 2 if image.format else 0) * image.width * image.height
+    return DECODER.get(kind, 1) * image.width * image.height
 
 
 def _room() -> int:

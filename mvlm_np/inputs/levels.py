@@ -32,6 +32,7 @@ def to_grey(image: Image.Image) -> tuple[Image.Image, str]:
     if (black, white) == (0, 255) and numbers:
         return image.convert("L"), ""
     grey = Image.new("L", image.size)
+    grey.info = dict(image.info)  # EXIF is in it
     for top, block in _blocks(image):
         with np.errstate(invalid="ignore", over="ignore"):  # infinities
             share = (block - black) / (white - black)

@@ -1,10 +1,10 @@
 """A picture's file, opened with Pillow and not yet decoded; what is no picture is named, with what to do."""
 
+import contextlib
 import io
 import os
 import re
 import struct
-from contextlib import suppress
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
@@ -107,17 +107,14 @@ def _identify(source: str | io.BytesIO) -> Image.Image:
         return Image.open(source)
     except Image.DecompressionBombError:  # so it is a picture, and the module that reads it is loaded
         pass
-    if isinstance(source, str):
-        with open(source, "rb") as file:
-            prefix = file.read(16)
-    else:
-        prefix = source.getvalue()[:16]
+    with open(source, "rb") if isinstance(source, str) else contextlib.nullcontext(source) as file:
+        file.seek(0)
+        start = file.read(16)
+        file.seek(0)
     for factory, accept in (Image.OPEN[name] for name in Image.ID):
-        with suppress(SyntaxError, IndexError, TypeError, struct.error):  # it is of another format
-            if accept is None or accept(prefix) is True:
-                if not isinstance(source, str):
-                    source.seek(0)
-                return factory(source, source if isinstance(source, str) else "")
+        with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # it is of another format
+            if accept is None or accept(start) is True:
+                return factory(source, "")  # type: ignore[arg-type]  # a path will do
     raise UnidentifiedImageError
 
 
@@ -136,7 +133,7 @@ def _without_large_texts(path: str) -> str | io.BytesIO:
             if kind in TEXTS:
                 try:
                     stream.call(kind, start, length)
-                except ValueError:
+                except Exception:  # too large, or damaged
                     refused.append((start - 8, start + length + 4))
             file.seek(start + length + 4)
         if not refused:

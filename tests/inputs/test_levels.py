@@ -59,13 +59,21 @@ def test_what_is_seen_is_the_picture(kind: str, tmp_path: Path, caplog: pytest.L
 
 
 def test_the_note_says_which_values_are_black_and_white() -> None:
-    def said(values: object, dtype: object) -> str:
+    def said(values: list[float], dtype: type) -> str:
         return to_grey(Image.fromarray(np.array([values]).astype(dtype)))[1]
 
     assert said([0, 3000], np.uint16) == "its values go from 0 to 3000; 0 is shown black and 4095 white"
     thermal = "its values go from 29000 to 31000; 29000 is shown black and 31000 white"
     assert said([29000, 31000], np.uint16) == thermal
     assert said([0, 0.25, np.nan], np.float32).endswith("and 1 white, and what is no number black")
+
+
+def test_a_deep_picture_is_turned_upright_too(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray((GREY * 257).astype(np.uint16)).save(tmp_path / "a.png", exif=exif)
+    seen = np.asarray(open_image(tmp_path / "a.png"))[:, :, 0]
+    np.testing.assert_array_equal(seen, np.rot90(GREY, -1))
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])

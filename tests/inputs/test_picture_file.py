@@ -120,6 +120,13 @@ class TestTextsOfPng:
         (tmp_path / "a.png").write_bytes(content.removesuffix(end) + text + end)
         self.assert_read(tmp_path / "a.png")
 
+    def test_beyond_the_limit_of_pillow_it_is_passed_over_too(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Image.fromarray(NOISE).save(tmp_path / "a.png", icc_profile=os.urandom(999) * 3000)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        self.assert_read(tmp_path / "a.png")
+
     def test_the_orientation_beside_it_still_counts(self, tmp_path: Path) -> None:
         info, exif = PngImagePlugin.PngInfo(), Image.Exif()
         info.add_text("workflow", "x" * 3_000_000, zip=True)
@@ -135,6 +142,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "PCX": {},
     "SGI": {},
     "ICO": {"sizes": [(40, 30)]},
+    "PNG": {},
     "TIFF": {"compression": "tiff_lzw"},
     "TIFF deflate": {"compression": "tiff_adobe_deflate"},
     "TIFF packbits": {"compression": "packbits"},
@@ -150,6 +158,17 @@ FORMATS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("format", FORMATS)
 def test_formats_without_loss_are_read_to_the_bit(format: str, tmp_path: Path) -> None:
     Image.fromarray(NOISE).save(tmp_path / "a", format.split()[0], **FORMATS[format])
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "a")), NOISE)
+
+
+@pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"ICO"}))  # an icon is never large
+def test_the_limit_of_pillow_does_not_count(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(NOISE).save(tmp_path / "a", format.split()[0], **FORMATS[format])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(tmp_path / "a")
     np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "a")), NOISE)
 
 
