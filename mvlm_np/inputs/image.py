@@ -12,7 +12,7 @@ from mvlm_np import memory
 from mvlm_np.config import ImageConfig
 from mvlm_np.errors import ImageError
 from mvlm_np.inputs.levels import DEEP, to_grey
-from mvlm_np.inputs.picture_file import open_file, shown, unreadable
+from mvlm_np.inputs.picture_file import no_limit, open_file, shown, unreadable
 from mvlm_np.inputs.resize import Axis, resize
 
 MAX_SIDE = 1 << 18  # four times what a JPEG can have; bounds a row of pixels and the weights that go with it
@@ -47,7 +47,11 @@ def open_image(source: Picture, exif: bool = True, adapt: bool = True) -> Image.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what matters is an error here
-        picture = _decode(source, adapt)
+        try:
+            picture = _decode(source, adapt)
+        except Image.DecompressionBombError:
+            with no_limit():
+                picture = _decode(source, adapt)
         if exif:
             # EXIF can be damaged in as many ways as there are exceptions; the picture itself is sound.
             with contextlib.suppress(Exception):
@@ -119,6 +123,8 @@ def _to_rgb(image: Image.Image, where: str, adapt: bool) -> Image.Image:
         elif adapt:
             _note_what_is_not_seen(image, where)
         return image.convert("RGB")
+    except Image.DecompressionBombError:
+        raise
     except MemoryError:
         raise ImageError(where, "takes more memory than this process may have", None, SHRINK) from None
     except Exception as error:

@@ -5,6 +5,8 @@ import io
 import os
 import re
 import struct
+import threading
+from collections.abc import Iterator
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
@@ -46,11 +48,15 @@ NOT_SHOWN = {
     "WMF": ("is a Windows drawing", "convert it to PNG"),
     "EMF": ("is a Windows drawing", "convert it to PNG"),
 }
+_LIMIT = threading.Lock()  # held while Pillow's limit is lifted
 TEXTS = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}  # PNG's chunks of text, and that of the colour profile
 
 
 def open_file(path: str) -> Image.Image:
-    """The picture in a file, of whatever size. ImageError: there is none, or it is none."""
+    """The picture in a file, to be decoded yet.
+
+    ImageError: there is none, or it is none. DecompressionBombError: it is large, and needs `no_limit`.
+    """
     where = shown(path)
     if not os.path.exists(path):
         if re.match(r"[a-z][a-z0-9+.-]*:/|data:", path, re.IGNORECASE):
@@ -64,9 +70,11 @@ def open_file(path: str) -> Image.Image:
         with open(path, "rb") as file:
             start = file.read(512)
             source = _without_large_texts(path) if start.startswith(b"\x89PNG") else path
-        image = _identify(source)
+        image = Image.open(source)
     except UnidentifiedImageError:
         raise _no_picture(where, start) from None
+    except Image.DecompressionBombError:
+        raise
     except PermissionError:
         raise ImageError(where, "may not be read", None, "chmod +r on it and its folders allows it") from None
     except Exception as error:
@@ -76,6 +84,20 @@ def open_file(path: str) -> Image.Image:
         found, fix = NOT_SHOWN[image.format]
         raise ImageError(where, found, "a picture", fix)
     return image
+
+
+@contextlib.contextmanager
+def no_limit() -> Iterator[None]:
+    """Lifts Pillow's limit on pixels, which is the same on every machine; ours is the memory.
+
+    It holds for the whole process, so it is lifted for large pictures only, one at a time.
+    """
+    with _LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def shown(path: str) -> str:
@@ -99,23 +121,6 @@ def _no_picture(where: str, start: bytes) -> ImageError:
     return ImageError(
         where, "is no picture that Pillow can read", wanted, "check that the file is what its name says"
     )
-
-
-def _identify(source: str | io.BytesIO) -> Image.Image:
-    """`Image.open` without its limit on pixels, which is the same for every machine; ours is the memory."""
-    try:
-        return Image.open(source)
-    except Image.DecompressionBombError:  # so it is a picture, and the module that reads it is loaded
-        pass
-    with open(source, "rb") if isinstance(source, str) else contextlib.nullcontext(source) as file:
-        file.seek(0)
-        start = file.read(16)
-        file.seek(0)
-    for factory, accept in (Image.OPEN[name] for name in Image.ID):
-        with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # it is of another format
-            if accept is None or accept(start) is True:
-                return factory(source, "")  # type: ignore[arg-type]  # a path will do
-    raise UnidentifiedImageError
 
 
 def _without_large_texts(path: str) -> str | io.BytesIO:
