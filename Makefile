@@ -1,8 +1,8 @@
 # Each target does all of its own set-up: a virtual environment in .venv, then what it needs in it.
 # Another Python: make test PYTHON=python3.12. Newest versions of the test tools: make test CONSTRAINTS=
 
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $$p && break; done)
 CONSTRAINTS ?= .ci/constraints.txt
 WORKERS ?= 2
 
@@ -12,13 +12,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL_TEST := $(PIP) install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check test-arm lint types fuzz clean
+.PHONY: help demo test check test-arm test-pythons lint types fuzz clean
 
 help:
 	@echo 'make demo    ask the small model that is in the box about the pictures that are in the box'
 	@echo 'make test    lint, types and all tests; what CI runs (also: make check)'
 	@echo 'make lint, make types    one of these alone'
 	@echo 'make test-arm    the kernels on emulated ARM processors; needs Debian or Ubuntu with qemu-user'
+	@echo 'make test-pythons    the wheel on each Python from 3.11 to 3.14 that is here'
 	@echo 'make fuzz    fuzz the readers of weight files for ten minutes'
 	@echo 'make clean   remove the virtual environment and all caches'
 
@@ -37,6 +38,9 @@ check: test
 test-arm: $(VENV)/.installed-test
 	$(BIN)/python tools/arm.py test
 
+test-pythons: $(VENV)/.installed-test
+	$(BIN)/python tools/pythons.py test
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 
@@ -52,7 +56,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
-	@test -n "$(PYTHON)" || { echo 'Python 3.11, 3.12 or 3.13 is needed and none is on the PATH.' >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo 'Python 3.11, 3.12, 3.13 or 3.14 is needed and none is on the PATH.' >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { rm -rf $(VENV); \
 		echo '$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)

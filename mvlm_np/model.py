@@ -110,7 +110,8 @@ class MobileVLM:
     def encode_image(self, image: Picture, exif: bool = True, watch: Watch | None = None) -> np.ndarray:
         """A picture as tokens for the decoder: float32 (144, D) with the LDP projectors.
 
-        exif: turn a photo as its camera noted. Raises ImageError if the picture cannot be read.
+        exif: turn a photo as its camera noted, and let `open_image` adapt what upstream does not show.
+        Raises ImageError if the picture cannot be read.
         """
         config, watch = self.config, watch or Watch()
         if self.vision is None or self.projector is None or config.vision is None:
@@ -118,7 +119,7 @@ class MobileVLM:
                 "image", "this model reads text only", "None", "load a MobileVLM checkpoint for pictures"
             )
         with watch.phase("preprocess"):
-            pixels = preprocess(open_image(image, exif=exif), config.image)
+            pixels = preprocess(open_image(image, exif, adapt=exif), config.image)
         watch("pixel_values", pixels)
         last = config.vision.num_hidden_layers if watch.everything else config.vision_layers
         with watch.phase("encode", last + 1):

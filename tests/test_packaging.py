@@ -130,7 +130,7 @@ def test_the_metadata_says_version_python_and_licence(wheel: Path) -> None:
     said = metadata(wheel)
     assert said["Name"] == "mvlm-np"
     assert said["Version"] == mvlm_np.__version__
-    assert set(said["Requires-Python"].split(",")) == {">=3.11", "<3.14"}
+    assert set(said["Requires-Python"].split(",")) == {">=3.11", "<3.15"}
     assert said["License-Expression"] == "Apache-2.0"
 
 

@@ -4,11 +4,10 @@
     python tools/arm.py test                    the tests of all kernels on each CPU, and one question
     python tools/arm.py run cortex-a76 -m mvlm_np doctor
 
-`build` needs Debian's or Ubuntu's apt-get, dpkg-deb and qemu-user, and a network; no root. apt is told to
-work in a folder of its own, so the machine's own packages and architectures stay as they are. Debian's
-packages are those of this machine's release, as its archive has signed them; Python's have the versions of
-this interpreter's own. What is there and fits is kept: a second `build` does nothing, and one that was
-stopped goes on. Machine code is cached there too, so a second `test` compiles only what has changed.
+`build` needs Debian's or Ubuntu's apt-get, dpkg-deb and qemu-user, and a network; no root. Debian's packages
+are those of this machine's release, in a folder of their own (tools/parts/debian.py); Python's have the
+versions of this interpreter's own. What is there and fits is kept: a second `build` does nothing, and one that
+was stopped goes on. Machine code is cached there too, so a second `test` compiles only what has changed.
 
 Emulation shows that code is right, not how fast it is.
 """
@@ -27,6 +26,7 @@ from time import perf_counter
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
 
 from mvlm_np.errors import UserError
+from tools.parts import debian
 from tools.parts.emulated_arm import (
     CPUS,
     FOLDER,
@@ -57,15 +57,11 @@ TESTS = ["tests/kernels", *(f"--ignore=tests/kernels/test_{name}.py" for name in
 
 def build() -> None:
     """Makes the environment, or what it lacks. UserError: what it needs is not to be had."""
-    for program in ("qemu-aarch64", "apt-get", "dpkg-deb"):
-        if not shutil.which(program):
-            package = {"qemu-aarch64": "qemu-user"}.get(program, program)
-            raise UserError(
-                program, "is not installed", None, f"on Debian and Ubuntu: apt-get install {package}"
-            )
+    if not shutil.which("qemu-aarch64"):
+        fix = "on Debian and Ubuntu: apt-get install qemu-user"
+        raise UserError("qemu-aarch64", "is not installed", None, fix)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    if not ROOT_FILES.exists():
-        _unpack_debian()
+    debian.unpack(DEBIAN, FOLDER, "arm64")
     if PYTHON.exists() and site_fits():
         return
     PYTHON.unlink(missing_ok=True)  # it comes last, and says that all is there
@@ -80,59 +76,19 @@ def build() -> None:
         raise UserError(FOLDER, _last_line(done), "a Python that runs", "remove the folder and try again")
 
 
-def _unpack_debian() -> None:
-    apt, partial = FOLDER / "apt", FOLDER / "root.partial"
-    for folder in (apt / "lists" / "partial", apt / "archives" / "partial"):
-        folder.mkdir(parents=True, exist_ok=True)
-    (apt / "status").touch()  # nothing is installed
-    settings = {
-        "APT::Architecture": "arm64",
-        "APT::Architectures": "arm64",
-        "APT::Install-Recommends": "false",
-        "APT::Sandbox::User": "",  # another user may have no access to this folder
-        "Dir::State": apt,
-        "Dir::State::status": apt / "status",
-        "Dir::Cache": apt,
-        "Dir::Log": apt,
-    }
-    options = [f"-o{name}={value}" for name, value in settings.items()]
-    fix = "this machine's package sources must have arm64 too"
-    _must("apt-get", [*options, "update"], fix)
-    _must("apt-get", [*options, "install", "--yes", "--download-only", *DEBIAN], fix)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    for name in ("bin", "lib", "sbin"):
-        (partial / "usr" / name).mkdir(parents=True)
-        (partial / name).symlink_to(f"usr/{name}")
-    for package in sorted((apt / "archives").glob("*.deb")):
-        # Not dpkg -x, which replaces a link by the folder that an older package has in its place.
-        tar = subprocess.run(
-            ["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE, check=True
-        ).stdout
-        subprocess.run(["tar", "-x", "--keep-directory-symlink", "-C", partial], input=tar, check=True)
-    partial.rename(ROOT_FILES)
-
-
 def _install_packages() -> None:
     found = (ROOT_FILES / "usr/bin/python3").readlink().name.removeprefix("python")
-    if found not in ("3.11", "3.12", "3.13"):
-        raise UserError("python3 for arm64", f"is {found} in this release", "3.11, 3.12 or 3.13")
+    if found not in ("3.11", "3.12", "3.13", "3.14"):
+        raise UserError("python3 for arm64", f"is {found} in this release", "3.11 to 3.14")
     partial = FOLDER / "site.partial"
     shutil.rmtree(partial, ignore_errors=True)
     options = ["--no-deps", "--no-compile", "--only-binary=:all:", f"--python-version={found}"]
     options += [f"--platform={wheels}" for wheels in WHEELS]
     pip = ["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--target", str(partial)]
-    _must(sys.executable, [*pip, *options, *pins().split()], "see what pip says above")
+    debian.must(sys.executable, [*pip, *options, *pins().split()], "see what pip says above")
     (partial / "pins.txt").write_text(pins(), "utf-8")
     shutil.rmtree(SITE, ignore_errors=True)
     partial.rename(SITE)
-
-
-def _must(program: str, arguments: Sequence[str], fix: str) -> None:
-    done = subprocess.run([program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        print(done.stdout, file=sys.stderr)
-        raise UserError(Path(program).name, f"ended with {done.returncode}", "0", fix)
 
 
 def _last_line(done: subprocess.CompletedProcess[str]) -> str:

@@ -36,6 +36,7 @@ def load_with_bar(**arguments: Any) -> Any:
     import mvlm_np
 
     say_what_is_compiled()
+    say_notes_on_pictures()
     with counting_bytes("load") as count:
         model = mvlm_np.load(**arguments, progress=count)
     for note in model.notes:
@@ -49,6 +50,20 @@ def say_what_is_compiled() -> None:
     if not log.handlers:
         log.addHandler(_Announcement())
         log.setLevel(logging.INFO)
+
+
+def say_notes_on_pictures() -> None:
+    """From now on, a picture that is not seen as the published code sees it is told of, on stderr."""
+    log = logging.getLogger("mvlm_np.inputs.image")
+    if not log.handlers:
+        log.addHandler(_Note())
+
+
+class _Note(logging.Handler):
+    """Says what was logged. Pictures are read before any bar moves, so none stands in the way."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"mvlm: note: {record.getMessage()}", file=sys.stderr)
 
 
 class _Announcement(logging.Handler):

@@ -1,41 +1,57 @@
 """From a picture to the numbers that the vision encoder sees, as upstream makes them, to the bit."""
 
 import contextlib
+import logging
 import os
-import re
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from mvlm_np import memory
 from mvlm_np.config import ImageConfig
 from mvlm_np.errors import ImageError
+from mvlm_np.inputs.levels import DEEP, to_grey
+from mvlm_np.inputs.picture_file import no_limit, open_file, shown, unreadable
 from mvlm_np.inputs.resize import Axis, resize
 
-# A decoded picture takes 4 bytes a pixel, and converting or turning it takes them once more: 512 MB
-# together, and twice that inside Pillow's WebP decoder. Pictures of 64-megapixel cameras pass; what
-# Pillow calls a decompression bomb is larger.
-MAX_PIXELS = 1 << 26
 MAX_SIDE = 1 << 18  # four times what a JPEG can have; bounds a row of pixels and the weights that go with it
+# Bytes a pixel: 4 for the decoded picture, and as many once more while it is converted or turned.
+DECODED = 8
+# What Pillow's decoders take besides, measured. A progressive JPEG is coefficients until its last scan.
+DECODER = {"WEBP": 13, "JPEG2000": 16, "AVIF": 6, "progressive": 8}
+RESERVE = 128 << 20  # bytes that resizing takes, and small things
+SHRINK = "shrink it first: convert IN -resize 4000x4000 OUT"
+DNG_VERSION, NEW_SUBFILE_TYPE, PREVIEW = 50706, 254, 1  # tags of TIFF, and what the second says of a preview
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray  # a path, a Pillow image, uint8 (H, W, 3)
 Pictures = Picture | list[Picture] | tuple[Picture, ...] | None  # one, several, or none
 
+# Notes on pictures that are answered, though they are not seen as upstream would see them.
+log = logging.getLogger(__name__)
 
-def open_image(source: Picture, exif: bool = True) -> Image.Image:
+
+def open_image(source: Picture, exif: bool = True, adapt: bool = True) -> Image.Image:
     """A path, a Pillow image or a uint8 array (H, W, 3) -> a new Pillow image of mode RGB.
 
-    Every mode becomes RGB by Pillow's `convert("RGB")`, as upstream has it: transparency is dropped,
-    16-bit and float values above 255 are cut to 255, an animation is its first frame. With `exif`
-    the picture is turned upright as its EXIF orientation says, which upstream does not do; EXIF
-    that cannot be read turns nothing.
+    Every mode becomes RGB by Pillow's `convert("RGB")`, as upstream has it: transparency is dropped, an
+    animation is its first frame. With `exif` the picture is turned upright as its EXIF orientation says,
+    which upstream does not do; EXIF that cannot be read turns nothing.
 
-    ImageError: the source is missing, not a picture, damaged or empty, or has more pixels than
-    MAX_PIXELS or a side longer than MAX_SIDE, which shows before it is decoded.
+    With `adapt` pictures are shown that upstream does not show, and a note on it is logged as a warning:
+    grey values of 16 bits and floats are scaled (`levels.to_grey`) where upstream cuts them to 255, and a
+    JPEG too large for the memory is decoded at 1/2, 1/4 or 1/8 of its size.
+
+    ImageError: the source is missing, not a picture, damaged or empty, takes more memory than there is, or
+    has a side longer than MAX_SIDE, which shows before it is decoded.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what matters is an error here
-        picture = _decode(source)
+        try:
+            picture = _decode(source, adapt)
+        except Image.DecompressionBombError:
+            with no_limit():
+                picture = _decode(source, adapt)
         if exif:
             # EXIF can be damaged in as many ways as there are exceptions; the picture itself is sound.
             with contextlib.suppress(Exception):
@@ -67,17 +83,22 @@ def preprocess(image: Image.Image, config: ImageConfig) -> np.ndarray:
     return ((pixels * (1 / 255)).astype(np.float32) - mean) / std
 
 
-def _decode(source: object) -> Image.Image:
+def _decode(source: object, adapt: bool) -> Image.Image:
     """Any source -> a new RGB image, not yet turned."""
     if isinstance(source, np.ndarray):
         _check_array(source)
         return Image.fromarray(source)
     if isinstance(source, Image.Image):
-        return _to_rgb(source, getattr(source, "filename", "") or "the image given")
+        where = str(getattr(source, "filename", "") or "the image given")
+        _check_size(where, *source.size, _decoder_bytes(source))
+        return _to_rgb(source, where, adapt)
     if isinstance(source, str | os.PathLike):
         path = os.fsdecode(source)
-        with _open_file(path) as image:
-            return _to_rgb(image, path)
+        with open_file(path) as image:
+            if adapt and image.format in ("JPEG", "MPO"):
+                _shrink_to_fit(image, shown(path))
+            _check_size(shown(path), *image.size, _decoder_bytes(image))
+            return _to_rgb(image, shown(path), adapt)
     found = f"found {type(source).__name__}"
     raise ImageError("the image given", found, "a path, a Pillow image or a uint8 array (H, W, 3)")
 
@@ -93,60 +114,77 @@ def _check_array(array: np.ndarray) -> None:
     _check_size("the image given", array.shape[1], array.shape[0])
 
 
-def _open_file(path: str) -> Image.Image:
-    """The picture in a file, not yet decoded."""
-    where = path if len(path) <= 200 else path[:197] + "..."
-    if not os.path.exists(path):
-        if re.match(r"[a-z][a-z0-9+.-]*:/|data:", path, re.IGNORECASE):
-            raise ImageError(where, "is a URL", "a file", "download the picture first")
-        raise ImageError(where, "there is no such file", fix="check the path")
-    if os.path.isdir(path):
-        raise ImageError(where, "is a directory", "a picture", "name a file in it")
-    if not os.path.isfile(path):
-        raise ImageError(where, "is not a regular file", "a picture", "save it to a file first")
+def _to_rgb(image: Image.Image, where: str, adapt: bool) -> Image.Image:
     try:
-        image = Image.open(path)
-    except Image.DecompressionBombError:
-        raise _too_large(where, "a decompression bomb") from None
-    except UnidentifiedImageError:
-        raise ImageError(
-            where,
-            "is empty" if os.path.getsize(path) == 0 else "is no picture that Pillow can read",
-            "a JPEG, PNG, WebP, GIF, TIFF or the like",
-            "check that the file is what its name says; convert HEIC to JPEG first",
-        ) from None
-    except Exception as error:
-        raise _unreadable(where, error) from None
-    if image.format == "EPS":
-        image.close()
-        raise ImageError(
-            where, "is a PostScript program, which is not run here", "a picture", "convert it to PNG"
-        )
-    return image
-
-
-def _to_rgb(image: Image.Image, where: object) -> Image.Image:
-    """Checks the size first, and decodes then."""
-    _check_size(where, *image.size)
-    try:
+        if adapt and image.mode in DEEP:
+            image, done = to_grey(image)
+            if done:
+                log.warning("%s: %s", where, done)
+        elif adapt:
+            _note_what_is_not_seen(image, where)
         return image.convert("RGB")
+    except Image.DecompressionBombError:
+        raise
+    except MemoryError:
+        raise ImageError(where, "takes more memory than this process may have", None, SHRINK) from None
     except Exception as error:
-        raise _unreadable(where, error) from None
+        raise unreadable(where, error) from None
 
 
-def _check_size(where: object, width: int, height: int) -> None:
+def _note_what_is_not_seen(image: Image.Image, where: str) -> None:
+    """Of a raw file Pillow sees a small preview, and of what is transparent the colours behind it."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    if DNG_VERSION in tags or tags.get(NEW_SUBFILE_TYPE) == PREVIEW:
+        log.warning(
+            "%s: is a camera's raw file, of which the preview is read, %d x %d pixels; "
+            "export it as JPEG for all of it",
+            *(where, *image.size),
+        )
+    if image.has_transparency_data:
+        alpha = (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
+        share = sum(alpha.histogram()[:128]) / (image.width * image.height)
+        if share > 0.1:
+            log.warning(
+                "%s: %.0f %% of it is transparent, and the colours behind are read, as upstream reads them; "
+                "to see it on white: convert IN -background white -flatten OUT",
+                *(where, 100 * share),
+            )
+
+
+def _check_size(where: str, width: int, height: int, decoder: int = 0) -> None:
+    """Before anything is decoded. decoder: the bytes that Pillow takes besides those of the picture."""
+    found = f"found {width} x {height} pixels"
     if width < 1 or height < 1:
-        raise ImageError(where, f"has {width} x {height} pixels", "at least one")
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise _too_large(where, f"{width} x {height} pixels")
+        raise ImageError(where, found, "at least one")
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(where, found, f"at most {MAX_SIDE} a side", "crop it")
+    needed, room = decoder + DECODED * width * height, _room()
+    if needed > room:
+        found += f", which take {memory.text(needed)} of memory"
+        raise ImageError(where, found, f"at most the {memory.text(room)} that are free", SHRINK)
 
 
-def _too_large(where: object, found: str) -> ImageError:
-    wanted = f"at most {MAX_PIXELS} pixels, and {MAX_SIDE} a side"
-    return ImageError(where, f"found {found}", wanted, "shrink or crop it")
+def _shrink_to_fit(image: Image.Image, where: str) -> None:
+    """Has a JPEG that memory does not hold decoded at 1/2, 1/4 or 1/8 of its size, if it holds that."""
+    (width, height), room, decoder = image.size, _room(), _decoder_bytes(image)
+    needed = {scale: decoder + DECODED * width * height // scale**2 for scale in (1, 2, 4, 8)}
+    scale = next((scale for scale in needed if needed[scale] <= room), 1)
+    if scale > 1:
+        image.draft(image.mode, (width // scale, height // scale))
+        log.warning(
+            "%s: its %d x %d pixels take %s of memory, and %s are free: it is read at 1/%d of its size, "
+            "so pixel values differ a little from upstream's",
+            *(where, width, height, memory.text(needed[1]), memory.text(room), scale),
+        )
 
 
-def _unreadable(where: object, error: Exception) -> ImageError:
-    """Pillow's decoders raise nearly anything on a damaged file; what they say is all there is to say."""
-    reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    return ImageError(where, f"cannot be read ({reason:.120})", "a whole picture", "fetch or save it again")
+def _decoder_bytes(image: Image.Image) -> int:
+    """What Pillow's decoder takes besides the picture itself, or the scaling of a deep one."""
+    kind = "progressive" if image.info.get("progressive") else image.format or ""
+    return DECODER.get(kind, 1) * image.width * image.height
+
+
+def _room() -> int:
+    """The bytes that a picture may take; as good as unlimited where that is not known."""
+    there = memory.available()
+    return 1 << 62 if there is None else max(0, there - RESERVE)

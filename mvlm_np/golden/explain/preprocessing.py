@@ -46,7 +46,7 @@ class Picture:
     @classmethod
     def open(cls, source: object, config: ImageConfig) -> "Picture":
         """The picture prepared as the model wants it. ImageError: it cannot be read."""
-        image, upright = open_image(source, exif=False), open_image(source, exif=True)  # type: ignore[arg-type]
+        image, upright = (open_image(source, exif, adapt=False) for exif in (False, True))  # type: ignore[arg-type]
         turned = image.size != upright.size or image.tobytes() != upright.tobytes()
         return cls(
             image=image,
