@@ -98,6 +98,7 @@ def facts(config: Config, ids: int, multiply_adds: Callable[[Config, int], dict[
         "projector.output": (images, D),
         "input_ids": (ids,),
         "inputs_embeds": (T, D),
+        "decoder.hidden_states.0": (T, D),
         "decoder.keys.0": (KV, T, d.head_dim),
         "decoder.hidden_states.1": (T, D),
     }

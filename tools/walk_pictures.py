@@ -2,7 +2,8 @@
 
     python tools/walk_pictures.py
 
-tokens.png     the patches; where features and tokens tell of something
+patches.png    the picture, cut up
+tokens.png     its patches; where features and tokens tell of something
 attention.png  where the decoder's last layer looks before each word of the answer
 
 There is no text in them, and the gaps between their squares are transparent: they suit light and dark pages.
@@ -35,21 +36,30 @@ def draw(model: MobileVLM) -> dict[str, Image.Image]:
     """All pictures by the names of their files."""
     stages = model.trace(PICTURE, QUESTION)
     return {
+        "patches.png": patches(model),
         "tokens.png": tokens(stages, model),
         "attention.png": attention(stages, model),
     }
 
 
-def tokens(stages: Stages, model: MobileVLM) -> Image.Image:
-    """The picture cut into patches; how far its features, and its tokens, are from an empty picture's."""
+def patches(model: MobileVLM) -> Image.Image:
+    """The picture cut into patches."""
+    assert model.config.vision is not None
     cut = seen()
     pen = ImageDraw.Draw(cut)
     for at in range(0, SIDE + 1, SIDE // model.config.vision.grid):
         pen.line([(at, 0), (at, SIDE)], fill="white")
         pen.line([(0, at), (SIDE, at)], fill="white")
+    return cut
+
+
+def tokens(stages: Stages, model: MobileVLM) -> Image.Image:
+    """The patches; how far the features, and the tokens, are from an empty picture's."""
     picture = np.array(Image.open(PICTURE))
     empty = model.trace(np.full_like(picture, np.median(picture, axis=(0, 1))), QUESTION)
-    return strip([cut, *(light(stages[n] - empty[n]) for n in ("vision.features", "projector.output"))])
+    return strip(
+        [patches(model), *(light(stages[n] - empty[n]) for n in ("vision.features", "projector.output"))]
+    )
 
 
 def attention(stages: Stages, model: MobileVLM) -> Image.Image:
