@@ -108,12 +108,12 @@ def _attention(q, keys, values, causal):
 
 
 def _last_queries(q, k, v, keys, values, own_keys, own_values, past):
-    (H, beams, d), K, S = q.shape, len(k), keys.numbers.shape[1]
+    (H, beams, d), KV, S = q.shape, len(k), keys.numbers.shape[1]
     out = np.empty((H, beams, d), np.float32)
-    work = H // K * (S + past + 1) * d / 8
+    work = H // KV * (S + past + 1) * d / 8
     arrays = *_bits(keys), *_bits(values), *_bits(own_keys), *_bits(own_values)
     new = rows_contiguous(q), rows_contiguous(k), rows_contiguous(v)
-    _LAST[keys.numbers.dtype](beams * K, work, *new, *arrays, past, out)
+    _LAST[keys.numbers.dtype](beams * KV, work, *new, *arrays, past, out)
     return out
 
 
@@ -283,8 +283,8 @@ def _tile(rows, first, panel, n, out, column):
 def _last_query(dtype, scale_of, put):
     """The kernel for the next position of sequences that begin alike: q and out (H, beams, d).
 
-    k and v (K, S, d) are what they share. k2 and v2 (beams, K, capacity, d) hold how each goes on, for
-    `past` positions and the one that is stored now, new_k and new_v (K, beams, d).
+    k and v (KV, S, d) are what they share. k2 and v2 (beams, KV, capacity, d) hold how each goes on, for
+    `past` positions and the one that is stored now, new_k and new_v (KV, beams, d).
     """
     new, shared = reads(3, "A"), (reads(3, "A", dtype), reads(3, "A"))
     own = writes(4, "A", dtype), writes(4, "A")
@@ -324,11 +324,11 @@ def _last_query(dtype, scale_of, put):
         name=f"_last_query_{dtype}", prepare=store_new,
     )  # fmt: skip
     def body(first, last, q, new_k, new_v, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, past, out):
-        K, S, own = len(new_k), k.shape[1], past + 1
-        group, n = len(q) // K, S + own
+        KV, S, own = len(new_k), k.shape[1], past + 1
+        group, n = len(q) // KV, S + own
         scores = np.empty((group, _up(n)), np.float32)
         for step in range(first, last):
-            beam, head = step // K, step % K
+            beam, head = step // KV, step % KV
             queries, mixed = (
                 q[head * group : (head + 1) * group, beam],
                 out[head * group : (head + 1) * group, beam],

@@ -26,7 +26,7 @@ class DecoderLayer:
     """The weights of one block."""
 
     input_layernorm: np.ndarray  # (D,)
-    qkv: Joined  # q_proj, k_proj, v_proj: D -> H*d, K*d, K*d
+    qkv: Joined  # q_proj, k_proj, v_proj: D -> H*d, KV*d, KV*d
     o_proj: Linear  # H*d -> D
     post_attention_layernorm: np.ndarray  # (D,)
     gate_up: Joined  # gate_proj, up_proj: D -> I each
@@ -46,15 +46,15 @@ class DecoderWeights:
 def bind(config: DecoderConfig, get: Binder) -> DecoderWeights:
     """Collects the decoder's weights."""
     D, I, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size
-    Kd = config.num_key_value_heads * config.head_dim
+    KVd = config.num_key_value_heads * config.head_dim
 
     def layer(get: Binder) -> DecoderLayer:
         return DecoderLayer(
             input_layernorm=get.array("input_layernorm.weight", D),
             qkv=Joined(
                 get.linear("self_attn.q_proj", D, D, bias=False),
-                get.linear("self_attn.k_proj", Kd, D, bias=False),
-                get.linear("self_attn.v_proj", Kd, D, bias=False),
+                get.linear("self_attn.k_proj", KVd, D, bias=False),
+                get.linear("self_attn.v_proj", KVd, D, bias=False),
             ),
             o_proj=get.linear("self_attn.o_proj", D, D, bias=False),
             post_attention_layernorm=get.array("post_attention_layernorm.weight", D),
@@ -83,16 +83,16 @@ def forward(
     trace: Trace,
 ) -> np.ndarray:
     """Hidden states after the final norm for the next T positions, (T, D) -> (T, D); the cache grows by T."""
-    H, K, eps = config.num_attention_heads, config.num_key_value_heads, config.rms_norm_eps
+    H, KV, eps = config.num_attention_heads, config.num_key_value_heads, config.rms_norm_eps
     cos, sin = ops.rope_angles(cache.positions(len(x)), config.head_dim, config.rope_theta)  # (T, d/2)
 
     for i, layer in enumerate(weights.layers):
         trace(f"hidden_states.{i}", x)
         h = ops.rms_norm(x, layer.input_layernorm, eps)  # (T, D)
-        q, k, v = layer.qkv(h)  # (T, H*d), (T, K*d), (T, K*d)
+        q, k, v = layer.qkv(h)  # (T, H*d), (T, KV*d), (T, KV*d)
         q = ops.rope(ops.split_heads(q, H), cos, sin)  # (H, T, d)
-        k = ops.rope(ops.split_heads(k, K), cos, sin)  # (K, T, d)
-        v = ops.split_heads(v, K)  # (K, T, d)
+        k = ops.rope(ops.split_heads(k, KV), cos, sin)  # (KV, T, d)
+        v = ops.split_heads(v, KV)  # (KV, T, d)
         trace(f"keys.{i}", k)
         trace(f"values.{i}", v)
         h = cache.attend(i, q, k, v, ops)  # (H, T, d)

@@ -25,7 +25,7 @@ def bytes_per_position(config: DecoderConfig, dtype: DTypeLike) -> int:
 class KVCache:
     """Keys and values of one sequence, preallocated for `capacity` positions.
 
-    keys, values  Stored: numbers (L, K, capacity, d) of `dtype` and, for int8, scales (L, K, capacity, 1);
+    keys, values  Stored: numbers (L, KV, capacity, d) of `dtype` and, for int8, scales (L, KV, capacity, 1);
                   memory is taken up as positions are filled
     length        positions filled; setting it back forgets the later ones
     """
@@ -56,7 +56,7 @@ class KVCache:
         return part(self.keys, np.s_[i, :, :stop]), part(self.values, np.s_[i, :, :stop])
 
     def attend(self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, ops: Ops) -> np.ndarray:
-        """Stores layer i's k and v (K, T, d) behind what is there, and attends to all of it: (H, T, d)."""
+        """Stores layer i's k and v (KV, T, d) behind what is there, and attends to all of it: (H, T, d)."""
         return ops.cached_attention(q, k, v, *self.layer(i), self.length)
 
     def advance(self, T: int) -> None:
@@ -68,7 +68,7 @@ class BeamCache:
     """Several continuations of one prompt, one new token each at a time.
 
     The prompt's cache is shared. A beam's own keys and values are small and follow it when beams are
-    re-ordered: Stored with numbers (L, beams, K, capacity, d).
+    re-ordered: Stored with numbers (L, beams, KV, capacity, d).
     """
 
     def __init__(self, config: DecoderConfig, prompt: KVCache, beams: int, capacity: int):
@@ -84,7 +84,7 @@ class BeamCache:
         return np.full(T, self.prompt.length + self.length)
 
     def attend(self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, ops: Ops) -> np.ndarray:
-        """Row b of q (H, beams, d), k and v (K, beams, d) belongs to beam b."""
+        """Row b of q (H, beams, d), k and v (KV, beams, d) belongs to beam b."""
         own = part(self.keys, (i,)), part(self.values, (i,))
         return ops.beam_attention(q, k, v, *self.prompt.layer(i, self.prompt.length), *own, self.length)
 

@@ -67,7 +67,7 @@ def cached_attention(
 ) -> np.ndarray:
     """Causal attention of the next T positions of one sequence.
 
-    q (H, T, d), k and v (K, T, d) -> (H, T, d). keys and values (K, capacity, d) hold `past` positions;
+    q (H, T, d), k and v (KV, T, d) -> (H, T, d). keys and values (KV, capacity, d) hold `past` positions;
     k and v are stored behind them first.
     """
     stop = past + q.shape[1]
@@ -89,8 +89,8 @@ def beam_attention(
 ) -> np.ndarray:
     """Attention of the next position of each of several sequences that share their beginning.
 
-    q (H, beams, d), k and v (K, beams, d) -> (H, beams, d). keys and values (K, S, d) are the shared
-    beginning. own_keys and own_values (beams, K, capacity, d) hold `past` positions of each sequence's own
+    q (H, beams, d), k and v (KV, beams, d) -> (H, beams, d). keys and values (KV, S, d) are the shared
+    beginning. own_keys and own_values (beams, KV, capacity, d) hold `past` positions of each sequence's own
     continuation; k and v are stored behind them first.
     """
     for stored, rows in ((own_keys, k), (own_values, v)):

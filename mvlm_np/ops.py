@@ -3,7 +3,7 @@
 A fast kernel may replace a function here, but never redefine it: tests tie every kernel to the function
 of the same name. float32 in gives float32 out (and float64 float64); no argument is written to. Shapes
 use the letters of docs/glossary.md: T tokens, S positions that are attended to, D decoder width, V vision
-width, H heads, K key-value heads, d head size.
+width, H heads, KV key-value heads, d head size.
 """
 
 from functools import cache
@@ -119,12 +119,12 @@ def softmax(x: np.ndarray) -> np.ndarray:
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> np.ndarray:
     """Scaled dot-product attention with grouped queries.
 
-    q (H, T, d), k and v (K, S, d), H a multiple of K: query head h reads key-value head h // (H / K).
+    q (H, T, d), k and v (KV, S, d), H a multiple of KV: query head h reads key-value head h // (H / KV).
     causal: the queries are the last T of the S positions, and none looks past its own.
     Returns (H, T, d).
     """
     (heads, T, d), (kv_heads, S, _) = q.shape, k.shape
-    grouped = (q * d**-0.5).reshape(kv_heads, -1, d)  # (K, G*T, d): one product per kv head
+    grouped = (q * d**-0.5).reshape(kv_heads, -1, d)  # (KV, G*T, d): one product per kv head
     future = np.arange(S) > np.arange(S - T, S)[:, None] if causal and T > 1 else None  # (T, S)
     out = np.empty_like(grouped)
     for head in range(kv_heads):  # one head at a time: (G*T, S) scores stay in the processor's cache

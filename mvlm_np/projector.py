@@ -80,8 +80,8 @@ def ldpv2(x: np.ndarray, w: LDPv2, ops: Ops, trace: Trace) -> np.ndarray:
 class LDPBlock:
     depthwise: np.ndarray  # (D, 1, 3, 3)
     norm1: Norm
-    squeeze: Linear  # D -> S
-    excite: Linear  # S -> D
+    squeeze: Linear  # D -> R
+    excite: Linear  # R -> D
     pointwise: Linear  # D -> D
     norm2: Norm
     stride: int
@@ -132,7 +132,7 @@ def ldp_block(x: np.ndarray, w: LDPBlock, ops: Ops, trace: Trace, name: str) -> 
     # Squeeze and excitation: one factor a channel, computed from the mean of the whole picture.
     s = tokens(x).mean(axis=0, keepdims=True)  # (1, D)
     trace(f"{name}.1.avgpool", channels_first(s[None]))
-    s = w.squeeze(s)  # (1, S)
+    s = w.squeeze(s)  # (1, R)
     trace(f"{name}.1.fc1", channels_first(s[None]))
     s = ops.relu(s)
     trace(f"{name}.1.activation", channels_first(s[None]))
@@ -208,12 +208,12 @@ def bind(config: Config, get: Binder) -> Projector:
 
 def bind_block(get: Binder, D: int, stride: int) -> LDPBlock:
     """The weights of one of LDP's two blocks."""
-    S = squeeze_width(D)
+    R = squeeze_width(D)
     return LDPBlock(
         depthwise=get.array("0.0.weight", D, 1, 3, 3),
         norm1=get.norm("0.1", D),
-        squeeze=get.conv1x1("1.fc1", S, D),
-        excite=get.conv1x1("1.fc2", D, S),
+        squeeze=get.conv1x1("1.fc1", R, D),
+        excite=get.conv1x1("1.fc2", D, R),
         pointwise=get.conv1x1("2.0", D, D, bias=False),
         norm2=get.norm("2.1", D),
         stride=stride,

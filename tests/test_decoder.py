@@ -33,13 +33,13 @@ SMALL = DecoderConfig(16, 24, 2, 4, 2, vocab_size=13)
 
 @st.composite
 def configs(draw: Any) -> DecoderConfig:
-    K, G, d = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.sampled_from([2, 4, 8, 16, 32]))
+    KV, G, d = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.sampled_from([2, 4, 8, 16, 32]))
     return DecoderConfig(
-        hidden_size=K * G * d,
+        hidden_size=KV * G * d,
         intermediate_size=draw(st.integers(1, 60)),
         num_hidden_layers=draw(st.integers(1, 3)),
-        num_attention_heads=K * G,
-        num_key_value_heads=K,
+        num_attention_heads=KV * G,
+        num_key_value_heads=KV,
         vocab_size=draw(st.integers(2, 40)),
         rms_norm_eps=draw(st.sampled_from([1e-6, 1e-5, 1e-2, 1.0])),
         rope_theta=draw(st.sampled_from([100.0, 10000.0, 500000.0])),

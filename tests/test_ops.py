@@ -205,17 +205,17 @@ def their_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: b
     sizes,
     st.booleans(),
 )
-def test_attention(data, K, G, T, earlier, d, causal):
+def test_attention(data, KV, G, T, earlier, d, causal):
     S = T + earlier
-    q = data.draw(floats32(K * G, T, d, largest=8))
-    k, v = data.draw(floats32(K, S, d, largest=8)), data.draw(floats32(K, S, d, largest=1e30))
+    q = data.draw(floats32(KV * G, T, d, largest=8))
+    k, v = data.draw(floats32(KV, S, d, largest=8)), data.draw(floats32(KV, S, d, largest=1e30))
     wide_k, wide_v = (np.repeat(a.astype(np.float64), G, axis=0) for a in (k, v))
     scores = np.abs(q) @ np.abs(wide_k).transpose(0, 2, 1) / d**0.5  # at least the true scores' magnitudes
     # A score is off by (d + 3) U of that, so its exp by expm1 of it; then as softmax, and the mean of v.
     d_score = ((d + 3) * U * scores).max(-1, keepdims=True)
     relative = np.expm1(2 * d_score) + 4 * U * scores.max(-1, keepdims=True) + 2 * EXP + (2 * S + 4) * U
     weights = their_attention(
-        *double(q, k), torch.eye(S, dtype=torch.float64).expand(K, S, S), causal
+        *double(q, k), torch.eye(S, dtype=torch.float64).expand(KV, S, S), causal
     ).numpy()
     bound = relative * (weights @ np.abs(wide_v)) + S * TINY * (1 + np.abs(wide_v).sum(1, keepdims=True))
     ours = ops.attention(q, k, v, causal)

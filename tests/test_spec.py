@@ -297,23 +297,23 @@ def rotated(x: Vector, t: int) -> Vector:
 def test_a_block_of_the_decoder() -> None:
     says("RMS(x) = x / √(mean(x²) + rms_norm_eps) · weight", "row t sees u ≤ t only")
     says(
-        "query head h reads key-value head h div (H / K)",
+        "query head h reads key-value head h div (H / KV)",
         "a = float32(t) · f",
         "f = 1 / float32(theta^e in float64)",
     )
     says("y[i] = x[i] cos a - x[i + d/2] sin a", "y[i + d/2] = x[i + d/2] cos a + x[i] sin a")
     says("h = post_attention_layernorm(X); X = X + down_proj(silu(gate_proj(h)) · up_proj(h))")
-    w, golden, t, d, H, K = weights("ldpv2", "model.layers.0."), stages("ldpv2"), 300, 4, 4, 2
+    w, golden, t, d, H, KV = weights("ldpv2", "model.layers.0."), stages("ldpv2"), 300, 4, 4, 2
     x = golden["decoder.hidden_states.0"][t].tolist()
     h = rms_norm(x, w("input_layernorm.weight"))
     q, k, v = (linear(h, w, f"self_attn.{n}_proj", bias=False) for n in "qkv")
     keys, values = golden["decoder.keys.0"], golden["decoder.values.0"]
-    for j in range(K):
+    for j in range(KV):
         agree(rotated(k[d * j : d * j + d], t), keys[j, t])
         agree(v[d * j : d * j + d], values[j, t])
     attended: Vector = []
     for j in range(H):
-        shared = j // (H // K)
+        shared = j // (H // KV)
         attended += head(
             rotated(q[d * j : d * j + d], t), keys[shared, : t + 1].tolist(), values[shared, : t + 1].tolist()
         )

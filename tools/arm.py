@@ -6,8 +6,8 @@
 
 `build` needs Debian's or Ubuntu's apt-get, dpkg-deb and qemu-user, and a network; no root. Debian's packages
 are those of this machine's release, in a folder of their own (tools/parts/debian.py); Python's have the
-versions of this interpreter's own. What is there and fits is kept: a second `build` does nothing, and one that
-was stopped goes on. Machine code is cached there too, so a second `test` compiles only what has changed.
+versions of this interpreter's own. What is there and fits is kept: a second `build` does nothing, and one
+that was stopped goes on. Machine code is cached there too, so a second `test` compiles only what has changed.
 
 Emulation shows that code is right, not how fast it is.
 """

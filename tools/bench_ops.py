@@ -73,10 +73,10 @@ def blas_attention(softmax: Callable[[np.ndarray], np.ndarray]) -> Callable[...,
     """`ops.attention` with another softmax."""
 
     def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> np.ndarray:
-        (H, T, d), (K, S, _) = q.shape, k.shape
-        grouped = (q * d**-0.5).reshape(K, -1, d)
+        (H, T, d), (KV, S, _) = q.shape, k.shape
+        grouped = (q * d**-0.5).reshape(KV, -1, d)
         out = np.empty_like(grouped)
-        for head in range(K):
+        for head in range(KV):
             scores = grouped[head] @ k[head].T
             if causal and T > 1:
                 scores.reshape(-1, T, S)[:, np.arange(S) > np.arange(S - T, S)[:, None]] = -np.inf

@@ -169,8 +169,8 @@ def _product(linear: Any, rates: dict[str, float]) -> str:
 
 def _decoder_operations(config: Any, T: int) -> int:
     """Of the matrix products of a prompt of T positions; attention, 1 % of them, is left out."""
-    D, Kd = config.hidden_size, config.num_key_value_heads * config.head_dim
-    layer = 2 * D * D + 2 * D * Kd + 3 * D * config.intermediate_size
+    D, KVd = config.hidden_size, config.num_key_value_heads * config.head_dim
+    layer = 2 * D * D + 2 * D * KVd + 3 * D * config.intermediate_size
     return 2 * (T * config.num_hidden_layers * layer + config.vocab_size * D)
 
 

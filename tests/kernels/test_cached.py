@@ -44,9 +44,9 @@ def same(found, wanted):
 
 @given(seeds, st.sampled_from(TYPES), HEADS, st.sampled_from([1, 1, 2, 30]), st.integers(0, 70), SIZES)
 def test_cached_attention(seed, dtype, heads, T, earlier, d):
-    rng, (H, K) = np.random.default_rng(seed), heads
-    q, k, v = (rng.standard_normal((n, T, d)).astype(np.float32) for n in (H, K, K))
-    stored = [cache(rng, dtype, K, T + earlier, d) for _ in range(2)]
+    rng, (H, KV) = np.random.default_rng(seed), heads
+    q, k, v = (rng.standard_normal((n, T, d)).astype(np.float32) for n in (H, KV, KV))
+    stored = [cache(rng, dtype, KV, T + earlier, d) for _ in range(2)]
     wanted = [copy(s) for s in stored]
     for s, rows in zip(wanted, (k, v), strict=True):
         kv_store.store(s, np.s_[:, earlier : earlier + T], rows)
@@ -67,10 +67,10 @@ def test_cached_attention(seed, dtype, heads, T, earlier, d):
 
 @given(seeds, st.sampled_from(TYPES), HEADS, st.integers(1, 4), st.integers(1, 40), st.integers(0, 20), SIZES)
 def test_beam_attention(seed, dtype, heads, beams, S, before, d):
-    rng, (H, K) = np.random.default_rng(seed), heads
-    q, k, v = (rng.standard_normal((n, beams, d)).astype(np.float32) for n in (H, K, K))
-    shared = [kv_store.Stored(*map(frozen, cache(rng, dtype, K, S, d))) for _ in range(2)]
-    owned = [cache(rng, dtype, beams, K, before + 1, d) for _ in range(2)]
+    rng, (H, KV) = np.random.default_rng(seed), heads
+    q, k, v = (rng.standard_normal((n, beams, d)).astype(np.float32) for n in (H, KV, KV))
+    shared = [kv_store.Stored(*map(frozen, cache(rng, dtype, KV, S, d))) for _ in range(2)]
+    owned = [cache(rng, dtype, beams, KV, before + 1, d) for _ in range(2)]
     wanted = [copy(s) for s in owned]
     now = [rounded(rows, dtype).astype(np.float64) for rows in (k, v)]
     truth = kv_store.beam_attention(q.astype(np.float64), *now, *map(exact, [*shared, *owned]), before)

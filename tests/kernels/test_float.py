@@ -323,16 +323,16 @@ def attention_bound(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -
     st.sampled_from([16, 32, 80, 1, 7]),  # the last two are computed by the definition
     st.booleans(),
 )
-def test_attention(data: Any, K: int, G: int, T: int, earlier: int, d: int, causal: bool) -> None:
+def test_attention(data: Any, KV: int, G: int, T: int, earlier: int, d: int, causal: bool) -> None:
     S = T + earlier
-    q = data.draw(floats32(K * G, T, d, largest=8))
-    k, v = data.draw(floats32(K, S, d, largest=8)), data.draw(floats32(K, S, d, largest=1e30))
+    q = data.draw(floats32(KV * G, T, d, largest=8))
+    k, v = data.draw(floats32(KV, S, d, largest=8)), data.draw(floats32(KV, S, d, largest=1e30))
     agree("attention", (q, k, v, causal), attention_bound(q, k, v, causal))
 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
-    ("H", "K", "T", "S", "d"),
+    ("H", "KV", "T", "S", "d"),
     [
         (2, 2, 577, 577, 64),  # the vision encoder's
         (2, 1, 1030, 1100, 16),  # two parts, grouped queries
@@ -342,10 +342,10 @@ def test_attention(data: Any, K: int, G: int, T: int, earlier: int, d: int, caus
         (4, 1, 1, 257, 80),
     ],
 )
-def test_attention_of_several_blocks(H: int, K: int, T: int, S: int, d: int, causal: bool) -> None:
+def test_attention_of_several_blocks(H: int, KV: int, T: int, S: int, d: int, causal: bool) -> None:
     rng = np.random.default_rng(S)
     projected = rng.standard_normal((T, H, d)).astype(np.float32)
-    cache = rng.standard_normal((2, K, S + 7, d)).astype(np.float32)
+    cache = rng.standard_normal((2, KV, S + 7, d)).astype(np.float32)
     q, (k, v) = projected.transpose(1, 0, 2), cache[:, :, :S]  # laid out as in the model
     agree("attention", (q, k, v, causal), attention_bound(q, k, v, causal))
 

@@ -80,7 +80,7 @@ def attend(
 ) -> tuple[Tensor, None]:
     """The decoder's attention over `language.Packed` sequences, at half the cost of one mask over all tokens.
 
-    q (B, H, T, d), k and v (B, K, T, d) -> (B, T, H, d)
+    q (B, H, T, d), k and v (B, KV, T, d) -> (B, T, H, d)
     """
     B, W, P = len(q), mask.shape[2], mask.shape[3] - mask.shape[2]
     q, k = (x.to(v.dtype) for x in (q * scaling, k))
@@ -102,7 +102,7 @@ def attend(
 def mixed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """softmax(q k^T) v with grouped heads where the mask is true; on a CPU twice as quick as fused attention,
     whose backward pass is slow there."""
-    grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # (B, K, G*T, d)
+    grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # (B, KV, G*T, d)
     scores = (grouped @ k.mT).view(*q.shape[:3], -1)
     shares = (scores + torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)).softmax(-1)
     return (shares.view(*grouped.shape[:3], -1) @ v).view(q.shape)

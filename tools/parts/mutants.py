@@ -539,12 +539,12 @@ class Model:
         f, c = self.f, self.config
         from_, to = f.get("repeat_layer", (None, None))
         name = f"model.layers.{to if i == from_ else i}"
-        H, K, D = c["num_attention_heads"], c["num_key_value_heads"], c["hidden_size"]
+        H, KV, D = c["num_attention_heads"], c["num_key_value_heads"], c["hidden_size"]
         d, T = D // H, len(x)
         h = self.rms(x, f"{name}.input_layernorm")
         q, k, v = (
             self.linear(h, f"{name}.self_attn.{p}_proj").view(T, n, d).transpose(0, 1)
-            for p, n in (("q", H), ("k", K), ("v", K))
+            for p, n in (("q", H), ("k", KV), ("v", KV))
         )
         q, k = self.rope(q, positions), self.rope(k, positions)
         if past:
@@ -552,9 +552,9 @@ class Model:
         seen = slice(None)
         if past and "forget" in f:
             seen = slice(-1, None) if f["forget"] == "all" else slice(f["forget"], None)
-        order = torch.arange(K).repeat_interleave(H // K)
+        order = torch.arange(KV).repeat_interleave(H // KV)
         if f.get("kv") == "tile":
-            order = torch.arange(K).repeat(H // K)
+            order = torch.arange(KV).repeat(H // KV)
         elif f.get("kv") == "reversed":
             order = order.flip(0)
         scores = q @ k[order][:, seen].transpose(1, 2) * scale_of(f.get("scale"), d)

@@ -169,13 +169,13 @@ def rms_as_layer_norm(scene: Scene) -> Iterator[Variant]:
 )
 def kv_head_order(scene: Scene) -> Iterator[Variant]:
     c = scene.parts.config.decoder
-    H, K = c.num_attention_heads, c.num_key_value_heads
-    if 1 < K < H:
+    H, KV = c.num_attention_heads, c.num_key_value_heads
+    if 1 < KV < H:
         heads = np.arange(H)
-        yield Variant("layer", _heads(np.lexsort((heads, heads % K))), "head h reads h mod kv_heads")
-    if K > 1:
-        yield Variant("layer", _heads_of_kv(np.arange(K)[::-1]), "in reverse order")
-        yield Variant("layer", _heads_of_kv(np.zeros(K, int)), "all read the first")
+        yield Variant("layer", _heads(np.lexsort((heads, heads % KV))), "head h reads h mod kv_heads")
+    if KV > 1:
+        yield Variant("layer", _heads_of_kv(np.arange(KV)[::-1]), "in reverse order")
+        yield Variant("layer", _heads_of_kv(np.zeros(KV, int)), "all read the first")
 
 
 def _heads(order: np.ndarray) -> Change:
