@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mvlm_np.config import ImageConfig
 from mvlm_np.errors import ImageError
 from mvlm_np.inputs.resize import Axis, resize
+from mvlm_np.paths import local
 
 # A decoded picture takes 4 bytes a pixel, and converting or turning it takes them once more: 512 MB
 # together, and twice that inside Pillow's WebP decoder. Pictures of 64-megapixel cameras pass; what
@@ -75,7 +76,7 @@ def _decode(source: object) -> Image.Image:
     if isinstance(source, Image.Image):
         return _to_rgb(source, getattr(source, "filename", "") or "the image given")
     if isinstance(source, str | os.PathLike):
-        path = os.fsdecode(source)
+        path = local(source)
         with _open_file(path) as image:
             return _to_rgb(image, path)
     found = f"found {type(source).__name__}"
