@@ -1,4 +1,4 @@
-"""Paths as people and programs write them: `~/photo.jpg`, `file:///home/a/my%20photo.jpg`, or plain."""
+"""Paths as people and programs write them: `~/photo.jpg`, `file:///media/card/my%20photo.jpg`, or plain."""
 
 import os
 import reprlib

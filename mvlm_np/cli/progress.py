@@ -59,8 +59,11 @@ class _Announcement(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if not self.said:
             self.said = True
-            told = "compiling what this answer needs for this CPU; later starts load it"
-            tqdm.write(f"mvlm: {told} (`mvlm warmup` compiles everything ahead)", file=sys.stderr)
+            if getattr(record, "kept", True):
+                after = "later starts load it (`mvlm warmup` compiles everything ahead)"
+            else:
+                after = "it cannot be kept, so every start does (`mvlm doctor` says why)"
+            tqdm.write(f"mvlm: compiling what this answer needs for this CPU; {after}", file=sys.stderr)
 
 
 class ProgressWatch(Watch):
