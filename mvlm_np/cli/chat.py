@@ -1,6 +1,7 @@
 """Talks about a picture, turn by turn. The picture is encoded once, and each turn reads only what is new.
 
-An empty line, or the end of input (Ctrl-D), ends the conversation.
+An empty line, or the end of input (Ctrl-D), ends the conversation. One that fills the model's context goes on
+without its oldest turns, and says so.
 
 example:
   mvlm chat photo.jpg --model MobileVLM_V2-1.7B
@@ -20,13 +21,14 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     arguments = options.model_arguments(args)
-    from mvlm_np.cli.progress import ProgressWatch, load_with_bar
+    from mvlm_np.cli.progress import ProgressWatch, load_with_bar, say_what_chats_forget
     from mvlm_np.errors import PromptError
     from mvlm_np.generation import Settings
 
     settings = options.settings(args)
     Settings(**settings)
     model = load_with_bar(**arguments)
+    say_what_chats_forget()
     chat = model.chat(args.image or None, conv_mode=args.conv_mode, watch=ProgressWatch())
     while question := _next_question():
         try:

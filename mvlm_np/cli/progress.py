@@ -51,6 +51,20 @@ def say_what_is_compiled() -> None:
         log.setLevel(logging.INFO)
 
 
+def say_what_chats_forget() -> None:
+    """From now on, it is told on stderr when a conversation drops its oldest turns."""
+    log = logging.getLogger("mvlm_np.chat")
+    if not log.handlers:
+        log.addHandler(_Note())
+
+
+class _Note(logging.Handler):
+    """Says what was logged. It is logged before an answer begins, so no bar stands in the way."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"mvlm: note: {record.getMessage()}", file=sys.stderr)
+
+
 class _Announcement(logging.Handler):
     """Tells once why the first answer takes its time."""
 
