@@ -252,7 +252,6 @@ def test_case(name: str, tmp_path: Path) -> None:
 
 def _environment(folder: Path) -> dict[str, str]:
     """Ours, with the cases' folders of copies in one that goes away."""
-    import os
 
     return {name: value for name, value in os.environ.items() if name != "MVLM_MODEL"} | {
         "TMPDIR": str(folder)

@@ -1,6 +1,7 @@
 """Conversations: histories in several shapes, streams that cross, and what does not fit the context."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +163,13 @@ def test_pictures_move_on_from_a_turn_that_is_dropped() -> None:
 def test_too_many_pictures_are_refused_before_one_is_read(model: MobileVLM) -> None:
     each, context = 144, model.config.decoder.max_position_embeddings
     most = (context - len(model.tokenizer.encode("A chat between a curious human."))) // each - 1
-    missing = ["nowhere.jpg"] * 60
-    for ask in (model.chat, lambda images: model.trace(images, "?"), lambda images: model.ask(images, "?")):
+    missing: list[Any] = ["nowhere.jpg"] * 60
+    asks: list[Callable[[Any], Any]] = [
+        model.chat,
+        lambda images: model.trace(images, "?"),
+        lambda images: model.ask(images, "?"),
+    ]
+    for ask in asks:
         with pytest.raises(PromptError, match=r"^pictures: found 60, .* wanted at most \d+; ask") as error:
             ask(missing)
         found = int(str(error.value).split("at most ")[1].split(";")[0])
@@ -171,7 +177,7 @@ def test_too_many_pictures_are_refused_before_one_is_read(model: MobileVLM) -> N
     with pytest.raises(PromptError, match=r"prompt: takes \d+ positions"):
         model.generate([1, *[-200] * 60], missing)
     rng = np.random.default_rng(0)
-    some = [rng.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(found)]
+    some: list[Any] = [rng.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(found)]
     assert isinstance(model.ask(some, "", max_new_tokens=1), str)
 
 
