@@ -43,12 +43,18 @@ def about() -> dict[str, Any]:
     from mvlm_np.kernels import compile, cpu
 
     folder = compile.cache_folder()
-    sizes = [path.stat().st_size for path in folder.iterdir()] if folder else []
+    writable = compile.can_keep()  # which makes the folder
+    sizes = [path.stat().st_size for path in folder.iterdir()] if folder and folder.is_dir() else []
     features = cpu.features()
     return {
         "cpu": compile.cpu_target.target_context.codegen().magic_tuple()[1],
         "features": sorted(features),
         "path": cpu.PATH,
         "paths": {path: sorted(needed) for path, needed in cpu.PATHS.items() if needed <= features},
-        "cache": {"folder": folder and str(folder), "kernels": len(sizes), "bytes": sum(sizes)},
+        "cache": {
+            "folder": str(folder) if writable or sizes else None,
+            "writable": writable,
+            "kernels": len(sizes),
+            "bytes": sum(sizes),
+        },
     }

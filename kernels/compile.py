@@ -2,7 +2,7 @@
 
 A kernel is compiled on its first call, for the one signature that it declares. The machine code goes to
 `$XDG_CACHE_HOME/mvlm-np` (or `~/.cache/mvlm-np`), into a folder whose name is a hash of all that the code
-depends on; where nothing can be written, every process compiles for itself.
+depends on; where nothing can be written, every process loads what is there and compiles the rest for itself.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import os
 import pickle
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -35,7 +36,9 @@ if numba.config.DISABLE_JIT:
 # change the order of a sum. Division by zero gives what IEEE 754 says, not an exception.
 OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy"}
 
-LOG = logging.getLogger(__name__)  # of what is compiled, just before it is
+ROOM = 4 << 20  # bytes that the kernels of an answer take, and more
+
+LOG = logging.getLogger(__name__)  # of what is compiled, just before it is, and of whether it can be kept
 
 # Machine code off the disk is linked by name. Numba tells functions of one name apart by numbers, which begin
 # with 1 in every process: siblings of one factory, compiled by two processes, would be the same to a third.
@@ -55,7 +58,7 @@ def compiled(body, signature):
     if folder := cache_folder():
         function._cache = DiskCache(folder / f"{body.__module__}.{body.__qualname__}")
     if not (folder and function._cache.path.exists()):
-        LOG.info("%s.%s", body.__module__, body.__qualname__)
+        LOG.info("%s.%s", body.__module__, body.__qualname__, extra={"kept": can_keep()})
     function.compile(signature)
     function.disable_compile()  # from now on, arguments are converted to the signature: none is added
     return function
@@ -86,28 +89,44 @@ class DiskCache(NullCache):
         return CompileResult._rebuild(context, *pickle.loads(data))
 
     def save_overload(self, signature, result):
+        if not can_keep():
+            return
         data = dumps(result._reduce())
-        try:
-            with tempfile.NamedTemporaryFile(dir=self.path.parent, delete=False) as file:
+        with suppress(OSError), tempfile.NamedTemporaryFile(dir=self.path.parent, delete=False) as file:
+            try:
                 file.write(hashlib.sha256(data).digest() + data)
-            os.replace(file.name, self.path)  # other processes see all of it or nothing
-        except OSError:
-            pass
+                file.flush()
+                os.replace(file.name, self.path)  # other processes see all of it or nothing
+            except BaseException:  # the disk is full, or somebody presses Ctrl-C
+                os.unlink(file.name)
+                raise
 
 
 @cache
 def cache_folder():
-    """The folder of this installation's machine code, or None if there can be none."""
+    """The folder of this installation's machine code, there or not yet; None if nobody has a home."""
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME", ""))
         if not home.is_absolute():
             home = Path.home() / ".cache"
-        folder = home / "mvlm-np" / fingerprint()
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
+    except RuntimeError:
         return None
-    return folder
+    return home / "mvlm-np" / fingerprint()
+
+
+@cache
+def can_keep():
+    """Whether that folder takes machine code. A disk may be full, or be mounted for reading only."""
+    folder = cache_folder()
+    if folder is None:
+        return False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, ROOM)
+    except OSError:
+        return False
+    return True
 
 
 def fingerprint():

@@ -1,11 +1,13 @@
 """From generated tokens to the answer's text: where it ends, and what of it may be shown already."""
 
+from collections.abc import Collection
+
 from mvlm_np.generation import Stop
 from mvlm_np.inputs.tokenizer import StreamDecoder, Tokenizer
 
 
-def ends_answer(tokenizer: Tokenizer, stop: str, eos: int) -> Stop:
-    """Upstream's stop rule: end of sequence, or the stop string among the last ids or in their text.
+def ends_answer(tokenizer: Tokenizer, stop: str, end_tokens: Collection[int]) -> Stop:
+    """Upstream's stop rule: an end of sequence, or the stop string among the last ids or in their text.
 
     Only as many of the last tokens are looked at as the stop string has ids.
     """
@@ -14,7 +16,7 @@ def ends_answer(tokenizer: Tokenizer, stop: str, eos: int) -> Stop:
         stop_ids = stop_ids[1:]
 
     def ended(generated: list[int]) -> bool:
-        if generated[-1] == eos:
+        if generated[-1] in end_tokens:
             return True
         last = generated[-len(stop_ids) :]
         return last == stop_ids or stop in tokenizer.decode(last)

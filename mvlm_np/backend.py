@@ -131,8 +131,10 @@ def limit_threads(threads: int) -> None:
     """Sets the threads of BLAS and of the kernels, for the whole process."""
     from threadpoolctl import threadpool_limits
 
-    if not isinstance(threads, int) or not 1 <= threads <= 1024:
+    whole = isinstance(threads, int | np.integer) and not isinstance(threads, bool)
+    if not whole or not 1 <= threads <= 1024:
         raise UserError("threads", f"found {threads!r}", "a whole number from 1 to 1024")
+    threads = int(threads)
     threadpool_limits(threads)
     try:
         from mvlm_np.kernels.threads import TEAM

@@ -1,13 +1,14 @@
 """Questions and answers about the same pictures, turn by turn."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mvlm_np.answer import Answer, ends_answer
-from mvlm_np.generation import Settings
-from mvlm_np.inputs.conversation import render, stop_string
+from mvlm_np.generation import Settings, settings_of
+from mvlm_np.inputs.conversation import IMAGE_MARK, History, pairs, render, stop_string
 from mvlm_np.inputs.image import Pictures
 from mvlm_np.inputs.tokenizer import tokenize_prompt
 from mvlm_np.trace import Watch
@@ -15,14 +16,14 @@ from mvlm_np.trace import Watch
 if TYPE_CHECKING:
     from mvlm_np.model import MobileVLM
 
-History = Sequence[tuple[str, str]]  # earlier questions and their answers
+LOG = logging.getLogger(__name__)  # of turns that are dropped
 
 
 class Chat:
     """A conversation about the same pictures, which are encoded once; earlier turns stay in the cache.
 
     conv_mode  the prompt template
-    history    (question, answer) pairs, grown by each turn
+    history    (question, answer) pairs, or chat messages (see `conversation.pairs`); grown by each turn
     exif       turn photos as their camera noted
     """
 
@@ -36,33 +37,80 @@ class Chat:
         watch: Watch | None = None,
     ):
         self.model, self.conv_mode, self.watch = model, conv_mode, watch or Watch()
-        self.history = list(history or [])
+        self.history = pairs(() if history is None else history)
         self._stop = stop_string(conv_mode)
-        self._ended = ends_answer(model.tokenizer, self._stop, model.config.decoder.eos_token_id)
+        self._ended = ends_answer(model.tokenizer, self._stop, model.config.decoder.end_tokens)
+        model.require_room(image, conv_mode)
         self.images = model.encode_images(image, exif, self.watch)
         self.session = model.session()
         self.prompt_ids: list[int] = []  # of the last turn, -200 for each picture
         self.answer_ids: list[int] = []  # of the last turn
+        self._turns = 0  # how many have begun
 
     def ask(self, question: str, **settings: Any) -> str:
         """The answer to the next question."""
         return "".join(self.stream(question, **settings))
 
-    def stream(self, question: str, **settings: Any) -> Iterator[str]:
-        """The answer in pieces. The turn becomes part of the history when the last piece has been taken."""
-        checked = Settings(**settings)
-        prompt = render(self.conv_mode, question, len(self.images), self.history)
-        self.prompt_ids, self.answer_ids = tokenize_prompt(prompt, self.model.tokenizer), []
-        x, ids = self.model.embed(self.prompt_ids, self.images)
-        return self._reply(question, x, ids, self.model.within_context(len(ids), checked))
+    def stream(self, question: str, forget: bool = True, **settings: Any) -> Iterator[str]:
+        """The answer in pieces. The turn becomes part of the history when the last piece has been taken.
 
-    def _reply(self, question: str, x: np.ndarray, ids: np.ndarray, settings: Settings) -> Iterator[str]:
+        A stream that is still open when the next one begins ends where it is, and its turn is not kept.
+
+        forget  when the conversation fills the model's context, drop its oldest turns until half of the
+                context is free, and log a warning. Without it, a prompt that is too long is a PromptError.
+        """
+        checked, context = settings_of(settings), self.model.config.decoder.max_position_embeddings
+        history = pairs(self.history)
+        ids, length = self._prompt(question, history)
+        if forget and context - length < min(checked.max_new_tokens, context // 4):
+            while history and 2 * length > context:
+                history = without_oldest(history)
+                ids, length = self._prompt(question, history)
+        x, at = self.model.embed(ids, self.images)
+        limited = self.model.within_context(length, checked)
+        if dropped := len(self.history) - len(history):
+            LOG.warning(
+                "the conversation fills the model's context: its %d oldest turns are forgotten", dropped
+            )
+            self.history = history
+        self.prompt_ids, self.answer_ids = ids, []
+        self._turns += 1
+        return self._reply(question, x, at, limited, self._turns)
+
+    def _prompt(self, question: str, history: History) -> tuple[list[int], int]:
+        """The next turn's prompt: its ids, and the positions that it takes."""
+        ids = tokenize_prompt(
+            render(self.conv_mode, question, len(self.images), history), self.model.tokenizer
+        )
+        return ids, len(ids) + sum(len(image) - 1 for image in self.images)
+
+    def _reply(
+        self, question: str, x: np.ndarray, at: np.ndarray, settings: Settings, turn: int
+    ) -> Iterator[str]:
+        if turn != self._turns:
+            return
         answer = Answer(self.model.tokenizer, self._stop)
-        logits = self.session.prefill(x, ids, settings.max_new_tokens, self.watch)
+        logits = self.session.prefill(x, at, settings.max_new_tokens, self.watch)
         for token in self.session.generate(logits, settings, self._ended, len(self.prompt_ids), self.watch):
             self.answer_ids.append(token)
             if piece := answer.push(token):
                 yield piece
+                if turn != self._turns:  # the cache is another turn's by now
+                    return
         if piece := answer.finish():
             yield piece
-        self.history.append((question, answer.text))
+        if turn == self._turns:
+            self.history.append((question, answer.text))
+
+
+def without_oldest(history: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """All turns but the first. Pictures that stood in its text stand before the next one's.
+
+    Where that was the last turn, the pictures stand before the question, as `render` has them.
+    """
+    first, *rest = history
+    marks = sum(text.count(IMAGE_MARK) for text in first)
+    if marks and rest:
+        asked, answered = rest[0]
+        rest[0] = f"{IMAGE_MARK}\n" * marks + asked, answered
+    return rest

@@ -3,9 +3,12 @@
 from mvlm_np.compat import inference_once      # was: from scripts.inference import inference_once
 """
 
+import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mvlm_np.errors import UserError
 from mvlm_np.loading import load
 
 # What the published script takes where an argument is not given.
@@ -31,6 +34,9 @@ def inference_once(args: Any) -> None:
     As upstream does it: the photo is not turned by its EXIF note, a temperature above 0 samples with
     top_k = 50, and load_8bit goes before load_4bit.
     """
+    if args is None or isinstance(args, Mapping):
+        found = f"found {reprlib.repr(args)}"
+        raise UserError("args", found, "an object with attributes", 'type("Args", (), {...})() makes one')
     given: dict[str, Any] = {name: getattr(args, name, default) for name, default in DEFAULTS.items()}
     precision = "int8" if given["load_8bit"] else "int4" if given["load_4bit"] else None
     model = load(given["model_path"], precision=precision)

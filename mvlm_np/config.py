@@ -56,12 +56,17 @@ class DecoderConfig:
     max_position_embeddings: int = 2048
     tie_word_embeddings: bool = False
     bos_token_id: int = 1
-    eos_token_id: int = 2
+    eos_token_id: int | tuple[int, ...] = 2  # of several, each one ends an answer
 
     @property
     def head_dim(self) -> int:
         """Size of an attention head, d."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The ids that end an answer."""
+        return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
 
 
 @dataclass(frozen=True)

@@ -79,11 +79,14 @@ def _worth_waiting_for(speeds: dict[int, float]) -> list[int]:
 
 
 def _quota() -> float | None:
-    """CPUs that the control groups (v2) of this process may keep busy; None: as many as there are."""
+    """CPUs that the control groups of this process may keep busy; None: as many as there are."""
     quotas = []
-    for group in memory.control_groups():
-        fields = _text(group / "cpu.max").split()
-        if len(fields) == 2 and fields[0].isdigit():
+    for group in memory.control_groups("cpu"):
+        # In version 2 one file holds quota and period, in version 1 two.
+        fields = _text(group / "cpu.max").split() or [
+            _text(group / f"cpu.cfs_{name}_us") for name in ("quota", "period")
+        ]
+        if len(fields) == 2 and all(field.isdecimal() and int(field) for field in fields):
             quotas.append(int(fields[0]) / int(fields[1]))
     return min(quotas, default=None)
 

@@ -7,10 +7,10 @@ token, which overflows float32 after 55 tokens at 0.2. Here, as in later transfo
 log-probability is.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from math import inf
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -61,6 +61,14 @@ class Settings:
         require(self.top_k is None or whole(self.top_k, 0), "top_k", "a whole number from 0, or None")
         require(whole(self.num_beams, 1, BEAMS), "num_beams", f"a whole number from 1 to {BEAMS}")
         require(self.seed is None or whole(self.seed, 0), "seed", "a whole number from 0, or None")
+
+
+def settings_of(given: Mapping[str, Any]) -> Settings:
+    """Settings by name, as callers pass them on. GenerationError: there is none of such a name."""
+    known = [field.name for field in fields(Settings)]
+    if unknown := [name for name in given if name not in known]:
+        raise GenerationError(unknown[0], "is no option", f"one of {', '.join(known)}")
+    return Settings(**given)
 
 
 class Model(Protocol):

@@ -1,12 +1,13 @@
 """From files to a loaded model, or one error that says why not."""
 
+import reprlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from math import prod
 from pathlib import Path
 
 from mvlm_np import backend as backends
-from mvlm_np import decoder, memory, projector, vision
+from mvlm_np import cores, decoder, memory, projector, vision
 from mvlm_np.binder import PROJECTOR, VISION_TOWER, Binder, Manifest
 from mvlm_np.checkpoints.folder import Checkpoint
 from mvlm_np.checkpoints.loader import Loader, bits, check
@@ -61,6 +62,8 @@ def load(
             "cache", f"found {cache!r}", f"{', '.join(CACHES)}, or None for what suits the weights"
         )
     backends.check(backend)
+    if progress is not None and not callable(progress):
+        raise UserError("progress", f"found {reprlib.repr(progress)}", "a function of two numbers, or None")
     checkpoint = open_checkpoint(path_or_name, vision_tower, mmproj)
     tensors = bound_tensors(checkpoint)
     if cache is None:
@@ -69,8 +72,14 @@ def load(
     if backend == "auto" and sum(tensor.nbytes for tensor in tensors.values()) < SMALL:
         backend = "numpy"
     ops = backends.choose(backend)
+    notes = list(checkpoint.notes)
     if threads is not None:
         backends.limit_threads(threads)
+        chosen, why = cores.usable()
+        if threads > len(chosen):
+            notes.append(
+                f"{threads} threads on {len(chosen)} cores wait for each other ({why}); fewer are faster"
+            )
     done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
 
     def count(nbytes: int) -> None:
@@ -81,7 +90,7 @@ def load(
 
     loader = Loader(tensors, precision, ops, count)
     weights = bind(checkpoint.config, loader)
-    notes = checkpoint.notes + (loader.notes() if precision is None else [])
+    notes += loader.notes() if precision is None else []
     for_pictures = [tensors[name] for name in tensors if name.startswith((VISION_TOWER, PROJECTOR))]
 
     def give_back() -> None:

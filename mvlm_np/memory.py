@@ -3,6 +3,7 @@
 from pathlib import Path
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+UNLIMITED = 1 << 60  # what a control group of version 1 calls no limit lies above
 
 
 def available() -> int | None:
@@ -28,22 +29,40 @@ def _cgroup() -> list[int]:
     them, a model that has been read once, and so lies in that cache, would seem to leave no room for itself.
     """
     left = []
-    for group in control_groups():
-        limit, used = _lines(group / "memory.max"), _lines(group / "memory.current")
-        if limit and used and limit[0].strip() != "max":
-            fields = (entry.split() for entry in _lines(group / "memory.stat"))
-            cached = sum(int(f[1]) for f in fields if f[0] in ("active_file", "inactive_file"))
-            left.append(max(0, int(limit[0]) - max(0, int(used[0]) - cached)))
+    for group in control_groups("memory"):
+        limit = _number(group / "memory.max", group / "memory.limit_in_bytes")
+        used = _number(group / "memory.current", group / "memory.usage_in_bytes")
+        if limit is not None and limit < UNLIMITED and used is not None:
+            stat = dict(entry.split() for entry in _lines(group / "memory.stat") if entry.count(" ") == 1)
+            # Version 1 has both the group's own figures and, as total_, those with all groups below it.
+            cached = sum(
+                int(stat.get(f"total_{name}", stat.get(name, 0))) for name in ("active_file", "inactive_file")
+            )
+            left.append(max(0, limit - max(0, used - cached)))
     return left
 
 
-def control_groups() -> list[Path]:
-    """The folders of the control group (v2) that this process is in and of those above it."""
+def control_groups(controller: str) -> list[Path]:
+    """The folders of the control groups of this process, and of those above them, that may set limits.
+
+    controller  "memory" or "cpu". Version 2 has one tree of groups, version 1 a tree for each controller or
+                for several. A container may see its own group as the root, under which no path is found.
+    """
+    found = []
     for line in _lines(PROC / "self/cgroup"):
-        if line.startswith("0::"):
-            folder = CGROUPS / line[3:].strip().lstrip("/")
-            return [folder, *(group for group in folder.parents if group.is_relative_to(CGROUPS))]
-    return []
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and controller not in controllers.split(","):
+            continue
+        for root in dict.fromkeys((CGROUPS / controllers, CGROUPS / controller if controllers else CGROUPS)):
+            folder = root / path.strip().lstrip("/")
+            found += [folder, *(group for group in folder.parents if group.is_relative_to(root))]
+    return found
+
+
+def _number(*paths: Path) -> int | None:
+    """The number in the first of these files that is there; None for a word, such as "max"."""
+    text = next((lines[0].strip() for path in paths if (lines := _lines(path))), "")
+    return int(text) if text.isdecimal() else None
 
 
 def _kilobytes(path: Path, field: str) -> int | None:

@@ -37,6 +37,7 @@ def trace(
     `recorder` makes the recorder of the prompt's stages, and that of each generated token's.
     """
     watch, config = recorder(), model.config.decoder
+    model.require_room(image, conv_mode)
     images = model.encode_images(image, exif, watch)
     prompt_ids = tokenize_prompt(render(conv_mode, question, len(images)), model.tokenizer)
     watch("input_ids", np.array(prompt_ids, np.int64))
@@ -48,7 +49,7 @@ def trace(
     hidden = watch.arrays[f"decoder.hidden_states.{config.num_hidden_layers}"]
     watch("logits", logits := model.decoder.lm_head(hidden))
 
-    stop = ends_answer(model.tokenizer, stop_string(conv_mode), config.eos_token_id)
+    stop = ends_answer(model.tokenizer, stop_string(conv_mode), config.end_tokens)
     for beams, name in ((1, "generated_ids"), (num_beams, f"generated_ids_beam{num_beams}")):
         if beams is not None:
             chosen = replace(settings, num_beams=beams)

@@ -43,13 +43,14 @@ def test_what_might_be_a_stop_string_is_shown_at_the_end() -> None:
 
 @pytest.mark.parametrize("stop", ["</s>", "###", "\n"])
 def test_the_end_of_sequence_ends_every_answer(stop: str) -> None:
-    ended = ends_answer(TOKENIZER, stop, TOKENIZER.eos_id)
+    ended = ends_answer(TOKENIZER, stop, (TOKENIZER.eos_id, 9))
     assert ended([5, 6, TOKENIZER.eos_id])
+    assert ended([5, 6, 9])
     assert not ended([5, TOKENIZER.eos_id, 6])
 
 
 def test_a_stop_string_ends_an_answer_by_its_ids_and_by_its_text() -> None:
-    ended = ends_answer(TOKENIZER, "###", TOKENIZER.eos_id)
+    ended = ends_answer(TOKENIZER, "###", (TOKENIZER.eos_id,))
     by_ids = TOKENIZER.encode("###")[1:]
     assert ended([5, *by_ids])
     one_at_a_time = [TOKENIZER.piece_to_id("#")] * 3

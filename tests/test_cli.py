@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -189,11 +190,150 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert mentioned in err
 
 
-@pytest.mark.parametrize("args", [[], ["sing"], ["ask"], ["ask", "hi", "--max-new-tokens", "many"]])
-def test_a_bad_call_shows_how_to_call(args: list[str], run: Callable[..., tuple[int, str, str]]) -> None:
-    code, _, err = run(*args)
+CALLS = {
+    "no verb": ([], "VERB; see mvlm --help"),
+    "no such verb": (["sing"], "'sing'"),
+    "nothing to ask": (["ask"], "question; see mvlm ask --help"),
+    "a word for a number": (
+        ["ask", "hi", "--max-new-tokens", "many"],
+        "--max-new-tokens: found 'many', wanted a whole",
+    ),
+    "half a token": (
+        ["ask", "hi", "--max-new-tokens", "1.5"],
+        "--max-new-tokens: found '1.5', wanted a whole number",
+    ),
+    "a word for a temperature": (
+        ["chat", "--temperature", "warm"],
+        "--temperature: found 'warm', wanted a number",
+    ),
+    "an option without value": (
+        ["ask", "hi", "--model"],
+        "--model: expected one argument; see mvlm ask --help",
+    ),
+    "an empty model": (["ask", "hi", "--model", ""], "--model: is empty"),
+    "an unknown option": (
+        ["ask", CAT, "--bogus", "hi"],
+        "unrecognized arguments: --bogus; see mvlm ask --help",
+    ),
+    "too many arguments": (["inspect", "a", "b"], "unrecognized arguments: b; see mvlm inspect --help"),
+    "several lines": (["warmup", "a\nb"], "unrecognized arguments: a b"),
+    "no sub-verb": (["golden"], "see mvlm golden --help"),
+    "no candidate": (["golden", "compare", "g.safetensors"], "CANDIDATE; see mvlm golden compare --help"),
+    "no question to record": (
+        ["golden", "record", "m", "-o", "g"],
+        "--question; see mvlm golden record --help",
+    ),
+    "no choice": (["convert", "a", "b", "--precision", "int3"], "'int3'"),
+    "an address on another machine": (["demo", "--html", "file://server/a.html"], "'server'"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_bad_call_is_one_line_too(name: str, run: Callable[..., tuple[int, str, str]]) -> None:
+    args, mentioned = CALLS[name]
+    code, out, err = run(*args)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("mvlm: ")
+    assert mentioned in err
+
+
+def test_options_may_stand_anywhere(run: Callable[..., tuple[int, str, str]], folder: str) -> None:
+    few = ["--backend", "numpy", "--max-new-tokens", "6"]
+    expected = run("ask", CAT, "What is it?", "--model", folder, *few)
+    assert expected[0] == 0
+    for call in (
+        ["ask", CAT, "--model", folder, "What is it?", *few],
+        ["ask", "--model", folder, CAT, *few, "What is it?"],
+        ["ask", *few, f"--model={folder}", CAT, "What is it?"],
+        ["ask", *few, CAT, "--model", folder, "--", "What is it?"],
+        ["ask", *few, "--model", folder, "--", CAT, "What is it?"],
+    ):
+        assert run(*call) == expected, call
+    two = ["ask", CAT, "--json", CAT, "--model", folder, "Same?", *few]
+    assert json.loads(run(*two)[1])["image_tokens"] == 2 * 144
+
+
+def test_behind_two_dashes_nothing_is_an_option(
+    run: Callable[..., tuple[int, str, str]], folder: str
+) -> None:
+    code, out, err = run("ask", *common(folder), "--", "--json")
+    assert (code, err) == (0, "")
+    assert "{" not in out
+
+
+def test_options_may_stand_between_what_sub_verbs_take(run: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, err = run("golden", "compare", "nowhere.safetensors", "--class", "int8", "other.npz", "--json")
     assert code == 2
-    assert "usage: mvlm" in err
+    assert "nowhere.safetensors" in err
+
+
+@pytest.mark.parametrize("address", [True, False])
+def test_a_picture_may_be_an_address_or_lie_at_home(
+    address: bool,
+    run: Callable[..., tuple[int, str, str]],
+    folder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my cat.jpg").write_bytes(Path(CAT).read_bytes())
+    given = f"file://{tmp_path}/my%20cat.jpg" if address else "~/my cat.jpg"
+    assert run("ask", given, "What is it?", *common(folder)) == run(
+        "ask", CAT, "What is it?", *common(folder)
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [[CAT], [CAT, CAT], [f"file://{CAT}"], ["photo.jpg"], ["nowhere/photo.PNG"], [__file__], [str(ROOT)]],
+    ids=["a picture", "pictures", "an address", "a name", "a path", "any file", "a folder"],
+)
+def test_a_question_that_was_forgotten_is_missed(
+    given: list[str], run: Callable[..., tuple[int, str, str]], folder: str
+) -> None:
+    code, out, err = run("ask", *given, "--model", folder)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"mvlm: the question: is missing, for {given[-1]} is a file's name; mvlm ask ")
+
+
+def test_a_question_before_its_picture_is_told_its_place(run: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, err = run("ask", "What is this?", CAT)
+    assert (code, err) == (2, "mvlm: What is this?: stands before a picture, wanted the question last\n")
+
+
+def test_a_question_may_speak_of_a_file(run: Callable[..., tuple[int, str, str]], folder: str) -> None:
+    assert run("ask", "Is this photo.jpg", *common(folder))[0] == 0
+    assert run("ask", "tests", *common(folder))[0] == 0  # the name of a folder here
+
+
+@pytest.mark.parametrize("module", ["argparse", "mvlm_np.loading", "numpy"])
+def test_ctrl_c_while_it_starts_is_quiet(module: str, folder: str) -> None:
+    """Within an import, where it would otherwise become another error, or be taken for a missing library."""
+    code = f"""
+import signal, sys
+from mvlm_np.cli import main
+class Finder:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                raise ImportError("as NumPy makes of it")
+sys.modules.pop({module!r}, None)
+sys.meta_path.insert(0, Finder())
+sys.exit(main(["ask", "hi", "--model", {folder!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_later_is_quiet_and_leaves_the_callers_handler(
+    run: Callable[..., tuple[int, str, str]], folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("mvlm_np.model.MobileVLM.chat", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    assert run("ask", "hi", *common(folder)) == (130, "", "")
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_reader_that_goes_away_is_no_error(folder: str) -> None:

@@ -104,6 +104,19 @@ def test_a_containers_quota_limits_the_number(machine: Machine, quota: str, take
     assert ("quota" in reason) == (taken < 4)
 
 
+@pytest.mark.parametrize(("quota", "taken"), [("-1", 4), ("150000", 2), ("0", 4)])
+@pytest.mark.parametrize("tree", ["cpu,cpuacct", "cpu"])
+@pytest.mark.parametrize("group", ["docker/abc/", ""])
+def test_a_quota_of_version_1_counts_too(
+    machine: Machine, quota: str, taken: int, tree: str, group: str
+) -> None:
+    machine.add(4)
+    machine.put("proc/self/cgroup", "4:cpu,cpuacct:/docker/abc")
+    machine.put(f"cgroup/{tree}/{group}cpu.cfs_quota_us", quota)
+    machine.put(f"cgroup/{tree}/{group}cpu.cfs_period_us", "100000")
+    assert cores.usable()[0] == list(range(taken))
+
+
 def test_the_affinity_counts_before_all_else(machine: Machine) -> None:
     machine.add(4, cpu_capacity=400)
     machine.add(4, cpu_capacity=1024)

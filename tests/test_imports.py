@@ -31,7 +31,7 @@ LAYERS = [
     {"kernels"},
     {"kv_store"},
     {"ops"},
-    {"config", "trace", "cores", "memory", "errors"},
+    {"config", "trace", "cores", "memory", "paths", "errors"},
 ]
 CHOOSER = "backend"  # it chooses between `ops` and `kernels`, and imports the latter only when it is used
 

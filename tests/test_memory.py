@@ -74,6 +74,42 @@ def test_a_group_over_its_limit_leaves_nothing(system: Path) -> None:
     assert memory.available() == 0
 
 
+def test_version_1_has_a_tree_for_memory(system: Path) -> None:
+    """As older Docker, Jetson and NAS systems have them."""
+    put(system / "proc/meminfo", MEMINFO)
+    put(system / "proc/self/cgroup", "12:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n1:name=systemd:/x\n")
+    folder = system / "cgroup/memory/docker/abc"
+    put(folder / "memory.limit_in_bytes", "5000\n")
+    put(folder / "memory.usage_in_bytes", "4000\n")
+    own, below = "active_file 1\ninactive_file 1\n", "total_active_file 500\ntotal_inactive_file 1000\n"
+    put(folder / "memory.stat", own + below)
+    assert memory.available() == 5000 - 2500
+    put(system / "cgroup/memory/docker/memory.limit_in_bytes", "3000\n")
+    put(system / "cgroup/memory/docker/memory.usage_in_bytes", "2000\n")
+    assert memory.available() == 1000
+
+
+def test_a_container_of_version_1_sees_its_own_group_as_the_root(system: Path) -> None:
+    put(system / "proc/self/cgroup", "12:memory:/docker/abc\n")
+    put(system / "cgroup/memory/memory.limit_in_bytes", "5000\n")
+    put(system / "cgroup/memory/memory.usage_in_bytes", "0\n")
+    assert memory.available() == 5000
+
+
+def test_no_limit_of_version_1_is_a_large_number(system: Path) -> None:
+    put(system / "proc/self/cgroup", "12:memory:/\n")
+    put(system / "cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n")
+    put(system / "cgroup/memory/memory.usage_in_bytes", "4000\n")
+    assert memory.available() is None
+
+
+@pytest.mark.parametrize("lines", ["", "\n", "memory\n", "0:\n", "::\n", "0::/../../..\n"])
+def test_a_list_of_groups_that_is_odd_is_no_error(system: Path, lines: str) -> None:
+    put(system / "proc/meminfo", MEMINFO)
+    put(system / "proc/self/cgroup", lines)
+    assert memory.available() == 4_000_000 * 1024
+
+
 def test_the_real_system_says_something() -> None:
     available, peak = memory.available(), memory.peak()
     assert available is not None and 0 <= available < 1 << 50

@@ -43,7 +43,7 @@ def decoder_config(values: object, where: object) -> DecoderConfig:
         max_position_embeddings=get.whole("max_position_embeddings", 2048),
         tie_word_embeddings=get.flag("tie_word_embeddings", False),
         bos_token_id=token_id(get, "bos_token_id", 1, vocabulary),
-        eos_token_id=token_id(get, "eos_token_id", 2, vocabulary),
+        eos_token_id=end_tokens(get, 2, vocabulary),
     )
     if config.hidden_size % heads or config.head_dim % 2:
         raise ConfigError(
@@ -62,11 +62,24 @@ def decoder_config(values: object, where: object) -> DecoderConfig:
 
 
 def token_id(get: Fields, key: str, default: int, vocabulary: int) -> int:
-    """An id, or a list of just one. (Generation stops at one id; a model that ends in several is refused.)"""
+    """An id, or a list of just one."""
     value = get.values.get(key)
     if isinstance(value, list) and len(value) == 1:
         get = Fields({key: value[0]}, get.where)
     return get.whole(key, default, least=0, most=vocabulary - 1)
+
+
+def end_tokens(get: Fields, default: int | tuple[int, ...], vocabulary: int) -> int | tuple[int, ...]:
+    """`eos_token_id`: an id, or a list of several, each of which ends an answer."""
+    value = get.values.get("eos_token_id")
+    if value is None:
+        return default
+    if not isinstance(value, list) or len(value) == 1:
+        return token_id(get, "eos_token_id", 2, vocabulary)
+    if not 1 < len(value) <= 64:
+        raise ConfigError(f"{get.where}: eos_token_id", f"found {len(value)} ids", "1 to 64")
+    each = (Fields({"eos_token_id": one}, get.where) for one in value)
+    return tuple(one.whole("eos_token_id", least=0, most=vocabulary - 1) for one in each)
 
 
 def _rope_theta(get: Fields) -> float:

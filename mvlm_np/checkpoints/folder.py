@@ -19,10 +19,10 @@ from pathlib import Path
 from mvlm_np.binder import VISION_TOWER
 from mvlm_np.checkpoints.config_files import (
     decoder_config,
+    end_tokens,
     image_config,
     is_multimodal,
     model_config,
-    token_id,
     vision_config,
 )
 from mvlm_np.checkpoints.gguf_tokenizer import GGUFTokenizer
@@ -112,7 +112,7 @@ def _with_end_token(path: Path, config: Config) -> Config:
     if not os.path.lexists(generation):
         return config
     get = Fields(read_json(generation), generation)
-    end = token_id(get, "eos_token_id", decoder.eos_token_id, decoder.vocab_size)
+    end = end_tokens(get, decoder.eos_token_id, decoder.vocab_size)
     return replace(config, decoder=replace(decoder, eos_token_id=end))
 
 

@@ -4,15 +4,11 @@ Exit codes: 0 it worked, 1 it ran and the answer is no, 2 a bad call or bad inpu
 a user can mend is one line on stderr. Modules import what is heavy only when they run.
 """
 
-import argparse
-import io
 import os
 import sys
-from collections.abc import Sequence
-from importlib import import_module
-
-import mvlm_np
-from mvlm_np.errors import UserError
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 VERBS = {
     "demo": "ask the embedded demo model about embedded pictures",
@@ -28,33 +24,23 @@ VERBS = {
 }
 
 
-def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """The command line. Of the verbs, only the one that is called is imported: `mvlm --help` is quick."""
-    top = argparse.ArgumentParser(prog="mvlm", description="MobileVLM in NumPy and Numba.")
-    top.add_argument("--version", action="version", version=f"mvlm {mvlm_np.__version__}")
-    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb, summary in VERBS.items():
-        if argv[:1] != [verb]:
-            verbs.add_parser(verb, help=summary)
-            continue
-        module = import_module(f"mvlm_np.cli.{verb}")
-        sub = verbs.add_parser(
-            verb,
-            help=summary,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.describe(sub)
-        sub.set_defaults(run=module.run)
-    return top
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    _open_streams()
-    args = parser(argv).parse_args(argv)
     try:
+        with _quiet_interrupts():
+            return _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(argv: list[str]) -> int:
+    # Imported here, where Ctrl-C is caught already.
+    from mvlm_np.cli import calls
+    from mvlm_np.errors import UserError
+
+    _open_streams()
+    try:
+        args = calls.read(argv, VERBS)
         code = args.run(args)
         sys.stdout.flush()  # here, where a reader that has gone is caught
         return code
@@ -64,8 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         print("mvlm: out of memory; close other programs, or take a smaller model", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -75,8 +59,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+@contextmanager
+def _quiet_interrupts() -> Iterator[None]:
+    """Within it, Ctrl-C ends imports and the reading of the call at once. Libraries would make another error
+    of it there, or take it for a sign that something is not installed.
+    """
+    import signal
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            importing = frame.f_code.co_filename.startswith("<frozen importlib")
+            if importing or frame.f_globals.get("__name__") == "mvlm_np.cli.calls":
+                os._exit(130)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    try:
+        if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            raise ValueError("the caller, or a shell that starts us in the background, wants it otherwise")
+        signal.signal(signal.SIGINT, interrupt)  # ValueError: this is not the main thread
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _open_streams() -> None:
     """A stream that the caller has closed (`>&-`) is empty; what a terminal cannot show is shown as `?`."""
+    import io
+
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115

@@ -6,6 +6,8 @@ example:
 """
 
 import argparse
+import os
+import shlex
 import sys
 from time import perf_counter
 
@@ -14,14 +16,15 @@ from mvlm_np.cli import options
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("image", nargs="*", help="pictures; none for a question about text alone")
-    parser.add_argument("question")
+    parser.add_argument("image", nargs="*", default=[], help="pictures; none for a question about text alone")
+    parser.add_argument("question", help="comes last")
     parser.add_argument("--json", action="store_true", help="print text, ids, token counts and times")
     options.add_model(parser)
     options.add_generation(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    require_question(args.image, args.question)
     named = args.model
     arguments = options.model_arguments(args, or_demo=True)
     import json
@@ -61,3 +64,20 @@ def run(args: argparse.Namespace) -> int:
     json.dump(result, sys.stdout, ensure_ascii=False)
     print()
     return 0
+
+
+def require_question(pictures: list[str], question: str) -> None:
+    """PromptError: what stands in the question's place is a picture, since the question was forgotten."""
+    from mvlm_np.errors import PromptError
+    from mvlm_np.paths import local
+
+    path = local(question)
+    # Without a space in it, the name of a picture that is not there is no question either.
+    named = not question.split()[1:] and question.lower().endswith((".jpg", ".jpeg", ".png", ".webp", ".gif"))
+    if not (named or os.path.isfile(path) or (os.sep in path and os.path.isdir(path))):
+        return
+    first = next((text for text in pictures if not os.path.exists(local(text))), None)
+    if first is not None and first.split()[1:]:
+        raise PromptError(first, "stands before a picture", "the question last")
+    fix = f'mvlm ask {shlex.join([*pictures, question])} "What is this?"'
+    raise PromptError("the question", f"is missing, for {question} is a file's name", fix=fix)

@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from mvlm_np.cli import options
+from mvlm_np.cli.calls import whole
 
 if TYPE_CHECKING:
     from mvlm_np.model import MobileVLM
@@ -26,9 +27,9 @@ GROUPS = 20_000  # of products of bytes, which take a fraction of a second
 
 def describe(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
-    parser.add_argument("--prompt", metavar="T", type=int, default=200, help="tokens to prefill (200)")
-    parser.add_argument("--new", metavar="T", type=int, default=32, help="tokens to decode a round (32)")
-    parser.add_argument("--rounds", metavar="N", type=int, default=5, help="rounds of each measurement (5)")
+    parser.add_argument("--prompt", metavar="T", type=whole, default=200, help="tokens to prefill (200)")
+    parser.add_argument("--new", metavar="T", type=whole, default=32, help="tokens to decode a round (32)")
+    parser.add_argument("--rounds", metavar="N", type=whole, default=5, help="rounds of each measurement (5)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 

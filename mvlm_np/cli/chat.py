@@ -1,6 +1,7 @@
 """Talks about a picture, turn by turn. The picture is encoded once, and each turn reads only what is new.
 
-An empty line, or the end of input (Ctrl-D), ends the conversation.
+An empty line, or the end of input (Ctrl-D), ends the conversation. One that fills the model's context goes on
+without its oldest turns, and says so.
 
 example:
   mvlm chat photo.jpg --model MobileVLM_V2-1.7B

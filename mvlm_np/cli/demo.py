@@ -6,15 +6,15 @@ example:
 """
 
 import argparse
-from pathlib import Path
 from time import perf_counter
 
 from mvlm_np.cli import options
+from mvlm_np.cli.calls import place
 from mvlm_np.demo import MODEL
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--html", metavar="FILE", type=Path, help="write one page with pictures and answers")
+    parser.add_argument("--html", metavar="FILE", type=place, help="write one page with pictures and answers")
     parser.add_argument("--json", action="store_true", help="print questions, answers and times as JSON")
     options.add_model(parser)
     parser.set_defaults(model=str(MODEL))

@@ -43,7 +43,7 @@ def examine() -> dict[str, Any]:
         if kernels["cache"]["folder"] is None:
             problems.append(
                 "machine code can be kept neither under $XDG_CACHE_HOME nor under ~/.cache, so every start "
-                "compiles anew; name a folder that can be written"
+                "compiles anew; name a folder on a disk with room that can be written"
             )
     except ImportError as error:
         problems.append(f"there is no Numba ({error}): only the slow NumPy backend can be used")
@@ -139,7 +139,8 @@ def _print(report: dict[str, Any]) -> None:
         line("products", kernels["path"], f"(MVLM_SIMD may name {', '.join(others)})" if others else "")
         cache = kernels["cache"]
         held = f"{cache['kernels']} compiled, {text(cache['bytes'])}"
-        line("kernels", f"{held} in {cache['folder']}" if cache["folder"] else "not kept")
+        held += f" in {cache['folder']}" + ("" if cache["writable"] else ", which takes no more")
+        line("kernels", held if cache["folder"] else "not kept")
     cores = report["cores"]
     line("cores", f"{len(cores['cpus'])} of {cores['of']}:", ", ".join(map(str, cores["cpus"])))
     line("", cores["why"])

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from mvlm_np import demo
+from mvlm_np.cli.calls import number, whole
 from mvlm_np.errors import UserError
 
 
@@ -14,13 +15,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         metavar="PATH",
-        default=os.environ.get("MVLM_MODEL"),
+        default=os.environ.get("MVLM_MODEL") or None,
         help="model folder (default: $MVLM_MODEL)",
     )
     group.add_argument("--precision", metavar="P", help="float32, int8 or int4 (default: as stored)")
     group.add_argument("--backend", metavar="B", default="auto", help="auto, numba or numpy (default: auto)")
     group.add_argument(
-        "--threads", metavar="N", type=int, help="threads to compute with (default: all cores)"
+        "--threads", metavar="N", type=whole, help="threads to compute with (default: all cores)"
     )
     group.add_argument(
         "--cache",
@@ -34,25 +35,32 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_generation(parser: argparse.ArgumentParser) -> None:
     """How answers are generated; the defaults are those of `generation.Settings`."""
     group = parser.add_argument_group("answer")
-    group.add_argument("--max-new-tokens", metavar="N", type=int, default=512, help="at most this many (512)")
     group.add_argument(
-        "--temperature", metavar="T", type=float, default=0.0, help="0 is greedy, above samples (0)"
+        "--max-new-tokens", metavar="N", type=whole, default=512, help="at most this many (512)"
     )
     group.add_argument(
-        "--top-p", metavar="P", type=float, help="sample from the likeliest that reach P together"
+        "--temperature", metavar="T", type=number, default=0.0, help="0 is greedy, above samples (0)"
     )
-    group.add_argument("--top-k", metavar="K", type=int, default=50, help="sample from the K likeliest (50)")
-    group.add_argument("--num-beams", metavar="N", type=int, default=1, help="continuations side by side (1)")
-    group.add_argument("--seed", metavar="N", type=int, help="makes sampling repeatable")
+    group.add_argument(
+        "--top-p", metavar="P", type=number, help="sample from the likeliest that reach P together"
+    )
+    group.add_argument(
+        "--top-k", metavar="K", type=whole, default=50, help="sample from the K likeliest (50)"
+    )
+    group.add_argument(
+        "--num-beams", metavar="N", type=whole, default=1, help="continuations side by side (1)"
+    )
+    group.add_argument("--seed", metavar="N", type=whole, help="makes sampling repeatable")
     group.add_argument("--conv-mode", metavar="NAME", default="v1", help="prompt template (v1)")
 
 
 def model_arguments(args: argparse.Namespace, or_demo: bool = False) -> dict[str, Any]:
     """Keyword arguments for `load`. or_demo: without a model the embedded one answers."""
-    if not args.model and or_demo:
+    if args.model is None and or_demo:
         args.model = str(demo.MODEL)
     if not args.model:
-        raise UserError("--model", "is missing", "a model folder", "name one, or set MVLM_MODEL")
+        found = "is missing" if args.model is None else "is empty"
+        raise UserError("--model", found, "a model folder", "name one, or set MVLM_MODEL")
     return {
         "path_or_name": args.model,
         "precision": args.precision,

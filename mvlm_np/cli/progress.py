@@ -36,7 +36,7 @@ def load_with_bar(**arguments: Any) -> Any:
     import mvlm_np
 
     say_what_is_compiled()
-    say_notes_on_pictures()
+    say_notes()
     with counting_bytes("load") as count:
         model = mvlm_np.load(**arguments, progress=count)
     for note in model.notes:
@@ -52,15 +52,16 @@ def say_what_is_compiled() -> None:
         log.setLevel(logging.INFO)
 
 
-def say_notes_on_pictures() -> None:
-    """From now on, a picture that is not seen as the published code sees it is told of, on stderr."""
-    log = logging.getLogger("mvlm_np.inputs.image")
-    if not log.handlers:
-        log.addHandler(_Note())
+def say_notes() -> None:
+    """From now on, notes on pictures and on what a conversation forgets are told on stderr."""
+    for name in ("mvlm_np.inputs.image", "mvlm_np.chat"):
+        log = logging.getLogger(name)
+        if not log.handlers:
+            log.addHandler(_Note())
 
 
 class _Note(logging.Handler):
-    """Says what was logged. Pictures are read before any bar moves, so none stands in the way."""
+    """Says what was logged. It is logged before an answer begins, so no bar stands in the way."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(f"mvlm: note: {record.getMessage()}", file=sys.stderr)
@@ -74,8 +75,11 @@ class _Announcement(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if not self.said:
             self.said = True
-            told = "compiling what this answer needs for this CPU; later starts load it"
-            tqdm.write(f"mvlm: {told} (`mvlm warmup` compiles everything ahead)", file=sys.stderr)
+            if getattr(record, "kept", True):
+                after = "later starts load it (`mvlm warmup` compiles everything ahead)"
+            else:
+                after = "it cannot be kept, so every start does (`mvlm doctor` says why)"
+            tqdm.write(f"mvlm: compiling what this answer needs for this CPU; {after}", file=sys.stderr)
 
 
 class ProgressWatch(Watch):

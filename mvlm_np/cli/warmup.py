@@ -31,13 +31,15 @@ def run(args: argparse.Namespace) -> int:
             hits = sum(kernel.compiled.stats.cache_hits.values())
             rows.append({"name": kernel.name, "loaded": hits > 0, "seconds": perf_counter() - began})
             progress.update()
-    folder = backend.about_kernels()["cache"]["folder"]
+    cache = backend.about_kernels()["cache"]
+    loaded = sum(row["loaded"] for row in rows)
+    kept = cache["writable"] or loaded == len(rows)
+    folder = cache["folder"] if kept else None
     result = {"kernels": rows, "seconds": perf_counter() - start, "folder": folder}
     if args.json:
         json.dump(result, sys.stdout, indent=1)
         print()
     else:
-        loaded = sum(row["loaded"] for row in rows)
         print(f"{len(rows) - loaded} kernels compiled, {loaded} loaded, in {result['seconds']:.1f} s")
-        print(f"kept in {folder}" if folder else "not kept: `mvlm doctor` says why")
-    return 0 if folder else 1
+        print(f"kept in {folder}" if kept else "not kept: `mvlm doctor` says why")
+    return 0 if kept else 1

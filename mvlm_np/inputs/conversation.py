@@ -5,12 +5,16 @@ A template is a system text, two roles and separators. Those in `TEMPLATES` are 
 """
 
 import json
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mvlm_np.errors import PromptError
 
 IMAGE_MARK = "<image>"  # stands for a whole picture in a prompt
+
+History = Sequence[tuple[str, str]] | Sequence[Mapping[str, Any]]  # see `pairs`
 
 
 @dataclass(frozen=True)
@@ -31,23 +35,23 @@ class Template:
     messages: tuple[str, ...] = ()
 
 
-def render(
-    template_name: str, question: str, n_images: int = 1, history: Sequence[tuple[str, str]] = ()
-) -> str:
+def render(template_name: str, question: str, n_images: int = 1, history: History = ()) -> str:
     """The prompt, up to the point where the answer begins.
 
     question  may be empty, except in style LLAMA_2, which cannot write an empty turn
     n_images  how many pictures the conversation is about
-    history   earlier turns as (question, answer), oldest first
+    history   earlier turns, as `pairs` takes them
 
     Each picture is announced by a line `<image>` before the first question. If the conversation holds
     `<image>` exactly `n_images` times already, the pictures go there instead.
 
-    Raises PromptError for an unknown template, for any other number of `<image>`, and for turns that
-    the template cannot write.
+    Raises PromptError for an unknown template, for what is not text, for any other number of `<image>`,
+    and for turns that the template cannot write.
     """
     template = _template(template_name)
-    turns = [turn for pair in history for turn in pair] + [question]
+    if not isinstance(question, str):
+        raise PromptError("question", f"found {reprlib.repr(question)}", "text")
+    turns = [turn for pair in pairs(history) for turn in pair] + [question]
     marks = sum(turn.count(IMAGE_MARK) for turn in turns)
     if marks not in (0, n_images):
         wanted = (
@@ -57,6 +61,30 @@ def render(
     if not marks:
         turns[0] = f"{IMAGE_MARK}\n" * n_images + turns[0]
     return STYLES[template.sep_style](template, [*template.messages, *turns])
+
+
+def pairs(history: object) -> list[tuple[str, str]]:
+    """Earlier turns, oldest first: (question, answer) pairs, or chat messages as other programs keep them.
+
+    Messages are {"role": "user", "content": text} and {"role": "assistant", "content": text}, by turns.
+    PromptError: it is neither.
+    """
+    wanted = "pairs (question, answer), oldest first, or messages of user and assistant by turns"
+    if not isinstance(history, Sequence) or isinstance(history, str | bytes):
+        raise PromptError("history", f"found {reprlib.repr(history)}", wanted)
+    turns = list(history)
+    if turns and all(isinstance(turn, Mapping) for turn in turns):
+        if [turn.get("role") for turn in turns] != ["user", "assistant"] * (len(turns) // 2):
+            found = f"found messages of {reprlib.repr([turn.get('role') for turn in turns])}"
+            raise PromptError(
+                "history", found, "user and assistant by turns", "ask the last one as the question"
+            )
+        texts = [turn.get("content") for turn in turns]
+        turns = list(zip(texts[::2], texts[1::2], strict=True))
+    for i, turn in enumerate(turns):
+        if not isinstance(turn, list | tuple) or len(turn) != 2 or not all(isinstance(t, str) for t in turn):
+            raise PromptError(f"history: turn {i}", f"found {reprlib.repr(turn)}", wanted)
+    return [(asked, answered) for asked, answered in turns]
 
 
 def stop_string(template_name: str) -> str:
@@ -89,8 +117,9 @@ def as_jinja(template_name: str) -> str:
 
 
 def _template(name: str) -> Template:
-    if name not in TEMPLATES:
-        raise PromptError("conv_mode", f"no template is called {name!r}", f"one of {', '.join(TEMPLATES)}")
+    if not isinstance(name, str) or name not in TEMPLATES:
+        found = f"no template is called {reprlib.repr(name)}"
+        raise PromptError("conv_mode", found, f"one of {', '.join(TEMPLATES)}")
     return TEMPLATES[name]
 
 

@@ -14,6 +14,7 @@ from mvlm_np.errors import ImageError
 from mvlm_np.inputs.levels import DEEP, to_grey
 from mvlm_np.inputs.picture_file import no_limit, open_file, shown, unreadable
 from mvlm_np.inputs.resize import Axis, resize
+from mvlm_np.paths import local
 
 MAX_SIDE = 1 << 18  # four times what a JPEG can have; bounds a row of pixels and the weights that go with it
 # Bytes a pixel: 4 for the decoded picture, and as many once more while it is converted or turned.
@@ -93,7 +94,7 @@ def _decode(source: object, adapt: bool) -> Image.Image:
         _check_size(where, *source.size, _decoder_bytes(source))
         return _to_rgb(source, where, adapt)
     if isinstance(source, str | os.PathLike):
-        path = os.fsdecode(source)
+        path = local(source)
         with open_file(path) as image:
             if adapt and image.format in ("JPEG", "MPO"):
                 _shrink_to_fit(image, shown(path))

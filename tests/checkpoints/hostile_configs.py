@@ -128,9 +128,17 @@ SETTINGS: dict[str, Case] = {
         {"generation_config.json": as_json({"eos_token_id": 640})},
         r"generation_config\.json: eos_token_id: found 640, wanted a whole number from 0 to 639",
     ),
-    "several end tokens": (
-        {"generation_config.json": as_json({"eos_token_id": [2, 3]})},
-        r"generation_config\.json: eos_token_id: found \[2, 3\], wanted a whole number",
+    "an end token of several unknown": (
+        {"generation_config.json": as_json({"eos_token_id": [2, 640]})},
+        r"generation_config\.json: eos_token_id: found 640, wanted a whole number from 0 to 639",
+    ),
+    "an end token of several null": (
+        {"generation_config.json": as_json({"eos_token_id": [2, None]})},
+        r"generation_config\.json: eos_token_id: is missing",
+    ),
+    "no end token at all": (
+        {"generation_config.json": as_json({"eos_token_id": []})},
+        r"generation_config\.json: eos_token_id: found 0 ids, wanted 1 to 64",
     ),
     "as large as allowed": _largest("mlp99x_gelu"),
     "as large as allowed, LDP": _largest("ldpnet"),

@@ -154,11 +154,14 @@ def test_leftover_keys_of_the_3b_change_nothing(tmp_path: Path) -> None:
         (None, {"eos_token_id": 7}, 7),
         (None, {"eos_token_id": [7]}, 7),
         ([5], None, 5),
+        ([5, 6], None, (5, 6)),
+        ([5, 6], {"eos_token_id": 7}, 7),
+        (5, {"eos_token_id": [7, 2]}, (7, 2)),
         (None, None, 2),
     ],
 )
 def test_generation_config_overrules_the_end_token(
-    tmp_path: Path, in_config: Any, in_generation: Any, expected: int
+    tmp_path: Path, in_config: Any, in_generation: Any, expected: int | tuple[int, ...]
 ) -> None:
     write_model(tmp_path, **TEXT_ONLY, eos_token_id=in_config)
     (tmp_path / "generation_config.json").unlink()

@@ -9,6 +9,7 @@ import pytest
 
 from mvlm_np.cli import main
 from mvlm_np.golden.format import read_golden
+from tests.conftest import ROOT
 from tests.golden_sets import cases
 
 Run = Callable[..., tuple[int, str, str]]
@@ -49,6 +50,15 @@ def test_what_was_recorded_is_what_torch_computed(golden: Path, run: Run) -> Non
     assert (code, err) == (0, "")
     assert out.splitlines()[-2].startswith("RIGHT: ")
     assert "generated_ids_beam3" in out.splitlines()[-1]  # which was not recorded
+
+
+def test_a_file_of_another_kind_is_no_damaged_candidate(golden: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    for file, kind in ((ROOT / "README.md", "is a text that begins"), (tmp_path / "empty", "is empty")):
+        code, out, err = run("golden", "compare", golden, file)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert f"{file}: {kind}" in err and "wanted a safetensors or npz file" in err
+        assert "download" not in err
 
 
 def test_a_wrong_candidate_ends_with_1_and_names_the_stage(golden: Path, run: Run, tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ def test_it_compiles_once_and_loads_from_then_on(tmp_path: Path) -> None:
     result = json.loads(second.stdout)
     assert [row["loaded"] for row in result["kernels"]] == [True, True]
     assert Path(result["folder"]).is_relative_to(tmp_path)
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+    assert run(full + WARM.format(more=[]), tmp_path).stdout.startswith("0 kernels compiled, 2 loaded")
 
 
 def test_where_nothing_can_be_kept_it_says_no(tmp_path: Path) -> None:
@@ -76,6 +78,13 @@ x = np.ones((2, 32), np.float32)
 norms.rms_norm(x, x[0], 1e-5)
 norms.layer_norm(x, x[0], x[0], 1e-5)
 """
+
+
+def test_it_promises_nothing_where_nothing_can_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for _ in range(2):
+        (line,) = run(FIRST, tmp_path / "file").stderr.splitlines()
+        assert "cannot be kept" in line and "later starts" not in line
 
 
 def test_the_first_answer_says_once_that_it_compiles(tmp_path: Path) -> None:

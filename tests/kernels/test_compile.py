@@ -87,6 +87,29 @@ def test_without_a_place_to_write_every_process_compiles(tmp_path: Path) -> None
     assert (tmp_path / "file").read_bytes() == b""
 
 
+# A limit on the size of files stands for a full disk.
+FULL = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+from mvlm_np.kernels import compile
+"""
+
+
+def test_a_full_disk_gets_no_files_and_is_no_error(tmp_path: Path) -> None:
+    code = (
+        f"{FULL}compile.LOG.setLevel('INFO')\ncompile.LOG.handle = lambda record: print(record.kept)\n{RUN}"
+    )
+    assert run(tmp_path, code).splitlines() == ["False", "False", str(COMPILED)]
+    assert files(tmp_path) == []
+    # Here the disk is full only when the machine code is being written.
+    assert run(tmp_path, f"{FULL}compile.ROOM = 1\n{RUN}") == str(COMPILED)
+    assert files(tmp_path) == []
+
+
+def test_from_a_disk_that_has_become_full_kernels_are_loaded(filled: Path) -> None:
+    assert run(filled, f"{FULL}{RUN}assert not compile.can_keep()") == str(LOADED)
+
+
 def test_other_settings_use_other_machine_code(filled: Path, tmp_path: Path) -> None:
     cache = shutil.copytree(filled, tmp_path / "cache")
     assert run(cache, NUMBA_BOUNDSCHECK="1") == str(COMPILED)

@@ -163,7 +163,7 @@ class Reference:
             named |= {f"decoder.keys.{i}": layer.keys, f"decoder.values.{i}": layer.values}
         arrays, last = to_numpy(named), out.logits[0, -1].numpy()
 
-        ended = ends_answer(self.tokenizer, stop, eos := self.config["eos_token_id"])
+        ended = ends_answer(self.tokenizer, stop, (eos := self.config["eos_token_id"],))
         greedy = Steps(decoder, out.past_key_values, 1, self.progress)
         new = list(generate(last, greedy, Settings(max_new_tokens), ended, len(ids)))
         greedy.step(np.array(new[-1:]))  # the last one, which generating has not fed back

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from mvlm_np.checkpoints.safetensors import read_with_metadata
-from mvlm_np.checkpoints.sniff import show
+from mvlm_np.checkpoints.sniff import HEAD, show, what_is
 from mvlm_np.checkpoints.tensors import bfloat16_to_float32
 from mvlm_np.errors import GoldenError
 from mvlm_np.golden.stages import Stages, StoredStages, stored_stages
@@ -138,7 +138,7 @@ def _open(path: Path) -> _Found:
                 raise GoldenError(path, "holds no .npy file and no raw one", KINDS)
             return _files(files)
         with open(path, "rb") as f:
-            head = f.read(8)
+            head = f.read(HEAD)
     except OSError as error:
         raise GoldenError(path, f"cannot be read ({error.strerror})", KINDS) from None
     if head[:2] == b"PK":
@@ -147,6 +147,10 @@ def _open(path: Path) -> _Found:
         return _llama_cpp(path, head) or _files({path.stem: path})
     if head[:6] == b"\x93NUMPY":
         return _files({path.stem: path})
+    if path.suffix != ".safetensors" and head[8:9] != b"{":
+        raise GoldenError(
+            path, what_is(head)[0] if head else "is empty", KINDS, "give what your port computed"
+        )
     tensors, metadata = read_with_metadata(path)
     return _Found(stored_stages(tensors), {name: t.dtype for name, t in tensors.items()}, metadata)
 
@@ -154,7 +158,7 @@ def _open(path: Path) -> _Found:
 def _llama_cpp(path: Path, head: bytes) -> _Found | None:
     if len(head) < 8:
         return None
-    tokens, width = np.frombuffer(head, "<i4").tolist()
+    tokens, width = np.frombuffer(head, "<i4", 2).tolist()
     if tokens <= 0 or width <= 0 or path.stat().st_size != 8 + 4 * tokens * width:
         return None
     return _Found(StoredStages({LLAMA_CPP: partial(np.memmap, path, "<f4", "r", 8, (tokens, width))}))

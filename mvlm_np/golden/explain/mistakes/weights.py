@@ -44,9 +44,7 @@ def missing_bias(scene: Scene) -> Iterator[Variant]:
 )
 def missing_gain(scene: Scene) -> Iterator[Variant]:
     yield from _missing(scene, without_gain, lambda x: isinstance(x, Norm), "gain")
-    yield Variant(
-        "layer", layers("decoder", with_fields(DECODER_NORMS, without_gain)), "the decoder's norms"
-    )
+    yield Variant("layer", layers("decoder", with_fields(DECODER_NORMS, without_gain)), "the decoder's norms")
     for name in DECODER_NORMS:
         yield Variant("layer", layers("decoder", with_fields([name], without_gain)), f"the decoder's {name}")
     final = weights("decoder", lambda w: replace(w, norm=np.ones_like(w.norm)))
