@@ -40,17 +40,19 @@ def all_kernels() -> list[Any]:
 
 def about() -> dict[str, Any]:
     """What the kernels are compiled for and where their machine code is kept. ImportError: no Numba."""
-    from mvlm_np.kernels import compile, cpu
+    from mvlm_np.kernels import code_cache, cpu
 
-    folder = compile.cache_folder()
-    writable = compile.can_keep()  # which makes the folder
+    folder = code_cache.cache_folder()
+    writable = code_cache.can_keep()  # which makes the folder
     sizes = [path.stat().st_size for path in folder.iterdir()] if folder and folder.is_dir() else []
     features = cpu.features()
     return {
-        "cpu": compile.cpu_target.target_context.codegen().magic_tuple()[1],
+        "cpu": code_cache.cpu_target.target_context.codegen().magic_tuple()[1],
         "features": sorted(features),
-        "path": cpu.PATH,
-        "paths": {path: sorted(needed) for path, needed in cpu.PATHS.items() if needed <= features},
+        "instruction_set": cpu.INSTRUCTION_SET,
+        "instruction_sets": {
+            name: sorted(needed) for name, needed in cpu.INSTRUCTION_SETS.items() if needed <= features
+        },
         "cache": {
             "folder": str(folder) if writable or sizes else None,
             "writable": writable,

@@ -42,29 +42,29 @@ def _apply(compiled, *arrays):
 
 
 @kernel(reads(1), writes(1))
-def _quick_gelu(first, last, x, out):
-    for block in range(first, last):
+def _quick_gelu(first, stop, x, out):
+    for block in range(first, stop):
         for i in range(block * BLOCK, _end(x, block)):
             out[i] = quick_gelu_of(x[i])
 
 
 @kernel(reads(1), writes(1))
-def _silu(first, last, x, out):
-    for block in range(first, last):
+def _silu(first, stop, x, out):
+    for block in range(first, stop):
         for i in range(block * BLOCK, _end(x, block)):
             out[i] = silu_of(x[i])
 
 
 @kernel(reads(1), reads(1), writes(1))
-def _swiglu(first, last, gate, up, out):
-    for block in range(first, last):
+def _swiglu(first, stop, gate, up, out):
+    for block in range(first, stop):
         for i in range(block * BLOCK, _end(gate, block)):
             out[i] = silu_of(gate[i]) * up[i]
 
 
 @kernel(reads(1), writes(1))
-def _gelu(first, last, x, out):
-    for block in range(first, last):
+def _gelu(first, stop, x, out):
+    for block in range(first, stop):
         for i in range(block * BLOCK, _end(x, block)):
             out[i] = gelu_of(x[i])
 

@@ -12,7 +12,7 @@ from mvlm_np import kv_store, ops
 from mvlm_np.kernels.activations import exp
 from mvlm_np.kernels.arrays import FLOAT32, contiguous, float32, rows_contiguous
 from mvlm_np.kernels.compile import inline
-from mvlm_np.kernels.cpu import PATH
+from mvlm_np.kernels.cpu import INSTRUCTION_SET
 from mvlm_np.kernels.kernel import kernel, reads, writes
 from mvlm_np.kernels.simd import (
     LANES,
@@ -30,7 +30,7 @@ from mvlm_np.kernels.tiles import add_outer, store_tile, zeros
 from mvlm_np.kv_store import Stored, part
 
 # Queries of a tile: their sums, 16 lanes each, fill most registers of AVX-512, or AVX2's and NEON's.
-TILE = 12 if PATH == "avx512vnni" else 6
+TILE = 12 if INSTRUCTION_SET == "avx512vnni" else 6
 BLOCK = 24  # queries whose scores are in the cache together
 SHARE = 1024  # at most so many queries share one packing of keys and values
 
@@ -137,10 +137,10 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
 
 
 @kernel(reads(3), reads(2), reads(2), writes(3))
-def _rope(first, last, x, cos, sin, out):
+def _rope(first, stop, x, cos, sin, out):
     _, H, d = x.shape
     half = d // 2
-    for t in range(first, last):
+    for t in range(first, stop):
         for head in range(H):
             for i in range(half):
                 left, right = x[t, head, i], x[t, head, i + half]
@@ -158,8 +158,8 @@ def _up(n):
 
 
 @kernel(reads(2), writes(2))
-def _softmax(first, last, x, out):
-    for i in range(first, last):
+def _softmax(first, stop, x, out):
+    for i in range(first, stop):
         row = np.empty(_up(x.shape[1]), np.float32)
         for j in range(x.shape[1]):
             row[j] = x[i, j]
@@ -223,18 +223,18 @@ def _many_queries(dtype, scale_of):
         reads(3, "A"), reads(3, "A", dtype), reads(3, "A"), reads(3, "A", dtype), reads(3, "A"),
         types.int64, types.int64, writes(3), name=f"_many_queries_{dtype}",
     )  # fmt: skip
-    def body(first, last, q, k, k_scales, v, v_scales, past, parts, out):
+    def body(first, stop, q, k, k_scales, v, v_scales, past, parts, out):
         """Query t sees min(S, past + t + 1) positions."""
         H, T, _ = q.shape
         group = H // len(k)
         length = (T + parts - 1) // parts
-        for step in range(first, last):
-            head, start = step // parts, step % parts * length
-            stop = min(T, start + length)
-            seen = min(k.shape[1], past + stop)  # positions that any of these queries sees
+        for step in range(first, stop):
+            head, query = step // parts, step % parts * length
+            query_stop = min(T, query + length)
+            seen = min(k.shape[1], past + query_stop)  # positions that any of these queries sees
             keys = _key_panels(k, k_scales, head // group, seen)
             values = _value_panels(v, v_scales, head // group, seen)
-            _attend(q[head], keys, values, past, start, stop, out[head])
+            _attend(q[head], keys, values, past, query, query_stop, out[head])
 
     return body
 
@@ -323,11 +323,11 @@ def _last_query(dtype, scale_of, put):
         new, new, new, *shared, *shared, *own, *own, types.int64, writes(3),
         name=f"_last_query_{dtype}", prepare=store_new,
     )  # fmt: skip
-    def body(first, last, q, new_k, new_v, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, past, out):
+    def body(first, stop, q, new_k, new_v, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, past, out):
         KV, S, own = len(new_k), k.shape[1], past + 1
         group, n = len(q) // KV, S + own
         scores = np.empty((group, _up(n)), np.float32)
-        for step in range(first, last):
+        for step in range(first, stop):
             beam, head = step // KV, step % KV
             queries, mixed = (
                 q[head * group : (head + 1) * group, beam],

@@ -1,11 +1,11 @@
-"""Which instructions to use: a path, which follows from the features that Numba compiles for.
+"""Which instruction set the kernels use: it follows from the features that Numba compiles for.
 
     avx512vnni   vpdpbusd on 64 bytes           neon_i8mm      smmla, sdot for one token (Cortex-A710)
     avxvnni      vpdpbusd on 32 bytes           neon_dotprod   sdot (Cortex-A76)
     avx2         vpmaddubsw, vpmaddwd           neon           smull, smlal, sadalp (Cortex-A72)
                                                 generic        whatever LLVM makes of plain products
 
-MVLM_SIMD names a path to take instead, of those that the CPU has.
+MVLM_SIMD names another one to use, of those that the CPU has.
 """
 
 import os
@@ -14,8 +14,8 @@ from numba.core.registry import cpu_target
 
 from mvlm_np.errors import UserError
 
-# Each path and the features it needs, best first. The last one needs none.
-PATHS = {
+# Each instruction set and the features it needs, best first. The last one needs none.
+INSTRUCTION_SETS = {
     "avx512vnni": {"avx512vnni", "avx512bw", "avx512vl", "f16c"},
     "avxvnni": {"avxvnni", "avx2", "f16c"},
     "avx2": {"avx2", "f16c"},
@@ -33,9 +33,9 @@ def features() -> set[str]:
     return found | ({"neon"} if triple.startswith("aarch64") else set())  # part of the architecture
 
 
-def choose_path() -> str:
-    """The best path, or the one that MVLM_SIMD names. UserError: it is unknown, or the CPU lacks it."""
-    possible = [path for path, needed in PATHS.items() if needed <= features()]
+def choose_instruction_set() -> str:
+    """The best one, or the one that MVLM_SIMD names. UserError: it is unknown, or the CPU lacks it."""
+    possible = [name for name, needed in INSTRUCTION_SETS.items() if needed <= features()]
     wanted = os.environ.get("MVLM_SIMD")
     if wanted and wanted not in possible:
         raise UserError(
@@ -44,4 +44,4 @@ def choose_path() -> str:
     return wanted or possible[0]
 
 
-PATH = choose_path()
+INSTRUCTION_SET = choose_instruction_set()

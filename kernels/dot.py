@@ -1,8 +1,8 @@
 """Dot products of bytes: the one place where CPUs differ.
 
 `add_group` multiplies a group of 32 columns of int8 or int4 weights, 16 rows of them or twice 16, with the
-same columns of several tokens. How depends on the path, which follows from the features that Numba compiles
-for (`cpu`); every path gives identical integers. As in `simd`, indices are not checked.
+same columns of several tokens. How depends on the instruction set (`cpu`); all of them give identical
+integers. As in `simd`, indices are not checked.
 """
 
 from llvmlite import ir
@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from mvlm_np.kernels import llvm
-from mvlm_np.kernels.cpu import PATH, features
+from mvlm_np.kernels.cpu import INSTRUCTION_SET, features
 from mvlm_np.kernels.llvm import F32, I8, I16, I32, I64, INTS, LANES
 from mvlm_np.kernels.simd import load_halves
 
@@ -18,12 +18,12 @@ from mvlm_np.kernels.simd import load_halves
 # column has to stay in registers: there are 32 of 64 bytes, 16 of 32 bytes, and on ARM 32 of 16 bytes. AMD's
 # cores load a word of activations for free with each product; Intel's are faster if two products share it.
 _AMD = "sse4a" in features()
-SHAPE = {"avx512vnni": (12, 1) if _AMD else (8, 2), "neon": (3, 1)}.get(PATH, (4, 1))
+SHAPE = {"avx512vnni": (12, 1) if _AMD else (8, 2), "neon": (3, 1)}.get(INSTRUCTION_SET, (4, 1))
 FEW = min(4, SHAPE[0])  # tokens of a tile when there are few
 
 # vpdpbusd takes one operand unsigned, so int8 weights are moved up by this much, and a sum starts from minus
-# as many times the sum of its activations. Nibbles are stored with 8 added on every path.
-OFFSET = {8: 128 if PATH.endswith("vnni") else 0, 4: 8}
+# as many times the sum of its activations. Nibbles are stored with 8 added for every instruction set.
+OFFSET = {8: 128 if INSTRUCTION_SET.endswith("vnni") else 0, 4: 8}
 
 
 @intrinsic(prefer_literal=True)
@@ -51,7 +51,7 @@ def add_group(typing, totals, bits, values, scales, acts, starts, act_scales, bl
         act_scale = llvm.element(context, builder, of_act_scales, act_scales, block, group, 0)
         totals = [builder.extract_value(totals, i) for i in range(R * C)]
         # The rows of one register at a time: sums and totals of all 16 rows are too many registers.
-        parts = REGISTERS[PATH]
+        parts = REGISTERS[INSTRUCTION_SET]
         done = []
         for part, before in enumerate(
             zip(*(llvm.pieces(builder, total, parts) for total in totals), strict=True)
@@ -75,7 +75,7 @@ def add_group(typing, totals, bits, values, scales, acts, starts, act_scales, bl
 
 def _chunks(builder, pointer, small, part):
     """A group's weights: 8 vectors of 4 columns of a register's rows."""
-    parts = REGISTERS[PATH]
+    parts = REGISTERS[INSTRUCTION_SET]
     register = ir.VectorType(I8, 64 // parts)
     for c in range(4 if small else 8):
         loaded = llvm.load(builder, pointer, register, 1, c * parts + part)
@@ -88,11 +88,11 @@ def _chunks(builder, pointer, small, part):
 
 def token_words(builder, pointer, rows, shared):
     """For each token, its 4 bytes of activations, in all lanes of a register."""
-    lanes = LANES // REGISTERS[PATH]
+    lanes = LANES // REGISTERS[INSTRUCTION_SET]
     register = ir.VectorType(I8, 4 * lanes)
-    if PATH == "neon_i8mm" and rows == 4:  # as `_sums_in_squares` wants it: one register for all
+    if INSTRUCTION_SET == "neon_i8mm" and rows == 4:  # as `_sums_in_squares` wants it: one register for all
         return [llvm.load(builder, pointer, register, 4)]
-    if PATH == "neon_dotprod" and rows == 4:  # one register for all four: sdot takes its operand from a lane
+    if INSTRUCTION_SET == "neon_dotprod" and rows == 4:  # sdot takes its operand from a lane of one register
         vector = llvm.load(builder, pointer, ir.VectorType(I32, 4), 4)
         words = [llvm.shuffle(builder, [m] * 4, vector) for m in range(rows)]
     else:
@@ -105,7 +105,7 @@ def token_words(builder, pointer, rows, shared):
 
 def _add_scaled(builder, totals, sums, scales, act_scale, part):
     """totals + sums, each times the scale of its row of weights and of its token's activations."""
-    lanes = LANES // REGISTERS[PATH]
+    lanes = LANES // REGISTERS[INSTRUCTION_SET]
     floats = ir.VectorType(F32, lanes)
     tokens = len(sums) // len(scales)
     first = ir.Constant(I64, 2 * lanes * part)
@@ -131,15 +131,15 @@ def group_sums(builder, starts, steps, columns, small):
            they have OFFSET[8] added
     """
     sums = starts * columns  # columns first
-    if PATH == "neon_i8mm" and len(starts) == 4:
+    if INSTRUCTION_SET == "neon_i8mm" and len(starts) == 4:
         return _sums_in_squares(builder, starts, steps, columns)
-    if PATH in ("avx2", "neon") and small:
+    if INSTRUCTION_SET in ("avx2", "neon") and small:
         return _in_16_bits(builder, sums, steps)
-    dot4 = _dot4_avx2_signed if PATH == "avx2" else _DOT4[PATH]
+    dot4 = _dot4_avx2_signed if INSTRUCTION_SET == "avx2" else _DOT4[INSTRUCTION_SET]
     for chunks, words in steps:
         pairs = ((w, x) for w in chunks for x in words)
         sums = [dot4(builder, total, w, x) for total, (w, x) in zip(sums, pairs, strict=True)]
-        if PATH in ("avx512vnni", "neon") and len(sums) > 1:
+        if INSTRUCTION_SET in ("avx512vnni", "neon") and len(sums) > 1:
             sums = _in_step(builder, sums)
     return sums
 
@@ -152,8 +152,8 @@ def _in_step(builder, vectors):
     to change all these vectors.
     """
     count, both = len(vectors), ir.LiteralStructType([v.type for v in vectors])
-    side_effect = REGISTERS[PATH] > 1  # or LLVM, where it begins the next rows early, moves it too
-    register = "=w" if PATH.startswith("neon") else "=v"
+    side_effect = REGISTERS[INSTRUCTION_SET] > 1  # or LLVM, where it begins the next rows early, moves it too
+    register = "=w" if INSTRUCTION_SET.startswith("neon") else "=v"
     constraints = ",".join([register] * count + [str(i) for i in range(count)])
     each = [v.type for v in vectors]
     if count == 1:
@@ -162,7 +162,7 @@ def _in_step(builder, vectors):
     return [builder.extract_value(changed, i) for i in range(count)]
 
 
-# Registers that a vector of 64 bytes takes on each path.
+# Registers that a vector of 64 bytes takes in each instruction set.
 REGISTERS = {
     "avx512vnni": 1,
     "avxvnni": 2,
@@ -250,9 +250,9 @@ def _in_16_bits(builder, sums, steps):
     products, add_pairs = {
         "avx2": (_products_avx2, _add_pairs_avx2),
         "neon": (_products_neon, _add_pairs_neon),
-    }[PATH]
-    zero = ir.Constant(ir.VectorType(I16, 16 if PATH == "avx2" else 8), None)
-    totals = [zero] * (len(sums) * (1 if PATH == "avx2" else 2))
+    }[INSTRUCTION_SET]
+    zero = ir.Constant(ir.VectorType(I16, 16 if INSTRUCTION_SET == "avx2" else 8), None)
+    totals = [zero] * (len(sums) * (1 if INSTRUCTION_SET == "avx2" else 2))
     for chunks, words in steps:
         found = [v for w in chunks for x in words for v in products(builder, w, x)]
         totals = [builder.add(total, v) for total, v in zip(totals, found, strict=True)]

@@ -34,10 +34,10 @@ def adaptive_avg_pool(x: np.ndarray, rows: int, cols: int) -> np.ndarray:
 
 
 @kernel(reads(3), reads(3), reads(1), types.int64, writes(3))
-def _depthwise_conv(first, last, x, taps, bias, stride, out):
+def _depthwise_conv(first, stop, x, taps, bias, stride, out):
     h, w, C = x.shape
     n = len(taps)
-    for i in range(first, last):
+    for i in range(first, stop):
         for j in range(out.shape[1]):
             to = out[i, j]
             to[:] = np.float32(0)
@@ -52,10 +52,10 @@ def _depthwise_conv(first, last, x, taps, bias, stride, out):
 
 
 @kernel(reads(3), writes(3))
-def _adaptive_avg_pool(first, last, x, out):
+def _adaptive_avg_pool(first, stop, x, out):
     h, w, C = x.shape
     rows, cols, _ = out.shape
-    for i in range(first, last):
+    for i in range(first, stop):
         top, bottom = i * h // rows, ((i + 1) * h + rows - 1) // rows
         for j in range(cols):
             left, right = j * w // cols, ((j + 1) * w + cols - 1) // cols

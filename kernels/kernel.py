@@ -1,15 +1,15 @@
 """What a kernel is: a loop body, compiled for one signature, whose steps are shared by the threads.
 
     @kernel(reads(2), writes(2))
-    def _double(first, last, x, out):
-        for i in range(first, last):
+    def _double(first, stop, x, out):
+        for i in range(first, stop):
             for j in range(x.shape[1]):
                 out[i, j] = 2 * x[i, j]
 
     _double(len(x), x.shape[1], x, out)         # steps, nanoseconds that a step takes, and the arguments
 
-The body computes the steps from `first` up to `last`; which thread computes which is not defined, and no
-step may depend on another. It is compiled on its first call.
+The body computes the steps from `first` up to, but not including, `stop`. Which thread computes which is not
+defined, and no step may depend on another. It is compiled on its first call.
 """
 
 from functools import cached_property

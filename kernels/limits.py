@@ -6,7 +6,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from mvlm_np.kernels import llvm
-from mvlm_np.kernels.cpu import PATH
+from mvlm_np.kernels.cpu import INSTRUCTION_SET
 from mvlm_np.kernels.dot import REGISTERS, SHAPE, group_sums
 from mvlm_np.kernels.kernel import kernel, reads, writes
 from mvlm_np.kernels.llvm import BYTES, I32, INTS, LANES
@@ -25,8 +25,8 @@ def read(x: np.ndarray) -> np.ndarray:
 
 
 @kernel(reads(1), writes(1))
-def _read(first, last, x, sums):
-    for block in range(first, last):
+def _read(first, stop, x, sums):
+    for block in range(first, stop):
         a = b = c = d = splat(np.float32(0))
         for i in range(block * BLOCK, (block + 1) * BLOCK, 4 * LANES):
             a, b = add(a, load(x, (i,))), add(b, load(x, (i + LANES,)))
@@ -50,15 +50,15 @@ def operations(groups: int) -> int:
 
 
 @kernel(reads(2, dtype=types.int8), types.int64, writes(1, dtype=types.int32))
-def _multiply(first, last, x, groups, sums):
-    for step in range(first, last):
+def _multiply(first, stop, x, groups, sums):
+    for step in range(first, stop):
         state = _begin(x)
         for _ in range(groups):
             state = _more(state, x)
         sums[step] = _fold(state)
 
 
-ONE_INSTRUCTION = PATH in ("avx512vnni", "avxvnni", "neon_i8mm", "neon_dotprod")
+ONE_INSTRUCTION = INSTRUCTION_SET in ("avx512vnni", "avxvnni", "neon_i8mm", "neon_dotprod")
 
 # A vector of sums for each token and 16 rows, and one of weights, which change with each use lest LLVM
 # multiply them once and for all.
@@ -84,12 +84,12 @@ def _more(typing, state, x):
         sums = [builder.extract_value(state, i) for i in range(rows * columns)]
         weights = builder.bitcast(builder.extract_value(state, rows * columns), BYTES)
         chunks = [weights := builder.add(weights, loaded[0]) for _ in range(8)]
-        words = loaded[:1] if PATH == "neon_i8mm" else loaded  # one register for all four tokens
+        words = loaded[:1] if INSTRUCTION_SET == "neon_i8mm" else loaded  # one register for all four tokens
         done = []
-        for part in range(REGISTERS[PATH]):
+        for part in range(REGISTERS[INSTRUCTION_SET]):
 
             def piece(v, part=part):
-                return llvm.pieces(builder, v, REGISTERS[PATH])[part]
+                return llvm.pieces(builder, v, REGISTERS[INSTRUCTION_SET])[part]
 
             steps = [([piece(chunk)], [piece(word) for word in words]) for chunk in chunks]
             own = [piece(lanes) for lanes in sums]

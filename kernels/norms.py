@@ -31,8 +31,8 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 
 
 @kernel(reads(2), reads(1), reads(1), types.float64, writes(2))
-def _layer_norm(first, last, x, weight, bias, eps, out):
-    for i in range(first, last):
+def _layer_norm(first, stop, x, weight, bias, eps, out):
+    for i in range(first, stop):
         layer_norm_row(x[i], weight, bias, np.float32(eps), out[i])
 
 
@@ -46,8 +46,8 @@ def layer_norm_row(x, weight, bias, eps, out):
 
 
 @kernel(reads(2), reads(1), types.float64, writes(2))
-def _rms_norm(first, last, x, weight, eps, out):
-    for i in range(first, last):
+def _rms_norm(first, stop, x, weight, eps, out):
+    for i in range(first, stop):
         rms_norm_row(x[i], weight, np.float32(eps), out[i])
 
 

@@ -105,17 +105,17 @@ _ROUNDED = writes(5, dtype=types.int8), writes(3, dtype=types.int32), writes(3)
 
 
 @kernel(*_TO_ROUND, *_ROUNDED)
-def _rounded(first, last, x, offset, acts, starts, scales):
+def _rounded(first, stop, x, offset, acts, starts, scales):
     """`ops.quantize_rows`, block by block."""
-    _round_blocks(first, last, x, offset, acts, starts, scales)
+    _round_blocks(first, stop, x, offset, acts, starts, scales)
 
 
 @inline
-def _round_blocks(first, last, x, offset, acts, starts, scales):
+def _round_blocks(first, stop, x, offset, acts, starts, scales):
     tokens, K = x.shape
     _, groups, _, rows, _ = acts.shape
     row = np.zeros(groups * GROUP, np.float32)
-    for block in range(first, last):
+    for block in range(first, stop):
         for m in range(rows):
             token = block * rows + m
             if token < tokens:
@@ -153,11 +153,11 @@ def _stripes(bits, rows, columns):
     tiles_at = _one_tile if columns == 1 else _two_tiles
 
     @inline
-    def steps(first, last, places, acts, starts, act_scales, bias, span, y):
+    def steps(first, stop, places, acts, starts, act_scales, bias, span, y):
         blocks, groups = acts.shape[:2]
         width = columns * ROWS
         stripes = y.shape[1] // width
-        for step in range(first, last):
+        for step in range(first, stop):
             start, column = step // stripes * span, step % stripes * width
             values, scales = tiles_at(places, step % stripes * columns, groups, bits)
             for block in range(start, min(start + span, blocks)):
@@ -204,8 +204,8 @@ def _tokens(bits, rows, columns):
         reads(2, dtype=types.int64), *_ROUNDED, reads(1), types.int64, writes(2),
         name=f"_int{bits}_{rows}x{columns}",
     )  # fmt: skip
-    def body(first, last, places, acts, starts, act_scales, bias, span, y):
-        steps(first, last, places, acts, starts, act_scales, bias, span, y)
+    def body(first, stop, places, acts, starts, act_scales, bias, span, y):
+        steps(first, stop, places, acts, starts, act_scales, bias, span, y)
 
     return body
 
@@ -228,8 +228,8 @@ def _one_token(bits):
         *_TO_ROUND, reads(2, dtype=types.int64), reads(1), writes(2),
         name=f"_int{bits}_1x1", prepare=round_first, job=job,
     )  # fmt: skip
-    def body(first, last, places, acts, starts, act_scales, bias, span, y):
-        steps(first, last, places, acts, starts, act_scales, bias, span, y)
+    def body(first, stop, places, acts, starts, act_scales, bias, span, y):
+        steps(first, stop, places, acts, starts, act_scales, bias, span, y)
 
     return body
 

@@ -15,7 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 from mvlm_np.kernels import llvm
-from mvlm_np.kernels.cpu import PATH
+from mvlm_np.kernels.cpu import INSTRUCTION_SET
 from mvlm_np.kernels.llvm import F32, FLOATS, I8, I16, I32, INTS, LANES
 
 
@@ -57,8 +57,8 @@ def load(typing, a, index):
 
 
 def load_halves(builder, pointer, lanes=LANES):
-    """16 float16 at a pointer, or on any path but "generic" fewer, as float32 lanes."""
-    if PATH != "generic":
+    """16 float16 at a pointer, or with any instruction set but "generic" fewer, as float32 lanes."""
+    if INSTRUCTION_SET != "generic":
         halves = llvm.load(builder, pointer, ir.VectorType(ir.HalfType(), lanes), 2)
         return builder.fpext(halves, ir.VectorType(F32, lanes))
     # By integer operations: LLVM's own way crashes on x86 without F16C.
@@ -89,7 +89,7 @@ def store(typing, a, index, v):
 def _halves(builder, v):
     """The bits of the nearest float16, +-65504 for what is larger; NaN stays NaN.
 
-    By integer operations, like `load_halves` on the path "generic": they are the same on every CPU.
+    By integer operations, like `load_halves` for "generic": they are the same on every CPU.
     """
 
     def integers(operation, x, number):

@@ -150,8 +150,8 @@ def _give_way(typing):
 
 
 @intrinsic
-def _run(typing, function, data, first, last):
-    """Steps first .. last - 1 of a job."""
+def _run(typing, function, data, first, stop):
+    """Steps first .. stop - 1 of a job."""
 
     def generate(context, builder, signature, arguments):
         builder.call(builder.inttoptr(arguments[0], _BODY.as_pointer()), arguments[1:])
@@ -164,7 +164,7 @@ def job_of(body, signature):
     """An intrinsic that turns (args,), a tuple of types `signature`, into a job: the addresses of code and
     data.
 
-    body(first, last, *args) is compiled into the function that calls the intrinsic; the data live as long
+    body(first, stop, *args) is compiled into the function that calls the intrinsic; the data live as long
     as that function runs.
     """
 
@@ -178,13 +178,13 @@ def job_of(body, signature):
             steps = ir.Function(builder.module, _BODY, builder.module.get_unique_name("steps"))
             steps.linkage = "internal"
             inner = ir.IRBuilder(steps.append_basic_block())
-            address, first, last = steps.args
+            address, first, stop = steps.args
             values = inner.load(inner.inttoptr(address, data.type))
             context.call_internal_no_propagate(
                 inner,
                 compiled.fndesc,
                 body_signature,
-                [first, last, *cgutils.unpack_tuple(inner, values, len(signature))],
+                [first, stop, *cgutils.unpack_tuple(inner, values, len(signature))],
             )
             inner.ret_void()
             addresses = [builder.ptrtoint(pointer, I64) for pointer in (steps, data)]
@@ -228,9 +228,9 @@ def take_steps(pool):
         first = _get(pool, NEXT)
         if first >= steps:
             return
-        last = min(steps, first + max(least, (steps - first) // (PIECES * pool[THREADS])))
-        if _exchange(pool, NEXT, first, last):
-            _run(function, data, first, last)
+        stop = min(steps, first + max(least, (steps - first) // (PIECES * pool[THREADS])))
+        if _exchange(pool, NEXT, first, stop):
+            _run(function, data, first, stop)
 
 
 @inline

@@ -133,10 +133,14 @@ def _print(report: dict[str, Any]) -> None:
     line("system", report["system"])
     line("processor", report["processor"])
     if kernels := report["kernels"]:
-        asked = set().union(*kernels["paths"].values())
+        asked = set().union(*kernels["instruction_sets"].values())
         line("", "compiled for", kernels["cpu"], "with", ", ".join(sorted(asked)) or "nothing special")
-        others = [path for path in kernels["paths"] if path != kernels["path"]]
-        line("products", kernels["path"], f"(MVLM_SIMD may name {', '.join(others)})" if others else "")
+        others = [name for name in kernels["instruction_sets"] if name != kernels["instruction_set"]]
+        line(
+            "products",
+            kernels["instruction_set"],
+            f"(MVLM_SIMD may name {', '.join(others)})" if others else "",
+        )
         cache = kernels["cache"]
         held = f"{cache['kernels']} compiled, {text(cache['bytes'])}"
         held += f" in {cache['folder']}" + ("" if cache["writable"] else ", which takes no more")

@@ -38,7 +38,7 @@ def test_it_tells_what_is_computed_with(capsys: pytest.CaptureFixture[str]) -> N
     pytest.importorskip("numba")
     code, found = report(capsys)
     assert code == 0 and found["problems"] == []
-    assert found["kernels"]["path"] in found["kernels"]["paths"]
+    assert found["kernels"]["instruction_set"] in found["kernels"]["instruction_sets"]
     assert Path(found["kernels"]["cache"]["folder"]).is_dir()
     assert (found["cores"]["cpus"], found["cores"]["why"]) == cores.usable()
     assert found["versions"]["python"] == sys.version.split()[0]
@@ -49,7 +49,7 @@ def test_all_of_it_is_printed_for_people_too(capsys: pytest.CaptureFixture[str])
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
     _, found = report(capsys)
-    for text in (found["processor"], found["cores"]["why"], found["kernels"]["path"], *FAMILY):
+    for text in (found["processor"], found["cores"]["why"], found["kernels"]["instruction_set"], *FAMILY):
         assert text in printed
     assert not any(line.endswith(" ") for line in printed.splitlines() if "GB" not in line)
 
@@ -88,7 +88,7 @@ def test_without_numba_it_says_so() -> None:
     assert "NumPy" in problem
 
 
-def test_a_path_that_this_cpu_lacks_is_a_problem() -> None:
+def test_an_instruction_set_that_this_cpu_lacks_is_a_problem() -> None:
     pytest.importorskip("numba")
     (problem,) = problems("", MVLM_SIMD="mmx")
     assert "MVLM_SIMD" in problem

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 pytest.importorskip("numba")
-compile = pytest.importorskip("mvlm_np.kernels.compile")
+code_cache = pytest.importorskip("mvlm_np.kernels.code_cache")
 
 # Runs two kernels, and says whether each came off the disk.
 RUN = """
@@ -91,23 +91,23 @@ def test_without_a_place_to_write_every_process_compiles(tmp_path: Path) -> None
 FULL = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-from mvlm_np.kernels import compile
+from mvlm_np.kernels import code_cache
 """
 
 
 def test_a_full_disk_gets_no_files_and_is_no_error(tmp_path: Path) -> None:
     code = (
-        f"{FULL}compile.LOG.setLevel('INFO')\ncompile.LOG.handle = lambda record: print(record.kept)\n{RUN}"
+        f"{FULL}from mvlm_np.kernels import compile\ncompile.LOG.setLevel('INFO')\ncompile.LOG.handle = lambda record: print(record.kept)\n{RUN}"
     )
     assert run(tmp_path, code).splitlines() == ["False", "False", str(COMPILED)]
     assert files(tmp_path) == []
     # Here the disk is full only when the machine code is being written.
-    assert run(tmp_path, f"{FULL}compile.ROOM = 1\n{RUN}") == str(COMPILED)
+    assert run(tmp_path, f"{FULL}code_cache.ROOM = 1\n{RUN}") == str(COMPILED)
     assert files(tmp_path) == []
 
 
 def test_from_a_disk_that_has_become_full_kernels_are_loaded(filled: Path) -> None:
-    assert run(filled, f"{FULL}{RUN}assert not compile.can_keep()") == str(LOADED)
+    assert run(filled, f"{FULL}{RUN}assert not code_cache.can_keep()") == str(LOADED)
 
 
 def test_other_settings_use_other_machine_code(filled: Path, tmp_path: Path) -> None:
@@ -119,29 +119,29 @@ def test_other_settings_use_other_machine_code(filled: Path, tmp_path: Path) -> 
 def test_the_cache_is_in_the_users_home_unless_xdg_says_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = compile.cache_folder.__wrapped__
+    folder = code_cache.cache_folder.__wrapped__
     monkeypatch.setenv("HOME", str(tmp_path))
     for ignored in (None, "", "relative"):
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
         if ignored is not None:
             monkeypatch.setenv("XDG_CACHE_HOME", ignored)
-        assert folder() == tmp_path / ".cache" / "mvlm-np" / compile.fingerprint()
+        assert folder() == tmp_path / ".cache" / "mvlm-np" / code_cache.fingerprint()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    assert folder() == tmp_path / "other" / "mvlm-np" / compile.fingerprint()
+    assert folder() == tmp_path / "other" / "mvlm-np" / code_cache.fingerprint()
 
 
 def test_a_change_in_any_source_gives_another_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
-    monkeypatch.setattr(compile, "__file__", str(copy / "compile.py"))
-    before = compile.fingerprint()
-    assert before == compile.fingerprint()
+    monkeypatch.setattr(code_cache, "__file__", str(copy / "code_cache.py"))
+    before = code_cache.fingerprint()
+    assert before == code_cache.fingerprint()
     for name in ("simd.py", "attention.py"):
         with (copy / name).open("a") as file:
             file.write("\n")
-        assert compile.fingerprint() != before
-        before = compile.fingerprint()
+        assert code_cache.fingerprint() != before
+        before = code_cache.fingerprint()
 
 
 # Two siblings of one factory. Machine code is linked by name, so their names must differ.
@@ -165,9 +165,9 @@ for bits in ORDER:
 
 def test_no_two_processes_give_functions_the_same_numbers() -> None:
     code = """
-from mvlm_np.kernels import compile
+from mvlm_np.kernels import code_cache
 from numba.core.bytecode import FunctionIdentity
-print(FunctionIdentity.from_function(compile.fingerprint).unique_id)
+print(FunctionIdentity.from_function(code_cache.fingerprint).unique_id)
 """
     numbers = {said(start(code)) for _ in range(2)}
     assert len(numbers) == 2

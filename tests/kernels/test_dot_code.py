@@ -1,6 +1,6 @@
-"""Every path of the integer dot product compiles, on any machine, to the instructions it is named for.
+"""The integer dot product compiles, on any machine, to the instructions that each set is named for.
 
-And the products themselves, on this machine's path, keep all their vectors in registers.
+And the products themselves, with this machine's set, keep all their vectors in registers.
 """
 
 import re
@@ -39,7 +39,7 @@ def assembly(machine: str, cpu: str, features: str, small: bool) -> str:
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     module = ir.Module()
-    byte, lanes = ir.IntType(8), dot.LANES // dot.REGISTERS[dot.PATH]
+    byte, lanes = ir.IntType(8), dot.LANES // dot.REGISTERS[dot.INSTRUCTION_SET]
     register = ir.VectorType(byte, 4 * lanes)
     arguments = [t.as_pointer() for t in (ir.VectorType(ir.IntType(32), lanes), register, byte)]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), "add_group")
@@ -62,17 +62,19 @@ def assembly(machine: str, cpu: str, features: str, small: bool) -> str:
     return compiler.emit_assembly(binding.parse_assembly(str(module)))
 
 
-@pytest.mark.parametrize(("path", "small"), EXPECTED)
-def test_a_path_compiles_to_its_instructions(path: str, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine, cpu, features, instructions = EXPECTED[path, small]
-    monkeypatch.setattr(dot, "PATH", path)
+@pytest.mark.parametrize(("name", "small"), EXPECTED)
+def test_a_set_compiles_to_its_instructions(name: str, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, cpu, features, instructions = EXPECTED[name, small]
+    monkeypatch.setattr(dot, "INSTRUCTION_SET", name)
     code = assembly(machine, cpu, features, small)
     for instruction in instructions:
         assert re.search(rf"\s({instruction})\s", code), f"no {instruction} in\n{code}"
 
 
-def test_every_path_is_listed() -> None:
-    assert {path for path, _ in EXPECTED} == pytest.importorskip("mvlm_np.kernels.cpu").PATHS.keys()
+def test_every_instruction_set_is_listed() -> None:
+    assert {name for name, _ in EXPECTED} == pytest.importorskip(
+        "mvlm_np.kernels.cpu"
+    ).INSTRUCTION_SETS.keys()
 
 
 # What stands in the innermost loop of a product.
@@ -87,10 +89,10 @@ PRODUCT = {
 PRODUCTS = [*quantized.ONE_TOKEN.values(), *quantized.TOKENS.values()]
 
 
-@pytest.mark.skipif(dot.PATH == "generic", reason="the generic path has no instruction of its own")
+@pytest.mark.skipif(dot.INSTRUCTION_SET == "generic", reason="generic code has no instruction of its own")
 @pytest.mark.parametrize("kernel", PRODUCTS, ids=lambda kernel: kernel.name)
 def test_the_loop_of_a_product_has_its_instruction_and_spills_nothing(kernel: Any) -> None:
-    hot = with_instruction(of_kernel(kernel), PRODUCT[dot.PATH])
+    hot = with_instruction(of_kernel(kernel), PRODUCT[dot.INSTRUCTION_SET])
     assert hot
     for loop in hot:
         if not loop.inner:

@@ -25,23 +25,23 @@ from mvlm_np.kernels.kernel import KERNELS
 from tools.parts.assembly import of_kernel
 code = of_kernel(next(kernel for kernel in KERNELS if kernel.name == "limits.multiply"))
 names = {"avx512vnni": "vpdpbusd", "avxvnni": "vpdpbusd", "avx2": "vpmaddubsw", "neon_dotprod": "sdot"}
-found = sum(line.split()[:1] == [names[cpu.PATH]] for line in code.splitlines())
-print(found, 8 * dot.SHAPE[0] * dot.SHAPE[1] * dot.REGISTERS[cpu.PATH])
+found = sum(line.split()[:1] == [names[cpu.INSTRUCTION_SET]] for line in code.splitlines())
+print(found, 8 * dot.SHAPE[0] * dot.SHAPE[1] * dot.REGISTERS[cpu.INSTRUCTION_SET])
 """
 
 
-@pytest.mark.parametrize("path", ["avx512vnni", "avxvnni", "avx2", "neon_dotprod"])
-def test_multiplying_leaves_no_product_out(path: str) -> None:
+@pytest.mark.parametrize("name", ["avx512vnni", "avxvnni", "avx2", "neon_dotprod"])
+def test_multiplying_leaves_no_product_out(name: str) -> None:
     """LLVM must find nothing that it could compute once for many."""
     done = subprocess.run(
         [sys.executable, "-c", COUNT],
         cwd=ROOT,
-        env=os.environ | {"MVLM_SIMD": path},
+        env=os.environ | {"MVLM_SIMD": name},
         capture_output=True,
         text=True,
     )
     if "MVLM_SIMD: found" in done.stderr:
-        pytest.skip(f"this CPU has no {path}")
+        pytest.skip(f"this CPU has no {name}")
     found, wanted = map(int, done.stdout.split())
     assert found % wanted == 0 and found > 0
 

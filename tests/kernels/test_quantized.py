@@ -1,4 +1,4 @@
-"""The integer products: on every path the integers of `ops.quantized_matmul`, and sums within rounding."""
+"""The integer products: with every instruction set the integers of `ops.quantized_matmul`; sums are close."""
 
 import hashlib
 import os
@@ -109,7 +109,7 @@ def test_activations_that_are_not_finite_are_refused(M: int, bad: float, module:
         module.packed_product([pack.Packed(4, values, scales, 20, 70)], [None])(x)
 
 
-# ---------------------------------------------------------------- paths
+# ---------------------------------------------------------------- instruction sets
 
 PROGRAM = """
 import hashlib, numpy as np
@@ -119,12 +119,12 @@ for bits in (4, 8):
     for M, N, K in ((1, 40, 100), (6, 33, 257), (26, 40, 64)):
         x, _, _, values, scales = case(7, M, N, K, bits)
         seen.update(multiply(x, pack.Packed(bits, values, scales, N, K)).tobytes())
-print(cpu.PATH, seen.hexdigest())
+print(cpu.INSTRUCTION_SET, seen.hexdigest())
 """
 
 
-def run_path(path: str) -> list[str]:
-    environment = {**os.environ, "MVLM_SIMD": path}
+def run_with(name: str) -> list[str]:
+    environment = {**os.environ, "MVLM_SIMD": name}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=environment, cwd=ROOT, capture_output=True, text=True
     )
@@ -132,23 +132,23 @@ def run_path(path: str) -> list[str]:
     return done.stdout.split()
 
 
-POSSIBLE = [path for path, needed in cpu.PATHS.items() if needed <= cpu.features()]
+POSSIBLE = [name for name, needed in cpu.INSTRUCTION_SETS.items() if needed <= cpu.features()]
 
 
-def test_every_path_that_this_cpu_can_run_gives_identical_results() -> None:
-    results = {path: run_path(path) for path in POSSIBLE}
-    assert {path: ran for path, (ran, _) in results.items()} == {path: path for path in POSSIBLE}
+def test_every_instruction_set_of_this_cpu_gives_identical_results() -> None:
+    results = {name: run_with(name) for name in POSSIBLE}
+    assert {name: ran for name, (ran, _) in results.items()} == {name: name for name in POSSIBLE}
     assert len({digest for _, digest in results.values()}) == 1
     assert hashlib.sha256().digest_size * 2 == len(results[POSSIBLE[0]][1])
 
 
-def test_a_path_that_this_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in {*cpu.PATHS} - {*POSSIBLE} | {"nonsense"}:
+def test_an_instruction_set_that_this_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in {*cpu.INSTRUCTION_SETS} - {*POSSIBLE} | {"nonsense"}:
         monkeypatch.setenv("MVLM_SIMD", name)
         with pytest.raises(UserError, match=f"MVLM_SIMD: found '{name}', wanted one of .*generic"):
-            cpu.choose_path()
+            cpu.choose_instruction_set()
 
 
-def test_the_best_path_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_instruction_set_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MVLM_SIMD", raising=False)
-    assert cpu.choose_path() == POSSIBLE[0]
+    assert cpu.choose_instruction_set() == POSSIBLE[0]

@@ -18,12 +18,12 @@ PACKAGES = (
 
 
 class CPU(NamedTuple):
-    """What QEMU is to be, what Numba is to compile for, and the path of `kernels.dot` that follows."""
+    """What QEMU is to be, what Numba is to compile for, and the instruction set that follows."""
 
     emulated: str
     compiled_for: str
     features: str
-    path: str
+    instruction_set: str
 
 
 CPUS = {
