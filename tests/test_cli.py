@@ -223,6 +223,10 @@ CALLS = {
         ["golden", "record", "m", "-o", "g"],
         "--question; see mvlm golden record --help",
     ),
+    "a word for threads": (
+        ["golden", "explain", "m", "g", "c", "--threads", "x"],
+        "--threads: found 'x', wanted a whole number; see mvlm golden explain --help",
+    ),
     "no choice": (["convert", "a", "b", "--precision", "int3"], "'int3'"),
     "an address on another machine": (["demo", "--html", "file://server/a.html"], "'server'"),
 }
