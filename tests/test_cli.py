@@ -192,7 +192,13 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 CALLS = {
     "no verb": ([], "VERB; see mvlm --help"),
-    "no such verb": (["sing"], "'sing'"),
+    "no such verb": (["sing"], "sing: is no verb, wanted one of demo, ask,"),
+    "a picture for a verb": ([CAT, "What is it?"], f"; mvlm ask {CAT} 'What is it?'"),
+    "a question to chat": (
+        ["chat", CAT, "What is it?", "--model", "m"],
+        "What is it?: there is no such picture",
+    ),
+    "an empty path": (["demo", "--html", ""], "--html: "),
     "nothing to ask": (["ask"], "question; see mvlm ask --help"),
     "a word for a number": (
         ["ask", "hi", "--max-new-tokens", "many"],
