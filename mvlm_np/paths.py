@@ -15,7 +15,7 @@ def local(path: object, item: str = "path") -> str:
 
     UserError: `item` is not a path, or an address of a file on another machine.
     """
-    if not isinstance(path, str | os.PathLike):
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise UserError(item, f"found {reprlib.repr(path)}", "a path, as a str or a pathlib.Path")
     text = os.fsdecode(path)
     if os.path.lexists(text):

@@ -192,7 +192,13 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 CALLS = {
     "no verb": ([], "VERB; see mvlm --help"),
-    "no such verb": (["sing"], "'sing'"),
+    "no such verb": (["sing"], "sing: is no verb, wanted one of demo, ask,"),
+    "a picture for a verb": ([CAT, "What is it?"], f"; mvlm ask {CAT} 'What is it?'"),
+    "a question to chat": (
+        ["chat", CAT, "What is it?", "--model", "m"],
+        "What is it?: there is no such picture",
+    ),
+    "an empty path": (["demo", "--html", ""], "--html: "),
     "nothing to ask": (["ask"], "question; see mvlm ask --help"),
     "a word for a number": (
         ["ask", "hi", "--max-new-tokens", "many"],
@@ -222,6 +228,10 @@ CALLS = {
     "no question to record": (
         ["golden", "record", "m", "-o", "g"],
         "--question; see mvlm golden record --help",
+    ),
+    "a word for threads": (
+        ["golden", "explain", "m", "g", "c", "--threads", "x"],
+        "--threads: found 'x', wanted a whole number; see mvlm golden explain --help",
     ),
     "no choice": (["convert", "a", "b", "--precision", "int3"], "'int3'"),
     "an address on another machine": (["demo", "--html", "file://server/a.html"], "'server'"),

@@ -7,6 +7,7 @@ from mvlm_np.checkpoints.folder import Checkpoint, open_folder
 from mvlm_np.checkpoints.gguf_model import open_gguf
 from mvlm_np.checkpoints.hub import cached_folder, is_unfinished, looks_like_name
 from mvlm_np.errors import CheckpointError, UserError
+from mvlm_np.paths import local
 
 
 def open_checkpoint(
@@ -19,11 +20,13 @@ def open_checkpoint(
     Reads settings and tables of contents, no weights. Raises a UserError if there is no model, or
     something in it is not as it should be.
     """
-    path, name = Path(path_or_name), str(path_or_name)
-    if os.path.exists(path) or not looks_like_name(name):
-        return _open_path(path, vision_tower, mmproj)
+    name = local(path_or_name, "model")
+    tower = None if vision_tower is None else Path(local(vision_tower, "vision_tower"))
+    second = None if mmproj is None else Path(local(mmproj, "mmproj"))
+    if os.path.exists(name) or not looks_like_name(name):
+        return _open_path(Path(name), tower, second)
     try:
-        return _open_path(cached_folder(name), vision_tower, mmproj)
+        return _open_path(cached_folder(name), tower, second)
     except UserError as error:
         if is_unfinished(name):
             found = f"is only partly downloaded ({error})"
@@ -31,12 +34,12 @@ def open_checkpoint(
         raise
 
 
-def _open_path(path: Path, vision_tower: str | Path | None, mmproj: str | Path | None) -> Checkpoint:
+def _open_path(path: Path, vision_tower: Path | None, mmproj: Path | None) -> Checkpoint:
     if os.path.isdir(path):
         if mmproj is not None:
             found = "is a folder, which takes no mmproj"
             raise CheckpointError(path, found, "a GGUF file", "leave mmproj out")
-        return open_folder(path, Path(vision_tower) if vision_tower is not None else None)
+        return open_folder(path, vision_tower)
     if not os.path.isfile(path):
         found = "is neither" if os.path.exists(path) else "does not exist"
         raise CheckpointError(path, found, "a model folder or a GGUF file")
@@ -46,5 +49,5 @@ def _open_path(path: Path, vision_tower: str | Path | None, mmproj: str | Path |
     if vision_tower is not None:
         found = "is a GGUF, which takes no vision_tower"
         raise CheckpointError(path, found, "mmproj", "name its mmproj file")
-    model = open_gguf(path, Path(mmproj) if mmproj is not None else None)
+    model = open_gguf(path, mmproj)
     return Checkpoint(path, model.config, model.tensors, model.tokenizer)

@@ -1,6 +1,8 @@
 """Reads the command line. What is wrong with a call is one line, as every other error is."""
 
 import argparse
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -61,6 +63,9 @@ def read(argv: Sequence[str], known: Mapping[str, str]) -> argparse.Namespace:
 
     UserError: the call is not as it should be. SystemExit: it was for --help or --version.
     """
+    if argv and not argv[0].startswith("-") and argv[0] not in known:
+        fix = f"mvlm ask {shlex.join(argv)}" if os.path.isfile(argv[0]) else "see mvlm --help"
+        raise UserError(argv[0], "is no verb", f"one of {', '.join(known)}", fix)
     top = Parser(prog="mvlm", description="MobileVLM in NumPy and Numba.")
     top.add_argument("--version", action="version", version=f"mvlm {mvlm_np.__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)

@@ -8,9 +8,12 @@ example:
 """
 
 import argparse
+import os
 import sys
 
 from mvlm_np.cli import options
+from mvlm_np.errors import PromptError
+from mvlm_np.paths import local
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +25,12 @@ def describe(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     arguments = options.model_arguments(args)
     from mvlm_np.cli.progress import ProgressWatch, load_with_bar
-    from mvlm_np.errors import PromptError
     from mvlm_np.generation import Settings
 
+    for text in args.image:
+        if text.split()[1:] and not os.path.exists(local(text)):
+            fix = "a chat asks for the question when it has begun; mvlm ask takes it at once"
+            raise PromptError(text, "there is no such picture", fix=fix)
     settings = options.settings(args)
     Settings(**settings)
     model = load_with_bar(**arguments)

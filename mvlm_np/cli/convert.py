@@ -15,6 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from mvlm_np.cli.calls import place
 from mvlm_np.errors import UserError
 
 PRECISIONS = {"folder": ("float32", "bf16", "int8", "int4"), "gguf": ("float16", "int8", "int4")}
@@ -23,7 +24,7 @@ PRECISIONS = {"folder": ("float32", "bf16", "int8", "int4"), "gguf": ("float16",
 def describe(parser: argparse.ArgumentParser) -> None:
     known = list(dict.fromkeys(name for names in PRECISIONS.values() for name in names))
     parser.add_argument("source", help="model folder, GGUF file, or a name in the hub's cache")
-    parser.add_argument("destination", help="folder to write; must not exist yet")
+    parser.add_argument("destination", type=place, help="folder to write; must not exist yet")
     parser.add_argument(
         "--precision",
         choices=known,
@@ -32,7 +33,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--to", choices=PRECISIONS, default="folder", help="format to write (folder)")
     parser.add_argument("--quality", choices=("high", "fast"), default="high", help="of int4 (high)")
-    parser.add_argument("--lora", metavar="DIR", help="adapter that PEFT saved, to be merged in")
+    parser.add_argument("--lora", metavar="DIR", type=place, help="adapter that PEFT saved, to be merged in")
     parser.add_argument("--vision-tower", metavar="PATH", help="folder of the CLIP model, if it is elsewhere")
     parser.add_argument("--mmproj", metavar="PATH", help="GGUF file of the vision tower, if it is elsewhere")
 
@@ -50,10 +51,10 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = open_checkpoint(args.source, args.vision_tower, args.mmproj)
     if args.lora is not None:
         tower = Path(args.vision_tower) if args.vision_tower is not None else None
-        checkpoint = merged(checkpoint, Path(args.lora), tower)
+        checkpoint = merged(checkpoint, args.lora, tower)
     for note in checkpoint.notes:
         print(f"mvlm: note: {note}", file=sys.stderr)
-    destination = Path(args.destination)
+    destination = args.destination
     if args.to == "gguf":
         with counting_bytes("convert") as count:
             convert_to_gguf(checkpoint, destination, args.precision, args.quality, count)

@@ -10,8 +10,9 @@ examples:
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
+
+from mvlm_np.cli.calls import place, whole
 
 
 class SubVerb(NamedTuple):
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 def add_loading(parser: argparse.ArgumentParser) -> None:
     """How the model is loaded, for those that run it."""
     parser.add_argument(
-        "--threads", metavar="N", type=int, help="threads to compute with (default: all cores)"
+        "--threads", metavar="N", type=whole, help="threads to compute with (default: all cores)"
     )
     parser.add_argument("--vision-tower", metavar="PATH", help="folder of the CLIP model, if it is elsewhere")
     parser.add_argument("--mmproj", metavar="PATH", help="GGUF file of the vision tower, if it is elsewhere")
@@ -56,9 +57,9 @@ def places_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def describe_record(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="model folder or GGUF file")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="the picture; none for a text-only model")
+    parser.add_argument("--image", type=place, metavar="FILE", help="the picture; none for a text-only model")
     parser.add_argument("--question", required=True, metavar="TEXT")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write")
+    parser.add_argument("-o", "--output", type=place, required=True, metavar="FILE", help="the file to write")
     parser.add_argument(
         "--float64",
         action="store_true",
@@ -67,8 +68,10 @@ def describe_record(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compact", action="store_true", help="keep sketches of the stages: under 2 MB at full size"
     )
-    parser.add_argument("--max-new-tokens", metavar="N", type=int, default=24, help="at most this many (24)")
-    parser.add_argument("--num-beams", metavar="N", type=int, help="record the answer of N beams too")
+    parser.add_argument(
+        "--max-new-tokens", metavar="N", type=whole, default=24, help="at most this many (24)"
+    )
+    parser.add_argument("--num-beams", metavar="N", type=whole, help="record the answer of N beams too")
     parser.add_argument("--conv-mode", metavar="NAME", default="v1", help="prompt template (v1)")
     parser.add_argument(
         "--precision",
@@ -133,11 +136,11 @@ def record(args: argparse.Namespace) -> int:
 
 def add_candidate(parser: argparse.ArgumentParser) -> None:
     """What compare and explain have in common: a golden, a candidate, and how they are to be read."""
-    parser.add_argument("golden", type=Path, metavar="GOLDEN", help="golden file")
+    parser.add_argument("golden", type=place, metavar="GOLDEN", help="golden file")
     parser.add_argument(
-        "candidate", type=Path, metavar="CANDIDATE", help="safetensors, npz, a folder of npy, or a dump"
+        "candidate", type=place, metavar="CANDIDATE", help="safetensors, npz, a folder of npy, or a dump"
     )
-    parser.add_argument("--names", type=Path, metavar="TOML", help="which of your names is which stage")
+    parser.add_argument("--names", type=place, metavar="TOML", help="which of your names is which stage")
     parser.add_argument(
         "--class",
         dest="kind",
@@ -160,7 +163,7 @@ def read_both(args: argparse.Namespace) -> tuple[Any, Any]:
 
 def describe_compare(parser: argparse.ArgumentParser) -> None:
     add_candidate(parser)
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures of the errors")
+    parser.add_argument("--html", type=place, metavar="FILE", help="write a page with pictures of the errors")
     parser.add_argument("--all", action="store_true", help="list stages that were not given, too")
 
 
@@ -199,7 +202,7 @@ def describe_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the golden's model: a folder or a GGUF file")
     add_candidate(parser)
     parser.add_argument(
-        "--image", type=Path, metavar="FILE", help="the golden's picture (default: beside the golden)"
+        "--image", type=place, metavar="FILE", help="the golden's picture (default: beside the golden)"
     )
     add_loading(parser)
     parser.add_argument("--list", action=ListMistakes, help="list the mistakes that are known, and exit")

@@ -94,7 +94,7 @@ def _decode(source: object, adapt: bool) -> Image.Image:
         _check_size(where, *source.size, _decoder_bytes(source))
         return _to_rgb(source, where, adapt)
     if isinstance(source, str | os.PathLike):
-        path = local(source)
+        path = local(source, "the image given")
         with open_file(path) as image:
             if adapt and image.format in ("JPEG", "MPO"):
                 _shrink_to_fit(image, shown(path))
