@@ -17,9 +17,12 @@ from mvlm_np.kernels.simd import load_halves
 # Tokens of a tile, and columns of 16 rows, when there are many tokens. A row of sums for each token and
 # column has to stay in registers: there are 32 of 64 bytes, 16 of 32 bytes, and on ARM 32 of 16 bytes. AMD's
 # cores load a word of activations for free with each product; Intel's are faster if two products share it.
+# AVX2's and plain NEON's products take registers of their own.
 _AMD = "sse4a" in features()
-SHAPE = {"avx512vnni": (12, 1) if _AMD else (8, 2), "neon": (3, 1)}.get(INSTRUCTION_SET, (4, 1))
-FEW = min(4, SHAPE[0])  # tokens of a tile when there are few
+SHAPE = {"avx512vnni": (12, 1) if _AMD else (8, 2), "avx2": (3, 1), "neon": (3, 1)}.get(
+    INSTRUCTION_SET, (4, 1)
+)
+FEW = {"avx2": 2, "neon": 3}.get(INSTRUCTION_SET, 4)  # tokens of a tile when there are few
 
 # vpdpbusd takes one operand unsigned, so int8 weights are moved up by this much, and a sum starts from minus
 # as many times the sum of its activations. Nibbles are stored with 8 added for every instruction set.
@@ -60,9 +63,8 @@ def add_group(typing, totals, bits, values, scales, acts, starts, act_scales, bl
             words = (token_words(builder, pointer, R, C > 1) for pointer in acts)
             # Generators, so that what is loaded stands beside its use: LLVM keeps that order.
             steps = zip(zip(*columns, strict=True), words, strict=True)
-            first = (llvm.load(builder, start, I32, 4, m) for m in range(R))
-            first = [llvm.splat(builder, total, LANES // parts) for total in first]
-            sums = group_sums(builder, first, steps, C, small)
+            first = _starts(builder, start, R, LANES // parts)
+            sums = group_sums(builder, first, steps, R, C, small)
             after = _add_scaled(builder, before, sums, scales, act_scale, part)
             done.append(_in_step(builder, after) if parts > 1 else after)
         tile = ir.Constant(signature.return_type.llvm, ir.Undefined)
@@ -71,6 +73,12 @@ def add_group(typing, totals, bits, values, scales, acts, starts, act_scales, bl
         return tile
 
     return totals(totals, bits, values, scales, acts, starts, act_scales, block, group), generate
+
+
+def _starts(builder, pointer, rows, lanes):
+    """What each token's sums start from, in all lanes of a register."""
+    for m in range(rows):
+        yield llvm.splat(builder, llvm.load(builder, pointer, I32, 4, m), lanes)
 
 
 def _chunks(builder, pointer, small, part):
@@ -123,23 +131,24 @@ def _add_scaled(builder, totals, sums, scales, act_scale, part):
 # ---------------------------------------------------------------- products
 
 
-def group_sums(builder, starts, steps, columns, small):
+def group_sums(builder, starts, steps, rows, columns, small):
     """starts[m] + the products of 8 chunks of weights with token m's 8 words, for each column and token m.
 
-    steps  8 times (a chunk for each column, a word for each token), a register each
-    small  the weights are below 16 and unsigned; otherwise neither they nor the activations are -128, and
-           they have OFFSET[8] added
+    starts  a register for each of `rows` tokens, given when it is asked for
+    steps   8 times (a chunk for each column, a word for each token), a register each
+    small   the weights are below 16 and unsigned; otherwise neither they nor the activations are -128, and
+            they have OFFSET[8] added
     """
-    sums = starts * columns  # columns first
-    if INSTRUCTION_SET == "neon_i8mm" and len(starts) == 4:
-        return _sums_in_squares(builder, starts, steps, columns)
     if INSTRUCTION_SET in ("avx2", "neon") and small:
-        return _in_16_bits(builder, sums, steps)
+        return _in_16_bits(builder, starts, steps, rows, columns)
+    sums = [*starts] * columns  # columns first
+    if INSTRUCTION_SET == "neon_i8mm" and rows == 4:
+        return _sums_in_squares(builder, sums[:rows], steps, columns)
     dot4 = _dot4_avx2_signed if INSTRUCTION_SET == "avx2" else _DOT4[INSTRUCTION_SET]
     for chunks, words in steps:
         pairs = ((w, x) for w in chunks for x in words)
         sums = [dot4(builder, total, w, x) for total, (w, x) in zip(sums, pairs, strict=True)]
-        if INSTRUCTION_SET in ("avx512vnni", "neon") and len(sums) > 1:
+        if INSTRUCTION_SET in ("avx512vnni", "avx2", "neon") and len(sums) > 1:
             sums = _in_step(builder, sums)
     return sums
 
@@ -241,7 +250,7 @@ _DOT4 = {
 }
 
 
-def _in_16_bits(builder, sums, steps):
+def _in_16_bits(builder, starts, steps, rows, columns):
     """`group_sums` for small weights where there is no dot product in 32 bits: a group fits into int16.
 
     A lane adds up at most two products of each of 8 chunks, and 16 * 15 * 127 is below 2^15; so does a sum of
@@ -252,13 +261,14 @@ def _in_16_bits(builder, sums, steps):
         "neon": (_products_neon, _add_pairs_neon),
     }[INSTRUCTION_SET]
     zero = ir.Constant(ir.VectorType(I16, 16 if INSTRUCTION_SET == "avx2" else 8), None)
-    totals = [zero] * (len(sums) * (1 if INSTRUCTION_SET == "avx2" else 2))
+    each = 1 if INSTRUCTION_SET == "avx2" else 2  # registers of int16 for one of int32
+    totals = [zero] * (rows * columns * each)
     for chunks, words in steps:
         found = [v for w in chunks for x in words for v in products(builder, w, x)]
         totals = [builder.add(total, v) for total, v in zip(totals, found, strict=True)]
-        if len(sums) > 1:
+        if rows * columns > 1:
             totals = _in_step(builder, totals)
-    each = len(totals) // len(sums)
+    sums = [*starts] * columns  # asked for here, where there are registers for them
     return [add_pairs(builder, total, totals[i * each : (i + 1) * each]) for i, total in enumerate(sums)]
 
 

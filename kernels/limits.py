@@ -95,7 +95,7 @@ def _more(typing, state, x):
             own = [piece(lanes) for lanes in sums]
             for column in range(0, rows * columns, rows):
                 tokens = slice(column, column + rows)
-                own[tokens] = group_sums(builder, own[tokens], steps, 1, True)
+                own[tokens] = group_sums(builder, own[tokens], steps, rows, 1, True)
             done.append(own)
         sums = [llvm.joined(builder, pieces) for pieces in zip(*done, strict=True)]
         for i, lanes in enumerate([*sums, builder.bitcast(weights, INTS)]):

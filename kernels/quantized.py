@@ -6,7 +6,7 @@ walks over tiles of weights and blocks of tokens. A token's result depends neith
 threads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 
 import numpy as np
@@ -26,10 +26,15 @@ CACHED = 1 << 18  # bytes of activations that stay in a core's cache while all w
 NO_BIAS = np.zeros(0, np.float32)
 
 
-class packed_product:
-    """`pack.packed_product`: the integers are the same, their weighted sums up to rounding.
+def packed_product(
+    matrices: Sequence[Packed], biases: Sequence[np.ndarray | None]
+) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """`pack.packed_product`: the integers are the same, their weighted sums up to rounding."""
+    return Product(matrices, biases)
 
-    What does not change from product to product is found out once:
+
+class Product:
+    """The product with some matrices. What does not change from call to call is found out once:
 
     places   int64 (3, 3): addresses of a matrix's values and scales, and its tiles; zeros where there is none
     tiles    of all matrices

@@ -54,7 +54,7 @@ def assembly(machine: str, cpu: str, features: str, small: bool) -> str:
     steps = zip(((chunk,) for chunk in chunks), words, strict=True)
     places = [place(sums, m) for m in range(4)]
     starts = [builder.load(pointer, align=4) for pointer in places]
-    for pointer, total in zip(places, dot.group_sums(builder, starts, steps, 1, small), strict=True):
+    for pointer, total in zip(places, dot.group_sums(builder, starts, steps, 4, 1, small), strict=True):
         builder.store(total, pointer, align=4)
     builder.ret_void()
     target = binding.Target.from_triple(f"{machine}-unknown-linux-gnu")
