@@ -9,7 +9,7 @@ from pathlib import Path
 from mvlm_np import backend as backends
 from mvlm_np import cores, decoder, memory, projector, vision
 from mvlm_np.binder import PROJECTOR, VISION_TOWER, Binder, Manifest
-from mvlm_np.checkpoints.folder import Checkpoint
+from mvlm_np.checkpoints.checkpoint import Checkpoint
 from mvlm_np.checkpoints.loader import Loader, bits, check
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.checkpoints.tensors import Tensor
@@ -163,17 +163,5 @@ def require_memory(
 
 
 def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    inside = checkpoint.tokenizer
-    if inside is None:
-        path = checkpoint.path
-        return Tokenizer.from_folder(path if path.is_dir() else path.parent)
-    return Tokenizer(
-        inside.model,
-        legacy=inside.legacy,
-        where=checkpoint.path,
-        bos=inside.bos,
-        eos=inside.eos,
-        unk=inside.unk,
-        add_bos=inside.add_bos,
-        add_eos=inside.add_eos,
-    )
+    """TokenizerError: there is none, or it is not sound."""
+    return Tokenizer(checkpoint.read_tokenizer())

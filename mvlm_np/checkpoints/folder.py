@@ -3,7 +3,7 @@
     config.json                                     the decoder, the projector, the vision tower's name
     generation_config.json                          the end of an answer, if it says so
     model.safetensors | pytorch_model.bin           or shards with an `.index.json`
-    tokenizer.model, tokenizer_config.json          see inputs/tokenizer_files.py
+    tokenizer.model, tokenizer_config.json          see tokenizer_files.py
     and the vision tower's own folder               config.json, preprocessor_config.json, weights
 
 Where the CLIP weights come from is upstream's rule, see `Config.vision_in_checkpoint`. Shards must lie
@@ -13,10 +13,12 @@ names, only the files above are opened, and only if its config.json is a CLIP mo
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mvlm_np.binder import VISION_TOWER
+from mvlm_np.checkpoints.checkpoint import Checkpoint
 from mvlm_np.checkpoints.config_files import (
     decoder_config,
     end_tokens,
@@ -25,13 +27,13 @@ from mvlm_np.checkpoints.config_files import (
     model_config,
     vision_config,
 )
-from mvlm_np.checkpoints.gguf_tokenizer import GGUFTokenizer
 from mvlm_np.checkpoints.hub import find_cached, looks_like_name
 from mvlm_np.checkpoints.json_files import Fields, read_json, short
 from mvlm_np.checkpoints.pickles import read_pickle
 from mvlm_np.checkpoints.safetensors import read_safetensors
 from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tensors import Tensor
+from mvlm_np.checkpoints.tokenizer_files import read_folder
 from mvlm_np.config import OPENAI_CLIP, Config, ImageConfig, VisionConfig
 from mvlm_np.errors import CheckpointError
 
@@ -45,22 +47,6 @@ WEIGHTS = (
 READERS = {".safetensors": read_safetensors, ".bin": read_pickle}
 DOWNLOAD = "download the folder again"
 CLIP_PREFIX = "vision_model."
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model on disk, whatever its format: settings, unread tensors under Hugging Face's names, and remarks.
-
-    path       a model folder or a GGUF file; a tokenizer.model lies in it or beside it, but for:
-    tokenizer  that of a GGUF
-    notes      what a user should be told, a line each
-    """
-
-    path: Path
-    config: Config
-    tensors: Mapping[str, Tensor]
-    tokenizer: GGUFTokenizer | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def open_folder(
@@ -77,8 +63,8 @@ def open_folder(
     if not is_multimodal(get.values):
         if vision_tower is not None:
             raise CheckpointError(path, "reads text only", "no vision_tower", "leave vision_tower out")
-        config = Config(decoder_config(get.values, where))
-        return Checkpoint(path, _with_end_token(path, config), weights or read_weights(path))
+        config = _with_end_token(path, Config(decoder_config(get.values, where)))
+        return Checkpoint(path, config, weights or read_weights(path), partial(read_folder, path))
     tower = _tower_folder(path, get.text("mm_vision_tower"), vision_tower)
     aspect = get.text("image_aspect_ratio", "") or None
     config = model_config(get.values, where, *_tower_settings(tower, aspect))
@@ -103,7 +89,7 @@ def open_folder(
             "the folder of that CLIP model",
             "download it and pass it as vision_tower",
         )
-    return Checkpoint(path, config, tensors, notes=notes)
+    return Checkpoint(path, config, tensors, partial(read_folder, path), notes)
 
 
 def _with_end_token(path: Path, config: Config) -> Config:

@@ -7,38 +7,27 @@ features are taken before the last: select_layer then counts from that shorter e
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mvlm_np.checkpoints import gguf_names
+from mvlm_np.checkpoints.checkpoint import Checkpoint, StoredTokenizer
 from mvlm_np.checkpoints.config_files import decoder_config, model_config, vision_config
 from mvlm_np.checkpoints.gguf import GGUFFile, read_gguf, show
 from mvlm_np.checkpoints.gguf_blocks import need_package
-from mvlm_np.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
+from mvlm_np.checkpoints.gguf_tokenizer import MODEL, read_tokenizer
 from mvlm_np.checkpoints.json_files import Fields
 from mvlm_np.checkpoints.tensors import Tensor
+from mvlm_np.checkpoints.tokenizer_files import read_folder
 from mvlm_np.config import OPENAI_CLIP, Config, ImageConfig
 from mvlm_np.errors import CheckpointError, ConfigError
 
 
-@dataclass(frozen=True)
-class GGUFModel:
-    """config     what the settings of both files say
-    tensors    by Hugging Face's names, as in a MobileVLM checkpoint; the vision tower is always among them
-    tokenizer  None if a tokenizer.model lies beside the GGUF (which then counts), or if there is none
-    mmproj     the second file; None for a model without vision
-    """
-
-    config: Config
-    tensors: dict[str, Tensor]
-    tokenizer: GGUFTokenizer | None
-    mmproj: Path | None
-
-
-def open_gguf(path: Path, mmproj: Path | None = None) -> GGUFModel:
+def open_gguf(path: Path, mmproj: Path | None = None) -> Checkpoint:
     """The model in `path` and `mmproj`; without the latter, in the one `mmproj*.gguf` beside it, if any.
 
     Raises CheckpointError for damaged or foreign files, ConfigError for settings that are missing, out of
@@ -59,16 +48,25 @@ def open_gguf(path: Path, mmproj: Path | None = None) -> GGUFModel:
     decoder = decoder_config(values, path)
     tensors = _decoder_tensors(llm, decoder.num_attention_heads, decoder.num_key_value_heads)
     _check_rope_factors(llm, decoder.head_dim)
-    tokenizer = None
-    if not (path.parent / "tokenizer.model").exists():
-        tokenizer = read_tokenizer(llm.metadata, path)
+    tokenizer = _tokenizer(llm)
     mmproj = find_mmproj(path) if mmproj is None else Path(mmproj)
     if mmproj is None:
-        return GGUFModel(Config(decoder), tensors, tokenizer, None)
+        return Checkpoint(path, Config(decoder), tensors, tokenizer)
     tower = read_gguf(mmproj)
     need_package(tensor.dtype for tensor in tower.tensors.values())
     config, more = _with_vision(tower, values)
-    return GGUFModel(config, tensors | more, tokenizer, mmproj)
+    return Checkpoint(path, config, tensors | more, tokenizer)
+
+
+def _tokenizer(llm: GGUFFile) -> Callable[[], StoredTokenizer]:
+    """A tokenizer.model beside the GGUF counts; else the GGUF's own, which is read at once if it has one."""
+    path = llm.file.path
+    if (path.parent / "tokenizer.model").exists():
+        return partial(read_folder, path.parent)
+    if MODEL not in llm.metadata:
+        return partial(read_tokenizer, llm.metadata, path)  # which says that there is none
+    stored = read_tokenizer(llm.metadata, path)
+    return lambda: stored
 
 
 def find_mmproj(path: Path) -> Path | None:

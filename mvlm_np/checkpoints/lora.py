@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from mvlm_np.binder import VISION_TOWER
+from mvlm_np.checkpoints.checkpoint import Checkpoint
 from mvlm_np.checkpoints.config_files import is_multimodal, model_config
-from mvlm_np.checkpoints.folder import READERS, Checkpoint, open_folder
+from mvlm_np.checkpoints.folder import READERS, open_folder
 from mvlm_np.checkpoints.json_files import Fields, read_json, short
 from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tensors import Tensor
@@ -197,7 +198,11 @@ def _with_settings(
         ids = {key: getattr(base.config.decoder, key) for key in ("bos_token_id", "eos_token_id")}
         config = replace(model.config, decoder=replace(model.config.decoder, **ids))
         return replace(
-            model, path=base.path, config=config, tokenizer=base.tokenizer, notes=base.notes + model.notes
+            model,
+            path=base.path,
+            config=config,
+            read_tokenizer=base.read_tokenizer,
+            notes=base.notes + model.notes,
         )
     image = replace(base.config.image, aspect_ratio=get.text("image_aspect_ratio", "") or None)
     config = model_config(get.values, where, base.config.vision, image)

@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from mvlm_np.checkpoints.folder import Checkpoint, open_folder
+from mvlm_np.checkpoints.checkpoint import Checkpoint
+from mvlm_np.checkpoints.folder import open_folder
 from mvlm_np.checkpoints.gguf_model import open_gguf
 from mvlm_np.checkpoints.hub import cached_folder, is_unfinished, looks_like_name
 from mvlm_np.errors import CheckpointError, UserError
@@ -49,5 +50,4 @@ def _open_path(path: Path, vision_tower: Path | None, mmproj: Path | None) -> Ch
     if vision_tower is not None:
         found = "is a GGUF, which takes no vision_tower"
         raise CheckpointError(path, found, "mmproj", "name its mmproj file")
-    model = open_gguf(path, mmproj)
-    return Checkpoint(path, model.config, model.tensors, model.tokenizer)
+    return open_gguf(path, mmproj)

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import sentencepiece
 
+from mvlm_np.checkpoints.checkpoint import AddedToken, StoredTokenizer
 from mvlm_np.checkpoints.json_files import short
 from mvlm_np.checkpoints.sniff import show
+from mvlm_np.checkpoints.tokenizer_files import FIX, check_model, read_folder
 from mvlm_np.errors import PromptError, TokenizerError
 from mvlm_np.inputs.conversation import IMAGE_MARK
-from mvlm_np.inputs.tokenizer_files import FIX, AddedToken, check_model, read_folder
 
 IMAGE_TOKEN = -200  # stands for a whole picture among the ids of a prompt
 SPACE = "\u2581"  # how SentencePiece spells a space
@@ -36,48 +37,32 @@ codecs.register_error("mvlm_np.each", lambda error: ("\ufffd", getattr(error, "s
 
 
 class Tokenizer:
-    """A SentencePiece model and the added tokens around it.
+    """A SentencePiece model and the added tokens around it, as a checkpoint's files describe them.
 
-    model         the bytes of a `tokenizer.model`
-    legacy        True: text after an added token starts anew, with a space of its own, so that
-                  "</s>b" is `</s>`, `▁b`. False: it goes on as written: `</s>`, `b`
-    added_tokens  tokens to recognise inside text, besides bos, eos and unk
-    where         what errors call this tokenizer
-
-    `vocab_size` counts all ids, those of added tokens included. Raises TokenizerError when `model`
+    `vocab_size` counts all ids, those of added tokens included. Raises TokenizerError when `stored.model`
     is not a SentencePiece model or an added token's id does not fit it.
     """
 
-    def __init__(
-        self,
-        model: bytes,
-        legacy: bool = True,
-        added_tokens: Iterable[AddedToken] = (),
-        where: object = "tokenizer.model",
-        bos: str = "<s>",
-        eos: str = "</s>",
-        unk: str = "<unk>",
-        add_bos: bool = True,
-        add_eos: bool = False,
-    ):
-        self.where, self.legacy, self.add_bos, self.add_eos = where, legacy, add_bos, add_eos
-        self._model = _load(model, legacy, where)
+    def __init__(self, stored: StoredTokenizer):
+        self.where, self.legacy = stored.where, stored.legacy
+        self.add_bos, self.add_eos = stored.add_bos, stored.add_eos
+        self._model = _load(stored.model, stored.legacy, stored.where)
         try:
             self._pieces: list[str] = self._model.id_to_piece(list(range(len(self._model))))
         except UnicodeDecodeError:
-            raise TokenizerError(where, "a piece is not UTF-8", fix=FIX) from None
+            raise TokenizerError(self.where, "a piece is not UTF-8", fix=FIX) from None
         self._model_size = len(self._pieces)  # the ids from here on are added tokens'
-        self._unk = unk
-        named = {name: AddedToken(name, None, True, False, False) for name in (bos, eos, unk)}
-        self._added = named | {token.content: token for token in added_tokens if token.content}
+        *_, self._unk = roles = stored.bos, stored.eos, stored.unk
+        named = {name: AddedToken(name, None, True, False, False) for name in roles}
+        self._added = named | {token.content: token for token in stored.added_tokens if token.content}
         self._ids = self._number_added()
         self.vocab_size = len(self._pieces)
-        self.bos_id, self.eos_id, self.unk_id = (self._ids[name] for name in (bos, eos, unk))
+        self.bos_id, self.eos_id, self.unk_id = (self._ids[name] for name in roles)
         self.special_ids = frozenset(self._ids[t.content] for t in self._added.values() if t.special)
 
         longest_first = sorted(map(re.escape, self._added), key=len, reverse=True)
         self._split_at_added = re.compile(f"({'|'.join(longest_first)})").split
-        self._unk_length = len(self._model.encode(unk))
+        self._unk_length = len(self._model.encode(self._unk))
         # What decoding does with the spaces at the very start, seen from what encoding does there.
         self._strips_all = self._model.normalize(" ") == ""
         self._strips_one = self._model.normalize("a") != "a"
@@ -103,8 +88,7 @@ class Tokenizer:
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Tokenizer":
         """The tokenizer of a Hugging Face model folder; see `read_folder` for files and errors."""
-        files = read_folder(Path(folder))
-        return cls(where=Path(folder) / "tokenizer.model", **vars(files))
+        return cls(read_folder(Path(folder)))
 
     @property
     def appended(self) -> dict[str, int]:
