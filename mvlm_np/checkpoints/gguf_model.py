@@ -70,12 +70,29 @@ def _tokenizer(llm: GGUFFile) -> Callable[[], StoredTokenizer]:
 
 
 def find_mmproj(path: Path) -> Path | None:
-    """The mmproj that lies beside a model's GGUF. More than one is a CheckpointError that lists them."""
-    found = sorted(path.parent.glob("mmproj*.gguf"))
+    """The mmproj that lies beside a model's GGUF: a file with "mmproj" in its name, wherever that stands.
+
+    Of several, the one that is called like the model counts, as in MODEL.Q4_0.gguf and MODEL-mmproj-f16.gguf.
+    If that is not one, a CheckpointError lists them.
+    """
+    beside = [other for other in ggufs(path.parent) if "mmproj" in other.name.lower() and other != path]
+    alike = [other for other in beside if _stem(other) and path.name.lower().startswith(_stem(other))]
+    found = alike or beside
     if len(found) > 1:
         names = ", ".join(other.name for other in found)
-        raise CheckpointError(path, f"has several mmproj beside it: {names}", "one", "choose with mmproj=")
+        fix = "choose with --mmproj (mmproj= in Python)"
+        raise CheckpointError(path, f"has several mmproj beside it: {names}", "one", fix)
     return found[0] if found else None
+
+
+def ggufs(folder: Path) -> list[Path]:
+    """The files in a folder that are called GGUF."""
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".gguf"]
+
+
+def _stem(mmproj: Path) -> str:
+    """What stands before "mmproj" in a file's name: the model's name, or nothing."""
+    return mmproj.name.lower().partition("mmproj")[0].rstrip(".-_")
 
 
 class _Settings(Fields):

@@ -28,7 +28,11 @@ def cache_folder() -> Path:
 
 def find_cached(name: str) -> Path | None:
     """The newest downloaded snapshot of OWNER/NAME; where no branch was asked for, the only snapshot."""
-    folder = model_folder(name)
+    return newest_snapshot(model_folder(name))
+
+
+def newest_snapshot(folder: Path) -> Path | None:
+    """The same of a model's folder in the cache, models--OWNER--NAME."""
     snapshots = folder / "snapshots"
     try:
         revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()

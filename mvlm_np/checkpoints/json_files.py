@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mvlm_np.checkpoints.sniff import HEAD, show, what_is
+from mvlm_np.checkpoints.sniff import BOM, HEAD, show, what_is, why_unreadable
 from mvlm_np.errors import ConfigError, UserError
 
 MAX_JSON = 1 << 20  # bytes; the largest that is published, the 7B's index, has less than a tenth
@@ -29,11 +29,11 @@ def read_json(path: Path, error: type[UserError] = ConfigError) -> Any:
             raw = file.read(MAX_JSON + 1)
             size = os.fstat(file.fileno()).st_size
     except OSError as reason:
-        raise error(
-            path, f"cannot be read ({reason.strerror})", "a JSON file", "download the folder again"
-        ) from None
+        found, fix = why_unreadable(path, reason)
+        raise error(path, found, "a JSON file", fix) from None
     if len(raw) > MAX_JSON:
         raise error(path, f"has {size} bytes", f"at most {MAX_JSON}", "download it again")
+    raw = raw.removeprefix(BOM)
     if not raw.lstrip().startswith((b"{", b"[")):
         found, fix = what_is(raw[:HEAD]) if raw else ("is empty", "download it again")
         raise error(path, found, "a JSON file", fix)

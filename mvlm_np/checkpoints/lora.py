@@ -24,6 +24,7 @@ from mvlm_np.checkpoints.checkpoint import Checkpoint
 from mvlm_np.checkpoints.config_files import is_multimodal, model_config
 from mvlm_np.checkpoints.folder import READERS, open_folder
 from mvlm_np.checkpoints.json_files import Fields, read_json, short
+from mvlm_np.checkpoints.kinds import ADAPTER, adapter_in
 from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.errors import CheckpointError, ConfigError
@@ -82,7 +83,7 @@ def merged(base: Checkpoint, adapter: Path, vision_tower: Path | None = None) ->
     ConfigError: the adapter is of a kind that cannot be merged here, or its settings are unsound.
     CheckpointError: a tensor is missing, has no place in the base, or does not fit.
     """
-    recipe = read_recipe(adapter / "adapter_config.json")
+    recipe = read_recipe(adapter_in(adapter) / ADAPTER)
     pairs, whole = _sorted(_read(adapter, "adapter_model"))
     if not pairs:
         raise CheckpointError(adapter, "holds no matrices", "MODULE.lora_A.weight and MODULE.lora_B.weight")

@@ -13,7 +13,7 @@ from typing import Any
 
 from mvlm_np.checkpoints.checkpoint import AddedToken, StoredTokenizer
 from mvlm_np.checkpoints.json_files import read_json, short
-from mvlm_np.checkpoints.sniff import show
+from mvlm_np.checkpoints.sniff import show, why_unreadable
 from mvlm_np.errors import NoTokenizer, TokenizerError
 
 # LLaMA's model has 0.5 MB and 32,000 pieces, each a field. Reading as much as may be takes 100 MB.
@@ -188,15 +188,14 @@ def _typed(value: Any, kind: type, where: str) -> Any:
 def _read(path: Path, limit: int) -> bytes:
     """The bytes of a regular file of at most `limit` bytes."""
     try:
-        if not path.exists():
-            raise TokenizerError(path, "is a link to nothing", fix="copy it from the model's repository")
-        if not path.is_file():
+        if path.exists() and not path.is_file():
             raise TokenizerError(path, "is not a regular file", "a file")
         if path.stat().st_size > limit:
             raise TokenizerError(path, f"has {path.stat().st_size} bytes", f"at most {limit}", FIX)
         return path.read_bytes()
     except OSError as error:
-        raise TokenizerError(path, f"cannot be read ({error.strerror})", "a readable file") from None
+        found, fix = why_unreadable(path, error)
+        raise TokenizerError(path, found, "a tokenizer file", fix) from None
 
 
 def _read_json(files: Mapping[str, Path], name: str) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from mvlm_np.checkpoints.json_files import MAX_JSON
 from tests.checkpoints.hostile_configs import SETTINGS, TOWERS
-from tests.checkpoints.hostile_files import GOOD, Case, Changes, Content, as_json, link, sparse
+from tests.checkpoints.hostile_files import CONFIG, GOOD, Case, Changes, Content, as_json, link, sparse
 
 # -- JSON files that are none -------------------------------------------------------------------------
 
@@ -27,7 +27,10 @@ def broken(name: str) -> dict[str, Case]:
         "a directory": (Path.mkdir, r"is not a regular file, wanted a JSON file"),
         "a pipe": (os.mkfifo, r"is not a regular file"),
         "link to a device": (link("/dev/zero"), r"is not a regular file"),
-        "link to nowhere": (link("absent"), r"cannot be read \(No such file or directory\)"),
+        "link to nowhere": (
+            link("absent"),
+            r"is a link to 'absent', which is not there, wanted a JSON file",
+        ),
         "link to itself": (link(Path(name).name), r"cannot be read \(Too many levels of symbolic links\)"),
         "100 MB": (sparse(100 << 20), rf"has 104857600 bytes, wanted at most {MAX_JSON}"),
         "empty": (b"", r"is empty, wanted a JSON file"),
@@ -40,7 +43,7 @@ def broken(name: str) -> dict[str, Case]:
         "a text": (b'"hidden_size"', r"is a text that begins '\"hidden_size\"', wanted a JSON file"),
         "cut off": (b'{"hidden_size": 8', r"cannot be read as JSON: Expecting ',' delimiter"),
         "not UTF-8": (b'{"\xff": 1}', r"cannot be read as JSON: 'utf-8' codec can't decode byte 0xff"),
-        "UTF-16": ("{}".encode("utf-16"), r"is of an unknown kind"),
+        "UTF-16": ("{}".encode("utf-16"), r"is a text in UTF-16, wanted a JSON file; save it in UTF-8"),
         "deep": (
             b'{"a": ' + b"[" * _DEEP + b"]" * _DEEP + b"}",
             r"cannot be read as JSON: it is nested too deeply",
@@ -71,6 +74,14 @@ def placed(file: Any, rule: str = "wanted a .safetensors file beside it") -> Cas
     return changes, rf"index\.json: weight_map: names the file .*, {rule}"
 
 
+def _lost_shard() -> Changes:
+    """The good model behind an index that promises one tensor more than the file holds."""
+    arrays = load(GOOD["model.safetensors"])
+    kept = {name: array for name, array in arrays.items() if name != "model.norm.weight"}
+    index = {"weight_map": dict.fromkeys(arrays, "a.safetensors")}
+    return {"model.safetensors": None, INDEX: as_json(index), "a.safetensors": save(kept)}
+
+
 _BOTH = {"w": "a.safetensors", "v": "b.safetensors"}
 _WHERE = r"index\.json: weight_map: found"
 
@@ -88,22 +99,22 @@ INDEXES: dict[str, Case] = {
     "a NUL": placed("a\0.safetensors"),
     "terminal escapes": placed("\x1b[2J.safetensors"),
     "100 kB of dots": placed("../" * 33_000 + "a.safetensors"),
-    "shard missing": (shards(_BOTH, b_safetensors=None), r"b\.safetensors: cannot be opened \(No such file"),
+    "shard missing": (shards(_BOTH, b_safetensors=None), r"b\.safetensors: cannot be read \(No such file"),
     "shard a device": (
         shards(_BOTH, b_safetensors=link("/dev/zero")),
-        r"b\.safetensors: cannot be opened \(not a regular file\)",
+        r"b\.safetensors: cannot be read \(not a regular file\)",
     ),
     "shard a link to nowhere": (
         shards(_BOTH, b_safetensors=link("absent")),
-        r"b\.safetensors: cannot be opened \(No such file",
+        r"b\.safetensors: is a link to 'absent', which is not there",
     ),
     "shard a directory": (
         shards(_BOTH, b_safetensors=Path.mkdir),
-        r"b\.safetensors: cannot be opened \(not a regular file\)",
+        r"b\.safetensors: cannot be read \(not a regular file\)",
     ),
     "shard a pipe": (
         shards(_BOTH, b_safetensors=os.mkfifo),
-        r"b\.safetensors: cannot be opened \(not a regular file",
+        r"b\.safetensors: cannot be read \(not a regular file",
     ),
     "shard an LFS pointer": (
         shards(_BOTH, b_safetensors=b"version https://git-lfs.github.com/spec/v1\n"),
@@ -111,24 +122,17 @@ INDEXES: dict[str, Case] = {
     ),
     "shard linked to another": (
         shards(_BOTH, b_safetensors=link("a.safetensors")),
-        r"b\.safetensors: 'w': is not where the index says, wanted 'a\.safetensors'",
+        r"do not fit config\.json: 23 missing",
     ),
-    "tensors swapped": (
-        shards({"w": "b.safetensors", "v": "a.safetensors"}),
-        r"a\.safetensors: 'w': is not where the index says, wanted 'b\.safetensors'",
+    "tensor in two shards, not the same": (
+        shards(_BOTH, b_safetensors=save({name: np.ones(1, np.float32) for name in "wv"})),
+        r"b\.safetensors: 'w': is in a\.safetensors with other values, wanted one",
     ),
-    "tensor in two shards": (
-        shards(_BOTH, b_safetensors=save({name: np.zeros(1, np.float32) for name in "wv"})),
-        r"b\.safetensors: 'w': is not where the index says, wanted 'a\.safetensors'",
+    "tensor in two shards, of two types": (
+        shards(_BOTH, b_safetensors=save({name: np.zeros(1, np.int32) for name in "wv"})),
+        r"b\.safetensors: 'w': is in a\.safetensors with other values",
     ),
-    "tensor not in the index": (
-        shards({"w": "a.safetensors", "x": "b.safetensors"}),
-        r"b\.safetensors: 'v': is not where the index says, wanted None",
-    ),
-    "tensors in no shard": (
-        shards(_BOTH | {"x": "a.safetensors", "y": "b.safetensors"}),
-        r"index\.json: places 2 tensors in files that do not hold them, 'x' for one",
-    ),
+    "tensors in no shard": (_lost_shard(), r"do not fit config\.json: 1 missing: model\.norm\.weight"),
     "map missing": (shards(None), rf"{_WHERE} None, wanted an object of tensor names and files"),
     "map empty": (shards({}), rf"{_WHERE} \{{\}}, wanted"),
     "map a list": (shards([["w", "a.safetensors"]]), rf"{_WHERE} \[\['w', 'a.safetensors'\]\], wanted"),
@@ -156,22 +160,42 @@ INDEXES: dict[str, Case] = {
     ),
 }
 
+
+def quantised(weights: dict[str, np.ndarray] | bytes, how: object = {"quant_method": "gptq"}) -> Changes:
+    """The good folder with settings of another tool's quantisation, and weights that it may have written."""
+    content = weights if isinstance(weights, bytes) else save(weights)
+    return {"config.json": as_json(CONFIG | {"quantization_config": how}), "model.safetensors": content}
+
+
 WEIGHTS: dict[str, Case] = {
+    "of another tool": (
+        quantised({"model.layers.0.mlp.up_proj.qweight": np.zeros((1, 8), np.int32)}),
+        r"config\.json: quantization_config: found 'gptq', whose .*; take the model before that",
+    ),
+    "of a type of another tool": (
+        quantised(save({"w": np.zeros(1, np.float32)}).replace(b'"F32"', b'"F8_E4M3"')),
+        r"quantization_config: found 'gptq'",
+    ),
+    "of a tool without a name": (
+        quantised({"w": np.zeros(1, np.uint8)}, {"load_in_4bit": True}),
+        r"quantization_config: found .*load_in_4bit",
+    ),
+    "of a tool that is a list": (quantised({"w": np.zeros(1, np.uint8)}, [1]), r"quantization_config: found"),
     "none": (
         {"model.safetensors": None},
         r"holds no weights, wanted one of model\.safetensors, .*; download",
     ),
     "a directory": (
         {"model.safetensors": Path.mkdir},
-        r"model\.safetensors: cannot be opened \(not a regular file\)",
+        r"model\.safetensors: cannot be read \(not a regular file\)",
     ),
     "a link to a device": (
         {"model.safetensors": link("/dev/zero")},
-        r"model\.safetensors: cannot be opened \(not a regular file\)",
+        r"model\.safetensors: cannot be read \(not a regular file\)",
     ),
     "a link to nowhere": (
         {"model.safetensors": link("../blobs/absent")},
-        r"model\.safetensors: cannot be opened \(No such file",
+        r"model\.safetensors: is a link to '\.\./blobs/absent', which is not there, .*; copy the files",
     ),
     "a web page": ({"model.safetensors": b"<!doctype html>"}, r"model\.safetensors: is a web page"),
     "of another model": (
@@ -241,7 +265,8 @@ TOKENIZERS: dict[str, Case] = {
 }
 
 CASES: dict[str, Case] = {
-    **broken("config.json"),
+    **{name: case for name, case in broken("config.json").items() if "missing" not in name},
+    "no config.json": ({"config.json": None}, r"holds weights, but no config\.json, wanted both; copy it"),
     **{name: case for name, case in broken("clip/config.json").items() if "missing" not in name},
     **{f"config: {name}": case for name, case in SETTINGS.items()},
     **{f"tower: {name}": case for name, case in TOWERS.items()},

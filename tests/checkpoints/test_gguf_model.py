@@ -15,13 +15,12 @@ from mvlm_np.checkpoints.checkpoint import Checkpoint
 from mvlm_np.checkpoints.gguf_model import find_mmproj, open_gguf
 from mvlm_np.checkpoints.gguf_names import decoder_name, decoder_names, mmproj_name, mmproj_names
 from mvlm_np.checkpoints.safetensors import read_safetensors
-from mvlm_np.config import Config
 from mvlm_np.errors import CheckpointError, ConfigError, TokenizerError
 from tests.checkpoints.gguf_models import (
     TYPES,
     assert_stored,
     package_decoder,
-    package_mmproj,
+    pair,
     random_weights,
     small_config,
     tokenizer_model,
@@ -31,15 +30,6 @@ from tests.conftest import shared_path
 TOWER = "model.vision_tower.vision_tower."
 VISION = f"{TOWER}vision_model."
 PROJECTORS = ["ldpnetv2", "ldpnet", "mlp2x_gelu"]
-
-
-def pair(
-    folder: Path, config: Config, kind: str = "F16", **mmproj: Any
-) -> tuple[Path, dict[str, np.ndarray]]:
-    """A model's two files by the gguf package, and the weights that went into them."""
-    weights = random_weights(config)
-    package_mmproj(folder / "mmproj-model-f16.gguf", config, weights, **mmproj)
-    return package_decoder(folder / "model.gguf", config, weights, kind), weights
 
 
 # -- Weights ----------------------------------------------------------------------------------------------

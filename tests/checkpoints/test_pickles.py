@@ -229,7 +229,7 @@ def test_a_whole_module_is_refused(tmp_path):
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     for path in (tmp_path / "absent.bin", tmp_path):
-        with pytest.raises(CheckpointError, match="cannot be opened"):
+        with pytest.raises(CheckpointError, match="cannot be read"):
             read_pickle(path)
 
 
