@@ -113,7 +113,7 @@ def test_a_tied_model_may_hold_its_lm_head_twice(tmp_path: Path) -> None:
     assert "lm_head.weight" not in state
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
     tensors = bound_tensors(open_folder(write_model(tmp_path, state, FORMS["pytorch_model.bin"], **changes)))
-    assert "decoder.lm_head.weight" not in tensors and "decoder.embed_tokens.weight" in tensors
+    assert "lm_head.weight" not in tensors and "model.embed_tokens.weight" in tensors
 
 
 def test_an_untied_model_needs_its_lm_head(tmp_path: Path) -> None:
@@ -534,12 +534,8 @@ def test_a_tower_on_the_trainers_machine_is_known_by_its_name(tmp_path: Path, na
     assert len(model.notes) == 1 and "is taken for openai/clip-vit-large-patch14-336" in model.notes[0]
 
 
-@pytest.mark.parametrize(
-    "named", ["/mnt/clip-vit-large-patch14", "clip-vit-large-patch14-336-tuned", "/", ""]
-)
+@pytest.mark.parametrize("named", ["/mnt/clip-vit-large-patch14", "clip-vit-large-patch14-336-tuned"])
 def test_another_tower_is_not_taken_for_the_known_one(tmp_path: Path, named: str) -> None:
     write_json(tmp_path, TINY | {"config.json": TINY["config.json"] | {"mm_vision_tower": named}})
-    with pytest.raises(
-        CheckpointError, match=r"there is no CLIP folder .*name its place with --vision-tower"
-    ):
+    with pytest.raises(CheckpointError, match=r"there is no CLIP folder .*name its place with --vision"):
         open_folder(tmp_path, weights={})

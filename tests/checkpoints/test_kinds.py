@@ -137,7 +137,7 @@ def test_a_model_may_be_given_as_an_address(tmp_path: Path, given: str) -> None:
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     copy(tmp_path / "model")
-    tower = shutil.copytree(DATA / "golden/ldp/clip", tmp_path / "tower")
+    tower = shutil.copytree(DATA / "golden/ldpv2/clip", tmp_path / "tower")
     found = open_checkpoint("~/model", vision_tower="~/tower")
     assert found.path == tmp_path / "model" and str(tower) in found.notes[0]
     with pytest.raises(CheckpointError, match=rf"^{tmp_path}/absent/x: does not exist, wanted a model"):
