@@ -96,7 +96,7 @@ def convert_to_gguf(
             checkpoint.read_tokenizer().model,
             GGUF_PRECISIONS[precision],
             name=checkpoint.path.stem,
-            added_tokens=tokenizer.appended,
+            added_tokens={text: i for text, i in tokenizer.appended.items() if text not in tokenizer.beyond},
             legacy=tokenizer.legacy,
             chat_template=as_jinja("v1") if checkpoint.config.vision else None,
             quality=quality,
@@ -229,6 +229,7 @@ def _write_settings(checkpoint: Checkpoint, part: Path) -> None:
     here = checkpoint.path / "config.json"
     values: dict[str, Any] = dict(read_json(here)) if here.is_file() else {}
     values |= asdict(config.decoder) | {"hidden_act": "silu"}
+    values.pop("quantization_config", None)  # of which nothing is true any more
     if config.vision is None:
         values |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     else:

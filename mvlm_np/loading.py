@@ -99,7 +99,14 @@ def load(
             tensor.forget()
 
     return MobileVLM(
-        checkpoint.config, *weights, ops, lambda: open_tokenizer(checkpoint), notes, cache, give_back
+        checkpoint.config,
+        *weights,
+        ops,
+        lambda: open_tokenizer(checkpoint),
+        notes,
+        cache,
+        give_back,
+        checkpoint.no_vision,
     )
 
 
@@ -163,5 +170,5 @@ def require_memory(
 
 
 def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """TokenizerError: there is none, or it is not sound."""
-    return Tokenizer(checkpoint.read_tokenizer())
+    """TokenizerError: there is none, it is not sound, or it is another model's."""
+    return Tokenizer(checkpoint.read_tokenizer(), checkpoint.config.decoder.vocab_size)

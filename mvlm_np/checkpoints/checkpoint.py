@@ -58,6 +58,7 @@ class Checkpoint:
     path            a model folder or a GGUF file
     read_tokenizer  reads the tokenizer's files. A model may have none, and still generate ids: then it is
                     this call that raises NoTokenizer, not opening
+    no_vision       what to do, if the model has no vision tower and is to read pictures
     notes           what a user should be told, a line each
     """
 
@@ -66,3 +67,4 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     read_tokenizer: Callable[[], StoredTokenizer]
     notes: list[str] = field(default_factory=list)
+    no_vision: str = "load a MobileVLM checkpoint for pictures"

@@ -26,6 +26,10 @@ from mvlm_np.checkpoints.tokenizer_files import read_folder
 from mvlm_np.config import OPENAI_CLIP, Config, ImageConfig
 from mvlm_np.errors import CheckpointError, ConfigError
 
+NO_MMPROJ = (
+    "for pictures a GGUF needs its mmproj, and none lies beside it: name it with --mmproj (mmproj= in Python)"
+)
+
 
 def open_gguf(path: Path, mmproj: Path | None = None) -> Checkpoint:
     """The model in `path` and `mmproj`; without the latter, in the one `mmproj*.gguf` beside it, if any.
@@ -51,7 +55,7 @@ def open_gguf(path: Path, mmproj: Path | None = None) -> Checkpoint:
     tokenizer = _tokenizer(llm)
     mmproj = find_mmproj(path) if mmproj is None else Path(mmproj)
     if mmproj is None:
-        return Checkpoint(path, Config(decoder), tensors, tokenizer)
+        return Checkpoint(path, Config(decoder), tensors, tokenizer, no_vision=NO_MMPROJ)
     tower = read_gguf(mmproj)
     need_package(tensor.dtype for tensor in tower.tensors.values())
     config, more = _with_vision(tower, values)
@@ -129,19 +133,22 @@ def _decoder_values(llm: GGUFFile, get: _Settings) -> dict[str, Any]:
     get.only("llama.attention.causal", True)
     path, tokens = llm.file.path, llm.metadata.get("tokenizer.ggml.tokens")
     count = len(tokens) if isinstance(tokens, list) and tokens else None
+    vocab = get.whole("llama.vocab_size", count)
+    end = get.whole("tokenizer.ggml.eos_token_id", 2, least=0, most=vocab - 1)
+    turn = get.whole("tokenizer.ggml.eot_token_id", end, least=0, most=vocab - 1)
     values = {
         "hidden_size": (width := get.whole("llama.embedding_length", most=1 << 16)),
         "intermediate_size": get.whole("llama.feed_forward_length", most=1 << 18),
         "num_hidden_layers": get.whole("llama.block_count", most=1024),
         "num_attention_heads": (heads := get.whole("llama.attention.head_count", most=1 << 12)),
         "num_key_value_heads": get.whole("llama.attention.head_count_kv", heads, most=1 << 12),
-        "vocab_size": (vocab := get.whole("llama.vocab_size", count)),
+        "vocab_size": vocab,
         "rms_norm_eps": get.number("llama.attention.layer_norm_rms_epsilon", most=1),
         "rope_theta": get.number("llama.rope.freq_base", 10000.0),
         "max_position_embeddings": get.whole("llama.context_length"),
         "tie_word_embeddings": "output.weight" not in llm.tensors,
         "bos_token_id": get.whole("tokenizer.ggml.bos_token_id", 1, least=0, most=vocab - 1),
-        "eos_token_id": get.whole("tokenizer.ggml.eos_token_id", 2, least=0, most=vocab - 1),
+        "eos_token_id": [end] if turn == end else [end, turn],
     }
     for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
         get.only(f"llama.{key}", width // heads)

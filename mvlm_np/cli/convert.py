@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mvlm_np.cli.calls import place
 from mvlm_np.errors import UserError
+from mvlm_np.paths import local
 
 PRECISIONS = {"folder": ("float32", "bf16", "int8", "int4"), "gguf": ("float16", "int8", "int4")}
 
@@ -46,13 +47,16 @@ def run(args: argparse.Namespace) -> int:
     from mvlm_np.checkpoints.opening import open_checkpoint
     from mvlm_np.cli.progress import bar, counting_bytes
     from mvlm_np.converting import convert, convert_to_gguf
-    from mvlm_np.loading import manifest
+    from mvlm_np.loading import manifest, open_tokenizer
 
     checkpoint = open_checkpoint(args.source, args.vision_tower, args.mmproj)
     if args.lora is not None:
-        tower = Path(args.vision_tower) if args.vision_tower is not None else None
+        tower = Path(local(args.vision_tower)) if args.vision_tower is not None else None
         checkpoint = merged(checkpoint, args.lora, tower)
-    for note in checkpoint.notes:
+    notes = list(checkpoint.notes)
+    if args.to == "gguf":
+        notes += open_tokenizer(checkpoint).notes()
+    for note in notes:
         print(f"mvlm: note: {note}", file=sys.stderr)
     destination = args.destination
     if args.to == "gguf":

@@ -39,11 +39,14 @@ codecs.register_error("mvlm_np.each", lambda error: ("\ufffd", getattr(error, "s
 class Tokenizer:
     """A SentencePiece model and the added tokens around it, as a checkpoint's files describe them.
 
+    rows  of the model's table of embeddings, if that is known. Added tokens `beyond` it may be listed, as
+          long as no text contains one
+
     `vocab_size` counts all ids, those of added tokens included. Raises TokenizerError when `stored.model`
-    is not a SentencePiece model or an added token's id does not fit it.
+    is not a SentencePiece model, has more pieces than `rows`, or an added token's id does not fit it.
     """
 
-    def __init__(self, stored: StoredTokenizer):
+    def __init__(self, stored: StoredTokenizer, rows: int | None = None):
         self.where, self.legacy = stored.where, stored.legacy
         self.add_bos, self.add_eos = stored.add_bos, stored.add_eos
         self._model = _load(stored.model, stored.legacy, stored.where)
@@ -62,6 +65,11 @@ class Tokenizer:
 
         longest_first = sorted(map(re.escape, self._added), key=len, reverse=True)
         self._split_at_added = re.compile(f"({'|'.join(longest_first)})").split
+        self.beyond = {text: i for text, i in self.appended.items() if rows is not None and i >= rows}
+        if rows is not None and self._model_size > rows:
+            found = f"has {self._model_size} pieces"
+            raise TokenizerError(self.where, found, f"at most the model's {rows}", "copy the model's own")
+        self._rows = rows
         self._unk_length = len(self._model.encode(self._unk))
         # What decoding does with the spaces at the very start, seen from what encoding does there.
         self._strips_all = self._model.normalize(" ") == ""
@@ -95,6 +103,17 @@ class Tokenizer:
         """The tokens that the SentencePiece model does not have, and their ids."""
         return {text: number for text, number in self._ids.items() if number >= self._model_size}
 
+    def notes(self) -> list[str]:
+        """What a user should know of how the tokenizer fits the model, a line each."""
+        notes = []
+        if self.beyond:
+            tokens = ", ".join(f"{show(text)} = {i}" for text, i in list(self.beyond.items())[:4])
+            notes.append(f"{self.where}: beside it are tokens that the model has no row for, {tokens}")
+        if self._rows is not None and self.vocab_size < self._rows:
+            more = self._rows - self.vocab_size
+            notes.append(f"the model has {more} ids more than the tokenizer; they are never chosen")
+        return notes
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, BOS first: `tokenizer(text).input_ids` of the published code.
 
@@ -111,6 +130,13 @@ class Tokenizer:
             if self._added[parts[i]].rstrip:
                 parts[i + 1] = parts[i + 1].lstrip()
 
+        if unknown := next((token for token in parts[1::2] if token in self.beyond), None):
+            raise PromptError(
+                f"the text: {show(unknown)}",
+                f"is token {self.beyond[unknown]} by the tokenizer's files",
+                f"one of the model's {self._rows}",
+                "leave it out, or take it out of added_tokens.json",
+            )
         ids = self._encode_plain(parts[0])
         starts_special = len(parts) > 1 and self._added[parts[1]].special
         if starts_special and not self.legacy and self._spell(ids) == [SPACE]:

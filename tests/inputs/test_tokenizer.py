@@ -244,7 +244,7 @@ def test_tokens_that_newer_transformers_lists_in_the_config_are_read(tmp_path: P
 CONFIG, MAP, ADDED_FILE = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 BROKEN_FILES: dict[str, tuple[dict[str, Any], str]] = {
     "not JSON": ({CONFIG: b"{"}, f"{CONFIG}: cannot be read as JSON"),
-    "not text": ({MAP: b"\xff\xfe\xff"}, f"{MAP}: is of an unknown kind"),
+    "not text": ({MAP: b"\xff\xfe\xff"}, f"{MAP}: is a text in UTF-16"),
     "deep JSON": ({CONFIG: b"[" * 100_000}, f"{CONFIG}: cannot be read as JSON: it is nested too deeply"),
     "large JSON": ({CONFIG: b" " * (1 << 21)}, f"{CONFIG}: has 2097152 bytes, wanted at most"),
     "not an object": ({CONFIG: []}, f"{CONFIG}: found \\[\\], wanted dict"),
@@ -355,7 +355,7 @@ def test_missing_odd_and_huge_files_are_refused_unread(tmp_path: Path) -> None:
 def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
     # An interrupted download leaves such links; silently taking defaults would change the ids.
     (folder_with(tmp_path, {}) / CONFIG).symlink_to(tmp_path / "nowhere")
-    with pytest.raises(TokenizerError, match=f"{CONFIG}: cannot be read .No such file"):
+    with pytest.raises(TokenizerError, match=f"{CONFIG}: is a link to .*, which is not there"):
         Tokenizer.from_folder(tmp_path)
 
 
