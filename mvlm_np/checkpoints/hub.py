@@ -17,6 +17,12 @@ def looks_like_name(text: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text, re.ASCII) is not None
 
 
+def name_in(text: str) -> str:
+    """OWNER/NAME in what people copy: a name, perhaps with a slash behind it, or the address of its page."""
+    address = re.fullmatch(r"https?://[^/]+/(?:models/)?([^/]+/[^/?#]+)(?:[/?#].*)?", text.strip())
+    return address[1] if address else text.strip().rstrip("/")
+
+
 def cache_folder() -> Path:
     """Where the hub's package keeps its downloads, by the same environment variables."""
     base = os.environ.get("XDG_CACHE_HOME", "~/.cache")

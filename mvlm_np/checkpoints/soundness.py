@@ -10,9 +10,8 @@ from math import prod
 
 import numpy as np
 
+from mvlm_np.checkpoints.lora import VOCABULARY
 from mvlm_np.checkpoints.tensors import CHUNK, Tensor
-
-VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # whose padding may be zeros
 
 
 @dataclass

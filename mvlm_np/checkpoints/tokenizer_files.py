@@ -26,6 +26,7 @@ LLAMA_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
+JSON = "tokenizer.json"  # all that transformers 5 saves of a tokenizer; read where there is no MODEL
 MODEL, CONFIG, MAP, ADDED = FILES = (
     "tokenizer.model",
     "tokenizer_config.json",

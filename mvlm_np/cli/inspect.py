@@ -73,9 +73,11 @@ def _verify(args: argparse.Namespace) -> int:
 
     path = Path(local(args.path))
     folder = path.parent if path.is_file() else path
+    notes: list[str] = []
     with counting_bytes("verify") as count:
         if (folder / NAME).is_file():
-            problems, notes, sound = verify(folder, count), [], "every file is as it was written"
+            problems = verify(folder, count)
+            sound = "every file is as it was written"
         else:
             problems, notes, sound = _examine(args, count)
     if args.json:

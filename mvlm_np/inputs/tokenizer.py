@@ -108,7 +108,7 @@ class Tokenizer:
         notes = []
         if self.beyond:
             tokens = ", ".join(f"{show(text)} = {i}" for text, i in list(self.beyond.items())[:4])
-            notes.append(f"{self.where}: beside it are tokens that the model has no row for, {tokens}")
+            notes.append(f"{self.where}: the model has no row for {tokens}; no text may contain one")
         if self._rows is not None and self.vocab_size < self._rows:
             more = self._rows - self.vocab_size
             notes.append(f"the model has {more} ids more than the tokenizer; they are never chosen")
