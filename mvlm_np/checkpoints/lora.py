@@ -276,9 +276,7 @@ def _sorted(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]]
             pairs.setdefault(factor[1], {})[factor[2]] = tensor
         elif name == key or ".lora_" in name:
             raise _refusal(tensor, "is of no known kind", f"{_PREFIX}MODULE.lora_A.weight and its like")
-        elif (
-            ".original_module." not in name
-        ):  # PEFT may save it along, and drops it when merging
+        elif ".original_module." not in name:  # PEFT may save it along, and drops it when merging
             whole[re.sub(r"\.(base_layer|modules_to_save)\.", ".", name)] = tensor
     return pairs, whole
 

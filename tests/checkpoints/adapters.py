@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from mvlm_np.checkpoints.folder import Checkpoint, open_folder
+from mvlm_np.checkpoints.checkpoint import Checkpoint
+from mvlm_np.checkpoints.folder import open_folder
 from mvlm_np.checkpoints.lora import merged
 from tests.conftest import DATA
 
