@@ -20,6 +20,7 @@ import numpy as np
 from mvlm_np.binder import VISION_TOWER
 from mvlm_np.checkpoints import packed
 from mvlm_np.checkpoints.checkpoint import Checkpoint
+from mvlm_np.checkpoints.gguf_tokenizer import as_sentencepiece
 from mvlm_np.checkpoints.gguf_writer import write_gguf_pair
 from mvlm_np.checkpoints.json_files import read_json
 from mvlm_np.checkpoints.loader import bits
@@ -93,7 +94,7 @@ def convert_to_gguf(
             part,
             tensors,
             checkpoint.config,
-            checkpoint.read_tokenizer().model,
+            as_sentencepiece(checkpoint.read_tokenizer()),
             GGUF_PRECISIONS[precision],
             name=checkpoint.path.stem,
             added_tokens={text: i for text, i in tokenizer.appended.items() if text not in tokenizer.beyond},
@@ -268,7 +269,7 @@ def _write_tokenizer(checkpoint: Checkpoint, part: Path) -> None:
     for name, path in stored.files.items():
         shutil.copyfile(path, part / name)
     if not stored.files:
-        (part / "tokenizer.model").write_bytes(stored.model)
+        (part / "tokenizer.model").write_bytes(as_sentencepiece(stored))
         settings = {
             "tokenizer_class": "LlamaTokenizer",
             "legacy": stored.legacy,

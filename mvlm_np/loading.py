@@ -17,6 +17,7 @@ from mvlm_np.config import Config
 from mvlm_np.decoder import DecoderWeights
 from mvlm_np.errors import MemoryNeeded, UserError
 from mvlm_np.inputs.tokenizer import Tokenizer
+from mvlm_np.inputs.tokenizer import make as make_tokenizer
 from mvlm_np.kv_cache import TYPES as CACHES
 from mvlm_np.kv_cache import bytes_per_position
 from mvlm_np.model import MobileVLM
@@ -171,4 +172,4 @@ def require_memory(
 
 def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """TokenizerError: there is none, it is not sound, or it is another model's."""
-    return Tokenizer(checkpoint.read_tokenizer(), checkpoint.config.decoder.vocab_size)
+    return make_tokenizer(checkpoint.read_tokenizer(), checkpoint.config.decoder.vocab_size)

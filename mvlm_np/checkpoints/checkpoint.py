@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mvlm_np.checkpoints.tensors import Tensor
+from mvlm_np.checkpoints.tokenizer_json import BytePairModel
 from mvlm_np.config import Config
 
 
@@ -27,9 +28,9 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class StoredTokenizer:
-    """A tokenizer as the files describe it; `inputs.tokenizer.Tokenizer` is made from it.
+    """A tokenizer as the files describe it; `inputs.tokenizer.make` makes one of it.
 
-    model         the bytes of a SentencePiece model
+    model         the bytes of a SentencePiece model, or what a tokenizer.json says
     legacy        True: text after an added token starts anew, with a space of its own, so that
                   "</s>b" is `</s>`, `▁b`. False: it goes on as written: `</s>`, `b`
     added_tokens  tokens to recognise inside text, besides bos, eos and unk
@@ -39,7 +40,7 @@ class StoredTokenizer:
     files         the files that all this was read from, by name; none for a GGUF's own tokenizer
     """
 
-    model: bytes
+    model: bytes | BytePairModel
     legacy: bool = True
     added_tokens: tuple[AddedToken, ...] = ()
     where: object = "tokenizer.model"

@@ -124,6 +124,36 @@ def _refuse(where: object, item: str, found: str, wanted: str | None = None) -> 
     raise TokenizerError(f"{where}: {item}", found, wanted, _FIX)
 
 
+def as_sentencepiece(stored: StoredTokenizer) -> bytes:
+    """The tokenizer as a SentencePiece model, as which llama.cpp keeps it.
+
+    A tokenizer.json has no scores: a piece gets one by the place where it is first put together, the later
+    the lower. That gives the same ids, but where two overlapping pairs join to the same piece.
+    """
+    model = stored.model
+    if isinstance(model, bytes):
+        return model
+    places = {joined: i for i, (_, _, joined) in reversed(list(enumerate(model.merges)))}
+    special = {token.id for token in model.added if token.special}
+    codes = {f"<0x{byte:02X}>" for byte in range(256)}
+    codes = codes if model.byte_fallback and codes.issubset(model.pieces[: model.size]) else set()
+    unk, bos, eos = (model.pieces.index(role) for role in (stored.unk, stored.bos, stored.eos))
+
+    def kind(i: int, text: str) -> int:
+        if i == unk:
+            return UNKNOWN
+        return CONTROL if i in special | {bos, eos} else BYTE if text in codes else NORMAL
+
+    pieces = [
+        Piece(text, -float(places.get(i, len(model.merges))), kind(i, text))
+        for i, text in enumerate(model.pieces[: model.size])
+    ]
+    if max(unk, bos, eos) >= model.size:
+        raise TokenizerError(stored.where, "has bos, eos or unk among its added tokens", "among its pieces")
+    spaced = model.metaspace in ("always", "first") or any(step[0] == "prepend" for step in model.normalizer)
+    return _model(pieces, unk, bos, eos, spaced)
+
+
 def _model(pieces: Sequence[Piece], unk: int, bos: int, eos: int, add_dummy_prefix: bool) -> bytes:
     entries = (
         _bytes(1, piece.text.encode()) + b"\x15" + struct.pack("<f", piece.score) + _number(3, piece.kind)

@@ -1,7 +1,8 @@
 """What a tokenizer's files say, checked before anything is built from it.
 
 A Hugging Face folder describes its tokenizer in up to four files, two of which may repeat or
-overrule the others. Who wins is decided here, as transformers 4.33 decides it.
+overrule the others. Who wins is decided here, as transformers 4.33 decides it. Transformers 5 saves
+another file in place of the first, see `tokenizer_json`.
 """
 
 import os
@@ -14,6 +15,7 @@ from typing import Any
 from mvlm_np.checkpoints.checkpoint import AddedToken, StoredTokenizer
 from mvlm_np.checkpoints.json_files import read_json, short
 from mvlm_np.checkpoints.sniff import show, why_unreadable
+from mvlm_np.checkpoints.tokenizer_json import BytePairModel, read_tokenizer_json
 from mvlm_np.errors import NoTokenizer, TokenizerError
 
 # LLaMA's model has 0.5 MB and 32,000 pieces, each a field. Reading as much as may be takes 100 MB.
@@ -38,15 +40,18 @@ MODEL, CONFIG, MAP, ADDED = FILES = (
 def read_folder(*folders: Path) -> StoredTokenizer:
     """Reads `tokenizer.model` and, where they are there, the other `FILES`; of each, the first folder's.
 
-    What they do not say has LLaMA's defaults (`legacy` true). Raises NoTokenizer where there is no
-    `tokenizer.model`, and TokenizerError for a broken file and for a setting that changes the text in a
-    way that this package does not compute.
+    A `tokenizer.json` is read where there is no `tokenizer.model`. What the files do not say has LLaMA's
+    defaults (`legacy` true). Raises NoTokenizer where there is neither of the two, and TokenizerError for a
+    broken file and for a setting that changes the text in a way that this package does not compute.
     """
-    found = {name: next((f / name for f in folders if os.path.lexists(f / name)), None) for name in FILES}
-    files = {name: path for name, path in found.items() if path is not None}
-    if MODEL not in files:
-        raise NoTokenizer(folders[0] / MODEL, "is missing", fix="copy it from the model's repository")
-    model, config = _read(files[MODEL], MAX_MODEL_BYTES), _read_json(files, CONFIG)
+    found = {name: [f / name for f in folders if os.path.lexists(f / name)] for name in (*FILES, JSON)}
+    files = {name: paths[0] for name, paths in found.items() if paths}
+    if MODEL in files:
+        files.pop(JSON, None)
+    elif JSON not in files:
+        fix = "copy it from the model that this one was made from"
+        raise NoTokenizer(folders[0] / MODEL, f"is missing, and {JSON} is too", "one of them", fix)
+    config = _read_json(files, CONFIG)
     config_file = files.get(CONFIG)
     for key, *known in (
         ("tokenizer_class", "LlamaTokenizer", "LlamaTokenizerFast"),
@@ -61,18 +66,36 @@ def read_folder(*folders: Path) -> StoredTokenizer:
         return default if value is None else _typed(value, bool, f"{config_file}: {key}")
 
     special = _special_tokens(files, config)
+    added = _merged(files, config, special.values())
+    model: bytes | BytePairModel
+    if MODEL in files:
+        model, around = _read(files[MODEL], MAX_MODEL_BYTES), (True, False)
+    else:
+        model = read_tokenizer_json(files[JSON])
+        around = _around(model, special, files[JSON])
     return StoredTokenizer(
         model=model,
         legacy=flag("legacy", True),
-        added_tokens=_merged(files, config, special.values()),
-        where=files[MODEL],
-        add_bos=flag("add_bos_token", True),
-        add_eos=flag("add_eos_token", False),
+        added_tokens=added,
+        where=files.get(MODEL, files.get(JSON)),
+        add_bos=flag("add_bos_token", around[0]),
+        add_eos=flag("add_eos_token", around[1]),
         bos=special["bos_token"].content,
         eos=special["eos_token"].content,
         unk=special["unk_token"].content,
         files=files,
     )
+
+
+def _around(model: BytePairModel, special: Mapping[str, AddedToken], path: Path) -> tuple[bool, bool]:
+    """Whether a tokenizer.json puts bos before a text, and eos behind it."""
+    flags = []
+    for role, tokens in (("bos_token", model.prefix), ("eos_token", model.suffix)):
+        if tokens not in ((), (special[role].content,)):
+            found = f"puts {', '.join(map(show, tokens))} around a text"
+            raise TokenizerError(f"{path}: post_processor", found, f"{show(special[role].content)} alone")
+        flags.append(bool(tokens))
+    return flags[0], flags[1]
 
 
 def check_model(model: bytes, where: object) -> None:
@@ -126,7 +149,7 @@ def _special_tokens(files: Mapping[str, Path], config: Mapping[str, Any]) -> dic
     """Role -> token, in the order in which new ids are given. `special_tokens_map.json` overrules
     `tokenizer_config.json`, and only in the latter does a plain string for one of LLaMA's own roles
     not strip white space."""
-    names, folder = _read_json(files, MAP), files[MODEL].parent
+    names, folder = _read_json(files, MAP), next(iter(files.values())).parent
     found = {}
     for role in ROLES:
         if role in names:

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from mvlm_np.checkpoints.hub import find_cached, looks_like_name, name_in
     from mvlm_np.checkpoints.opening import open_checkpoint
     from mvlm_np.checkpoints.tokenizer_files import read_folder
-    from mvlm_np.inputs.tokenizer import Tokenizer
+    from mvlm_np.inputs.tokenizer import make
     from mvlm_np.loading import bound_tensors, open_tokenizer
 
     name = name_in(args.name)
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         download(
             name,
             lambda line: print(line, file=sys.stderr),
-            lambda folder, decoder: Tokenizer(read_folder(folder), decoder.vocab_size),
+            lambda folder, decoder: make(read_folder(folder), decoder.vocab_size),
         )
     except HubUnreachable as error:
         unreachable = error

@@ -3,6 +3,7 @@
 `CASES` is name -> (changes of a good folder, a pattern that the error must match); see `hostile_files`.
 """
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.numpy import load, save
 from mvlm_np.checkpoints.json_files import MAX_JSON
 from tests.checkpoints.hostile_configs import SETTINGS, TOWERS
 from tests.checkpoints.hostile_files import CONFIG, GOOD, Case, Changes, Content, as_json, link, sparse
+from tests.tokenizer_jsons import from_sentencepiece
 
 # -- JSON files that are none -------------------------------------------------------------------------
 
@@ -211,6 +213,7 @@ WEIGHTS: dict[str, Case] = {
 # -- Tokenizer files ----------------------------------------------------------------------------------
 
 _MODEL = GOOD["tokenizer.model"]
+GOOD_JSON = as_json(from_sentencepiece(_MODEL))
 
 
 def tokenizer(content: Content, rule: str) -> Case:
@@ -264,6 +267,116 @@ TOKENIZERS: dict[str, Case] = {
     ),
 }
 
+
+def tokenizer_json(rule: str, **changes: Any) -> Case:
+    """The good tokenizer.json with `changes`, part__key=value, and no tokenizer.model beside it."""
+    values = json.loads(GOOD_JSON)
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        inner = values
+        for part in path:
+            inner = inner[part]
+        inner[last] = value
+    return {"tokenizer.model": None, "tokenizer.json": as_json(values)}, rf"tokenizer\.json: .*{rule}"
+
+
+def raw_json(content: Content, rule: str) -> Case:
+    return {"tokenizer.model": None, "tokenizer.json": content}, rf"tokenizer\.json: .*{rule}"
+
+
+_TOKEN = {
+    "id": 640,
+    "content": "<x>",
+    **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
+}
+_TOKEN |= {"special": False}
+_MANY = {f"p{i}": i for i in range(140_000)}
+
+TOKENIZER_JSONS: dict[str, Case] = {
+    "both missing": (
+        {"tokenizer.model": None},
+        r"tokenizer\.model: is missing, and tokenizer\.json is too, wanted one of them",
+    ),
+    "empty": raw_json(b"", r"is empty"),
+    "a web page": raw_json(b"<html>", r"is a web page"),
+    "a list": raw_json(b"[]", r"found \[\], wanted an object"),
+    "empty object": raw_json(b"{}", r"model: found None, wanted an object"),
+    "deep": raw_json(b'{"model": ' + b"[" * _DEEP + b"]" * _DEEP + b"}", r"it is nested too deeply"),
+    "1 GB": raw_json(sparse(1 << 30), r"has 1073741824 bytes, wanted at most"),
+    "lists without end": raw_json(b'{"model": [' + b"[]," * 2_097_000 + b"0]}", r"more than 400000 lists"),
+    "a link to a device": raw_json(link("/dev/zero"), r"is not a regular file"),
+    "a link to nowhere": raw_json(link("absent"), r"is a link to 'absent'"),
+    "a key twice": raw_json(b'{"model": {"vocab": {"a": 0, "a": 1}}}', r"the key 'a' is there twice"),
+    "another model": tokenizer_json(r"model\.type: found 'Unigram', wanted 'BPE'", model__type="Unigram"),
+    "dropout": tokenizer_json(r"model\.dropout: found 0\.1, wanted None or", model__dropout=0.1),
+    "a suffix": tokenizer_json(r"model\.end_of_word_suffix: found '</w>'", model__end_of_word_suffix="</w>"),
+    "a prefix": tokenizer_json(
+        r"model\.continuing_subword_prefix: found '##'", model__continuing_subword_prefix="##"
+    ),
+    "fuse a number": tokenizer_json(r"model\.fuse_unk: found 1, wanted true or false", model__fuse_unk=1),
+    "unk unknown": tokenizer_json(r"model\.unk_token: found '<no>', wanted a piece", model__unk_token="<no>"),
+    "no vocabulary": tokenizer_json(r"model\.vocab: has 0 pieces, wanted 1 to", model__vocab={}),
+    "vocabulary a list": tokenizer_json(r"model\.vocab: found \[\['a', 0\]\]", model__vocab=[["a", 0]]),
+    "many pieces": tokenizer_json(r"model\.vocab: has 140000 pieces", model__vocab=_MANY),
+    "a hole": tokenizer_json(r"'b': found 2, wanted a whole number", model__vocab={"a": 0, "b": 2}),
+    "an id twice": tokenizer_json(
+        r"model\.vocab: has an id twice, wanted each", model__vocab={"a": 0, "b": 0}
+    ),
+    "an id a text": tokenizer_json(r"'a': found '0', wanted a whole number", model__vocab={"a": "0"}),
+    "half a character": raw_json(b'{"model": {"type": "BPE", "vocab": {"\\ud800": 0}}}', "wanted Unicode"),
+    "merges missing": tokenizer_json(r"model\.merges: found None, wanted a list", model__merges=None),
+    "a merge of three": tokenizer_json(r"merges\[0\]: found 'a b c', wanted two", model__merges=["a b c"]),
+    "a merge of lists": tokenizer_json(r"merges\[0\]: found \[\[\], \[\]\]", model__merges=[[[], []]]),
+    "a merge to nothing": tokenizer_json(r"merges\[0\]: found 'a </s>'", model__merges=["a </s>"]),
+    "added a number": tokenizer_json(r"added_tokens\[0\]: found 7, wanted an object", added_tokens=[7]),
+    "added at another id": tokenizer_json(
+        r"added_tokens\[0\]\.id: found 9, wanted 640", added_tokens=[_TOKEN | {"id": 9}]
+    ),
+    "added without text": tokenizer_json(
+        r"added_tokens\[0\]\.content: found ''", added_tokens=[_TOKEN | {"content": ""}]
+    ),
+    "added twice": tokenizer_json(r"added_tokens\[1\]\.content: found '<x>'", added_tokens=[_TOKEN, _TOKEN]),
+    "added with a flag of text": tokenizer_json(
+        r"tokens\[0\]\.lstrip: found 'no', wanted true",
+        added_tokens=[_TOKEN | {"lstrip": "no"}],
+    ),
+    "without its bos": tokenizer_json(
+        r"does not hold the token '<s>'", model__vocab={"a": 0}, model__merges=[], added_tokens=[]
+    ),
+    "another normalizer": tokenizer_json(r"normalizer\.type: found 'NFKC'", normalizer={"type": "NFKC"}),
+    "a normalizer inside": tokenizer_json(
+        r"normalizer\[0\]\.type: found 'Strip'",
+        normalizer={"type": "Sequence", "normalizers": [{"type": "Strip"}]},
+    ),
+    "a regular expression": tokenizer_json(
+        r"normalizer\.pattern: found \{'Regex': '\(a\+\)\+b'\}, wanted a String",
+        normalizer={"type": "Replace", "pattern": {"Regex": "(a+)+b"}, "content": ""},
+    ),
+    "another pre_tokenizer": tokenizer_json(
+        r"pre_tokenizer\.type: found 'ByteLevel', wanted 'Metaspace'", pre_tokenizer={"type": "ByteLevel"}
+    ),
+    "another sign": tokenizer_json(
+        r"pre_tokenizer\.replacement: found '_'", pre_tokenizer={"type": "Metaspace", "replacement": "_"}
+    ),
+    "another scheme": tokenizer_json(
+        r"prepend_scheme: found 'last', wanted always, first or never", pre_tokenizer__prepend_scheme="last"
+    ),
+    "another post_processor": tokenizer_json(
+        r"post_processor\.type: found 'ByteLevel'", post_processor={"type": "ByteLevel"}
+    ),
+    "no text in the template": tokenizer_json(r"single: has 0 texts, wanted one", post_processor__single=[]),
+    "another token around": tokenizer_json(
+        r"post_processor: puts '</s>' around a text, wanted '<s>' alone",
+        post_processor__single=[{"SpecialToken": {"id": "</s>"}}, {"Sequence": {"id": "A"}}],
+    ),
+    "no decoder": tokenizer_json(r"decoder: found None, wanted an object", decoder=None),
+    "another decoder": tokenizer_json(r"decoder\.decoders: found None", decoder={"type": "WordPiece"}),
+    "part of a decoder": tokenizer_json(
+        r"decoder: .* wanted the Sequence of",
+        decoder={"type": "Sequence", "decoders": [{}]},
+    ),
+}
+
 CASES: dict[str, Case] = {
     **{name: case for name, case in broken("config.json").items() if "missing" not in name},
     "no config.json": ({"config.json": None}, r"holds weights, but no config\.json, wanted both; copy it"),
@@ -273,4 +386,5 @@ CASES: dict[str, Case] = {
     **{f"index: {name}": case for name, case in INDEXES.items()},
     **{f"weights: {name}": case for name, case in WEIGHTS.items()},
     **{f"tokenizer: {name}": case for name, case in TOKENIZERS.items()},
+    **{f"tokenizer.json: {name}": case for name, case in TOKENIZER_JSONS.items()},
 }

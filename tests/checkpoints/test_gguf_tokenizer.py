@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mvlm_np.checkpoints.checkpoint import StoredTokenizer
 from mvlm_np.checkpoints.gguf import read_gguf
-from mvlm_np.checkpoints.gguf_tokenizer import read_tokenizer, tokenizer_settings
+from mvlm_np.checkpoints.gguf_tokenizer import as_sentencepiece, read_tokenizer, tokenizer_settings
 from mvlm_np.errors import NoTokenizer, TokenizerError
 from mvlm_np.inputs.tokenizer import Tokenizer
 from tests.checkpoints.gguf_models import VOCAB, tokenizer_model
@@ -30,7 +30,7 @@ def processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
 def rebuilt(model: bytes, vocab_size: int) -> sentencepiece.SentencePieceProcessor:
     """The model after a way through a GGUF's settings."""
     tokenizer = read_tokenizer(tokenizer_settings(model, vocab_size), "test")
-    return processor(tokenizer.model)
+    return processor(as_sentencepiece(tokenizer))
 
 
 def assert_alike(a: sentencepiece.SentencePieceProcessor, b: sentencepiece.SentencePieceProcessor) -> None:
@@ -84,7 +84,7 @@ def test_the_goldens_tokenizer_comes_out_of_llama_cpps_file() -> None:
     model = shared_path("goldens/v2-256/tokenizer.model").read_bytes()
     found = read_tokenizer(metadata, "golden")
     assert (found.bos, found.eos, found.unk, found.legacy) == ("<s>", "</s>", "<unk>", True)
-    a, b = processor(model), processor(found.model)
+    a, b = processor(model), processor(as_sentencepiece(found))
     assert_alike(a, b)
     for vector in json.loads(shared_path("facts/tokenizer/llama_spm_vectors.json").read_text()):
         assert a.encode(vector["text"]) == b.encode(vector["text"])
@@ -97,7 +97,7 @@ def test_the_goldens_tokenizer_comes_out_of_llama_cpps_file() -> None:
 def test_stories_vocabulary_is_that_of_llama2_c() -> None:
     """tok512.bin: u32 longest, then score f32, length u32 and text of each piece, spaces as spaces."""
     found = read_tokenizer(read_gguf(shared_path("weights/stories260K_f16.gguf")).metadata, "stories")
-    ours, data, at = processor(found.model), shared_path("weights/tok512.bin").read_bytes(), 4
+    ours, data, at = processor(as_sentencepiece(found)), shared_path("weights/tok512.bin").read_bytes(), 4
     theirs: list[tuple[str, float]] = []
     while at < len(data):
         score, length = struct.unpack_from("<fI", data, at)
@@ -142,7 +142,10 @@ def test_a_file_without_a_tokenizer_has_none() -> None:
 def test_the_dummy_prefix_follows_add_space_prefix() -> None:
     for prefix in (True, False):
         found = read_tokenizer(settings(add_space_prefix=prefix), "test")
-        assert found and processor(found.model).encode("the", out_type=str)[0].startswith("▁") is prefix
+        assert (
+            found
+            and processor(as_sentencepiece(found)).encode("the", out_type=str)[0].startswith("▁") is prefix
+        )
 
 
 def test_flags_and_legacy_are_carried() -> None:
@@ -158,14 +161,14 @@ def test_added_and_padding_tokens_fill_the_vocabulary() -> None:
     assert written["tokenizer.ggml.token_type"][VOCAB:] == [5, 4, 5]
     assert written["tokenizer.ggml.token_type"][2] == 3  # </s> stays what it is
     found = read_tokenizer(written, "test")
-    assert VOCAB + 1 in processor(found.model).encode("the <pic> shows")
+    assert VOCAB + 1 in processor(as_sentencepiece(found)).encode("the <pic> shows")
 
 
 def test_user_defined_tokens_with_spaces_are_found_in_text() -> None:
     changed = settings()
     changed["tokenizer.ggml.tokens"][-1], changed["tokenizer.ggml.token_type"][-1] = "  two", 4
     found = read_tokenizer(changed, "test")
-    assert VOCAB - 1 in processor(found.model).encode("a  two")
+    assert VOCAB - 1 in processor(as_sentencepiece(found)).encode("a  two")
 
 
 @pytest.mark.parametrize("vocab_size, added", [(VOCAB - 1, None), (VOCAB, {"<pic>": VOCAB})])
