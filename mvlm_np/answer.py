@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from mvlm_np.generation import Stop
-from mvlm_np.inputs.tokenizer import StreamDecoder, Tokenizer
+from mvlm_np.inputs.tokenizer import Tokenizer
 
 
 def ends_answer(tokenizer: Tokenizer, stop: str, end_tokens: Collection[int]) -> Stop:
@@ -34,7 +34,7 @@ class Answer:
     def __init__(self, tokenizer: Tokenizer, stop: str):
         self.stop = stop
         self.text = ""  # what has been returned
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = tokenizer.stream()
         self._held = ""
 
     def push(self, token: int) -> str:

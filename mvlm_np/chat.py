@@ -91,7 +91,8 @@ class Chat:
             return
         answer = Answer(self.model.tokenizer, self._stop)
         logits = self.session.prefill(x, at, settings.max_new_tokens, self.watch)
-        for token in self.session.generate(logits, settings, self._ended, len(self.prompt_ids), self.watch):
+        known, length = self.model.tokenizer.vocab_size, len(self.prompt_ids)
+        for token in self.session.generate(logits, settings, self._ended, length, self.watch, known):
             self.answer_ids.append(token)
             if piece := answer.push(token):
                 yield piece

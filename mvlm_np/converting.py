@@ -19,7 +19,8 @@ import numpy as np
 
 from mvlm_np.binder import VISION_TOWER
 from mvlm_np.checkpoints import packed
-from mvlm_np.checkpoints.folder import Checkpoint
+from mvlm_np.checkpoints.checkpoint import Checkpoint
+from mvlm_np.checkpoints.gguf_tokenizer import as_sentencepiece
 from mvlm_np.checkpoints.gguf_writer import write_gguf_pair
 from mvlm_np.checkpoints.json_files import read_json
 from mvlm_np.checkpoints.loader import bits
@@ -28,22 +29,14 @@ from mvlm_np.checkpoints.record import write_json, write_record
 from mvlm_np.checkpoints.safetensors import Entry, write_safetensors
 from mvlm_np.checkpoints.tensors import CHUNK, PLAIN, Tensor, float32_to_bfloat16
 from mvlm_np.config import Config
-from mvlm_np.errors import UserError
+from mvlm_np.errors import NoTokenizer, UserError
 from mvlm_np.inputs.conversation import as_jinja
-from mvlm_np.inputs.tokenizer_files import read_folder
 from mvlm_np.kernels import pack
 from mvlm_np.loading import bound_tensors, manifest, open_tokenizer
 
 PRECISIONS = ("float32", "bf16", "int8", "int4")
 GGUF_PRECISIONS = {"float16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
 QUALITIES = ("high", "fast")
-TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-)
 
 # What is told of each tensor as it is written: its name, bits (None: not rounded), signal-to-noise in dB.
 Told = Callable[[str, int | None, float], object]
@@ -96,16 +89,15 @@ def convert_to_gguf(
     """
     tensors = _sound(checkpoint, precision, GGUF_PRECISIONS, quality)
     tokenizer = open_tokenizer(checkpoint)
-    inside = checkpoint.tokenizer or read_folder(_tokenizer_folder(checkpoint))
     with _new_folder(destination) as part:
         write_gguf_pair(
             part,
             tensors,
             checkpoint.config,
-            inside.model,
+            as_sentencepiece(checkpoint.read_tokenizer()),
             GGUF_PRECISIONS[precision],
             name=checkpoint.path.stem,
-            added_tokens=tokenizer.appended,
+            added_tokens={text: i for text, i in tokenizer.appended.items() if text not in tokenizer.beyond},
             legacy=tokenizer.legacy,
             chat_template=as_jinja("v1") if checkpoint.config.vision else None,
             quality=quality,
@@ -238,6 +230,7 @@ def _write_settings(checkpoint: Checkpoint, part: Path) -> None:
     here = checkpoint.path / "config.json"
     values: dict[str, Any] = dict(read_json(here)) if here.is_file() else {}
     values |= asdict(config.decoder) | {"hidden_act": "silu"}
+    values.pop("quantization_config", None)  # of which nothing is true any more
     if config.vision is None:
         values |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     else:
@@ -261,30 +254,29 @@ def _write_settings(checkpoint: Checkpoint, part: Path) -> None:
             "resample": 3,
         }
         write_json(clip / "preprocessor_config.json", preprocessor)
+    generation = checkpoint.path / "generation_config.json"
+    if generation.is_file():
+        shutil.copyfile(generation, part / generation.name)
     write_json(part / "config.json", values)
 
 
 def _write_tokenizer(checkpoint: Checkpoint, part: Path) -> None:
     """Copies the tokenizer's files, or writes down what a GGUF holds. A model without one stays without."""
-    inside = checkpoint.tokenizer
-    if inside is not None:
-        (part / "tokenizer.model").write_bytes(inside.model)
+    try:
+        stored = checkpoint.read_tokenizer()
+    except NoTokenizer:
+        return
+    for name, path in stored.files.items():
+        shutil.copyfile(path, part / name)
+    if not stored.files:
+        (part / "tokenizer.model").write_bytes(as_sentencepiece(stored))
         settings = {
             "tokenizer_class": "LlamaTokenizer",
-            "legacy": inside.legacy,
-            "add_bos_token": inside.add_bos,
-            "add_eos_token": inside.add_eos,
-            "bos_token": inside.bos,
-            "eos_token": inside.eos,
-            "unk_token": inside.unk,
+            "legacy": stored.legacy,
+            "add_bos_token": stored.add_bos,
+            "add_eos_token": stored.add_eos,
+            "bos_token": stored.bos,
+            "eos_token": stored.eos,
+            "unk_token": stored.unk,
         }
         write_json(part / "tokenizer_config.json", settings)
-        return
-    folder = _tokenizer_folder(checkpoint)
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, part / name)
-
-
-def _tokenizer_folder(checkpoint: Checkpoint) -> Path:
-    return checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent

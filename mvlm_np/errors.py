@@ -33,6 +33,10 @@ class TokenizerError(UserError):
     """A tokenizer file is missing or is not what it claims to be."""
 
 
+class NoTokenizer(TokenizerError):
+    """A model has no tokenizer. It takes and gives ids all the same."""
+
+
 class ImageError(UserError):
     """A picture cannot be read, or is not a picture."""
 

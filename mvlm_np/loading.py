@@ -9,7 +9,7 @@ from pathlib import Path
 from mvlm_np import backend as backends
 from mvlm_np import cores, decoder, memory, projector, vision
 from mvlm_np.binder import PROJECTOR, VISION_TOWER, Binder, Manifest
-from mvlm_np.checkpoints.folder import Checkpoint
+from mvlm_np.checkpoints.checkpoint import Checkpoint
 from mvlm_np.checkpoints.loader import Loader, bits, check
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.checkpoints.tensors import Tensor
@@ -17,6 +17,7 @@ from mvlm_np.config import Config
 from mvlm_np.decoder import DecoderWeights
 from mvlm_np.errors import MemoryNeeded, UserError
 from mvlm_np.inputs.tokenizer import Tokenizer
+from mvlm_np.inputs.tokenizer import make as make_tokenizer
 from mvlm_np.kv_cache import TYPES as CACHES
 from mvlm_np.kv_cache import bytes_per_position
 from mvlm_np.model import MobileVLM
@@ -99,7 +100,14 @@ def load(
             tensor.forget()
 
     return MobileVLM(
-        checkpoint.config, *weights, ops, lambda: open_tokenizer(checkpoint), notes, cache, give_back
+        checkpoint.config,
+        *weights,
+        ops,
+        lambda: open_tokenizer(checkpoint),
+        notes,
+        cache,
+        give_back,
+        checkpoint.no_vision,
     )
 
 
@@ -163,17 +171,5 @@ def require_memory(
 
 
 def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    inside = checkpoint.tokenizer
-    if inside is None:
-        path = checkpoint.path
-        return Tokenizer.from_folder(path if path.is_dir() else path.parent)
-    return Tokenizer(
-        inside.model,
-        legacy=inside.legacy,
-        where=checkpoint.path,
-        bos=inside.bos,
-        eos=inside.eos,
-        unk=inside.unk,
-        add_bos=inside.add_bos,
-        add_eos=inside.add_eos,
-    )
+    """TokenizerError: there is none, it is not sound, or it is another model's."""
+    return make_tokenizer(checkpoint.read_tokenizer(), checkpoint.config.decoder.vocab_size)

@@ -42,7 +42,8 @@ class MobileVLM:
     Wherever `**settings` stands, they are those of `generation.Settings`: max_new_tokens=512,
     temperature=0.0, top_p=None, top_k=50, num_beams=1, seed=None. `notes` is what a user should know about
     where the weights came from, a line each. `cache` is the type of the key-value cache, and `give_back` is
-    called when pictures have been encoded, so that their weights need not stay in memory.
+    called when pictures have been encoded, so that their weights need not stay in memory. `no_vision` says
+    what to do about a model that has no vision tower.
     """
 
     def __init__(
@@ -56,10 +57,12 @@ class MobileVLM:
         notes: Sequence[str] = (),
         cache: str = "float32",
         give_back: Callable[[], object] = lambda: None,
+        no_vision: str = "load a MobileVLM checkpoint for pictures",
     ):
         self.config, self.ops, self.notes = config, ops, list(notes)
         self.vision, self.projector, self.decoder = vision, projector, decoder
         self._open_tokenizer, self._cache, self._give_back = open_tokenizer, cache, give_back
+        self._no_vision = no_vision
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -117,9 +120,7 @@ class MobileVLM:
         """
         config, watch = self.config, watch or Watch()
         if self.vision is None or self.projector is None or config.vision is None:
-            raise PromptError(
-                "image", "this model reads text only", "None", "load a MobileVLM checkpoint for pictures"
-            )
+            raise PromptError("image", "this model reads text only", "None", self._no_vision)
         with watch.phase("preprocess"):
             pixels = preprocess(open_image(image, exif, adapt=exif), config.image)
         watch("pixel_values", pixels)

@@ -12,6 +12,7 @@ from mvlm_np import decoder
 from mvlm_np.backend import Ops
 from mvlm_np.config import DecoderConfig
 from mvlm_np.decoder import DecoderWeights
+from mvlm_np.errors import GenerationError
 from mvlm_np.generation import Settings, Stop, generate
 from mvlm_np.kv_cache import BeamCache, KVCache
 from mvlm_np.trace import Watch, ignore
@@ -58,15 +59,33 @@ class Session:
         return decoder.forward(x, self.weights, self.config, self.cache, self.ops, trace)
 
     def generate(
-        self, logits: np.ndarray, settings: Settings, stop: Stop, prompt_length: int, watch: Watch
+        self,
+        logits: np.ndarray,
+        settings: Settings,
+        stop: Stop,
+        prompt_length: int,
+        watch: Watch,
+        known: int | None = None,
     ) -> Iterator[int]:
         """The tokens that follow the prompt, one after another; see `generation.generate`."""
+        if logits.min() == logits.max():
+            raise GenerationError(
+                "logits",
+                "the model computed the same number for every token",
+                fix="weights are missing from its files: mvlm inspect --verify says which",
+            )
+        if logits.min() == logits.max():
+            raise GenerationError(
+                "logits",
+                "the model computed the same number for every token",
+                fix="weights are missing from its files: mvlm inspect --verify says which",
+            )
         steps: Single | Beams
         if settings.num_beams == 1:
             steps = Single(self, watch)
         else:
             steps = Beams(self, settings.num_beams, settings.max_new_tokens, watch)
-        yield from generate(logits, steps, settings, stop, prompt_length)
+        yield from generate(logits, steps, settings, stop, prompt_length, known)
 
     def logits(self, tokens: np.ndarray, cache: KVCache | BeamCache) -> np.ndarray:
         """Tokens (T,) behind what is in `cache` -> logits (T, vocabulary)."""

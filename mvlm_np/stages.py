@@ -54,7 +54,8 @@ def trace(
         if beams is not None:
             chosen = replace(settings, num_beams=beams)
             session.cache.length = len(ids)  # back to where the prompt ends
-            new = list(session.generate(logits[-1], chosen, stop, len(prompt_ids), Watch()))
+            known = model.tokenizer.vocab_size
+            new = list(session.generate(logits[-1], chosen, stop, len(prompt_ids), Watch(), known))
             watch(name, np.array(new, np.int64))
 
     fed = watch.arrays["generated_ids"] if follow is None else np.asarray(follow)

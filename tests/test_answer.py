@@ -5,10 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvlm_np.answer import Answer, ends_answer
+from mvlm_np.checkpoints.checkpoint import StoredTokenizer
 from mvlm_np.inputs.tokenizer import Tokenizer
 from tests.conftest import DATA
 
-TOKENIZER = Tokenizer((DATA / "tokenizer" / "tokenizer.model").read_bytes())
+TOKENIZER = Tokenizer(StoredTokenizer((DATA / "tokenizer" / "tokenizer.model").read_bytes()))
 tokens = st.lists(st.integers(0, TOKENIZER.vocab_size - 1), max_size=40)
 
 

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import mvlm_np
-from mvlm_np.checkpoints.folder import Checkpoint
+from mvlm_np.checkpoints.checkpoint import Checkpoint
 from mvlm_np.checkpoints.gguf import read_gguf
 from mvlm_np.checkpoints.gguf_writer import write_gguf_pair
 from mvlm_np.checkpoints.loader import bits

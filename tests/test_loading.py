@@ -171,7 +171,7 @@ def test_arguments_out_of_range_are_refused(folder: Path, arguments: dict[str, A
         ("model.safetensors", r"is not a model, wanted a model folder or a GGUF file; give its folder, "),
         ("config.json", r"is not a model, .*; give its folder, "),
         ("pipe", r"is neither, wanted a model folder or a GGUF file"),
-        ("link", r"does not exist"),
+        ("link", r"link: is a link to .nowhere., which is not there"),
         ("empty", r"empty/config\.json: cannot be read \(No such file or directory\)"),
     ],
 )

@@ -12,6 +12,7 @@ from sybil import Document, Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 import mvlm_np
+from mvlm_np.checkpoints.checkpoint import StoredTokenizer
 from mvlm_np.config import FAMILY, Config
 from mvlm_np.demo import MODEL
 from mvlm_np.inputs.conversation import render
@@ -120,7 +121,7 @@ def facts(config: Config, ids: int, multiply_adds: Callable[[Config, int], dict[
 
 
 def test_the_large_model_has_as_many_ids_as_the_page_says() -> None:
-    tokenizer = Tokenizer(shared_path("facts/tokenizer/tokenizer.model").read_bytes())
+    tokenizer = Tokenizer(StoredTokenizer(shared_path("facts/tokenizer/tokenizer.model").read_bytes()))
     assert len(tokenize_prompt(render("v1", QUESTION), tokenizer)) == LARGE_IDS
 
 

@@ -8,9 +8,10 @@ than the one that was trained is refused; keys that it does not know are left al
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from mvlm_np.checkpoints.json_files import Fields, short
+from mvlm_np.checkpoints.sniff import show
 from mvlm_np.config import Config, DecoderConfig, ImageConfig, VisionConfig
 from mvlm_np.errors import ConfigError
 
@@ -21,6 +22,24 @@ NO_EFFECT = ("do_convert_rgb",)  # every picture is RGB by the time it gets ther
 def is_multimodal(values: Mapping[str, Any]) -> bool:
     """Whether a config.json describes a model with a vision tower, or a decoder alone."""
     return values.get("mm_vision_tower") is not None
+
+
+def quantised_by(values: Mapping[str, Any]) -> str | None:
+    """The tool by which weights are quantised, if config.json says so: gptq, awq, bitsandbytes ..."""
+    settings = values.get("quantization_config")
+    if settings is None:
+        return None
+    kind = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    return kind if isinstance(kind, str) else short(settings)
+
+
+def refuse_quantised(kind: str, where: object) -> NoReturn:
+    raise ConfigError(
+        f"{where}: quantization_config",
+        f"found {show(kind)}, whose way to keep weights this engine does not read",
+        "weights in float32, float16 or bfloat16",
+        "take the model before that, and quantise it with mvlm convert --precision int4",
+    )
 
 
 def decoder_config(values: object, where: object) -> DecoderConfig:
@@ -84,7 +103,11 @@ def end_tokens(get: Fields, default: int | tuple[int, ...], vocabulary: int) -> 
 
 def _rope_theta(get: Fields) -> float:
     """The base of the rotary angles; transformers 5 has moved it into an object of its own."""
-    get.only("rope_scaling", None)
+    if get.values.get("rope_scaling") is not None:
+        scaling = get.inner("rope_scaling")
+        kind = scaling.values.get("rope_type", scaling.values.get("type"))
+        if kind != "default" and not (kind == "linear" and scaling.values.get("factor") == 1):
+            get.only("rope_scaling", None)
     theta = get.number("rope_theta", 10000.0)
     if get.values.get("rope_parameters") is None:
         return theta

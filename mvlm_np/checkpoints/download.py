@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from mvlm_np import memory
-from mvlm_np.checkpoints.config_files import decoder_config, is_multimodal
-from mvlm_np.checkpoints.folder import WEIGHTS
+from mvlm_np.checkpoints import tokenizer_files
+from mvlm_np.checkpoints.config_files import (
+    decoder_config,
+    is_multimodal,
+    quantised_by,
+    refuse_quantised,
+)
+from mvlm_np.checkpoints.folder import WEIGHTS, is_openai_clip
 from mvlm_np.checkpoints.hub import cache_folder, looks_like_name, model_folder
-from mvlm_np.checkpoints.json_files import Fields, read_json
+from mvlm_np.checkpoints.json_files import Fields, read_json, short
+from mvlm_np.checkpoints.kinds import ADAPTER
 from mvlm_np.checkpoints.record import sha256
-from mvlm_np.config import OPENAI_CLIP, Config
+from mvlm_np.checkpoints.sniff import show
+from mvlm_np.config import OPENAI_CLIP, Config, DecoderConfig
 from mvlm_np.errors import UserError
 
 SETTINGS = (
@@ -27,14 +35,20 @@ LARGE = 10_000_000  # bytes of a file from which it pays to go on where its down
 DISK = (errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.ENOTDIR, errno.EROFS)  # not the network's
 
 
+Told = Callable[[str], object]
+Check = Callable[[Path, DecoderConfig], object]
+
+
 class HubUnreachable(UserError):
     """The hub does not answer, or what answers is not the hub."""
 
 
-def download(name: str, told: Callable[[str], object] = lambda line: None) -> None:
+def download(name: str, told: Told = lambda line: None, check: Check = lambda folder, decoder: None) -> None:
     """Downloads the model OWNER/NAME and, where upstream's rule takes CLIP from elsewhere, that too.
 
-    told  is called with a line about each of the two: how much it is, and how much is here already
+    told   is called with a line about each of the two: how much it is, and how much is here already
+    check  is called with the folder and the decoder's settings once all small files are in it, and raises
+           if the rest need not come
 
     What was stopped goes on where it was. HubUnreachable: see there; whatever came over stays. UserError:
     there is no such model, this engine has no use for it, or the disk is full.
@@ -48,7 +62,7 @@ def download(name: str, told: Callable[[str], object] = lambda line: None) -> No
     # Errors of the HTTP client, whichever the package uses; ValueError: an answer in another form.
     network = (OSError, hub.errors.HfHubHTTPError.__bases__[0], ValueError)
     try:
-        _download(hub, name, told)
+        _download(hub, name, told, check)
     except UserError:
         raise
     except network as error:
@@ -58,17 +72,30 @@ def download(name: str, told: Callable[[str], object] = lambda line: None) -> No
         raise HubUnreachable("the hub", f"cannot be reached ({reason})") from None
 
 
-def _download(hub: Any, name: str, told: Callable[[str], object]) -> None:
+def _download(hub: Any, name: str, told: Told, check: Check) -> None:
     model = Repository(hub, name)
-    where = model.fetch(SETTINGS) / "config.json"
+    # What cannot be used shows in a few small files, before gigabytes are here.
+    folder = model.fetch([*SETTINGS, *model.tokenizer()])
+    where = folder / "config.json"
     get = Fields(read_json(where), where)
-    decoder = decoder_config(get.values, where)  # what is no LLaMA shows before gigabytes of it are here
-    wanted = {model: model.needed()}
+    decoder = decoder_config(get.values, where)
+    if tool := quantised_by(get.values):
+        refuse_quantised(tool, where)
+    wanted = {model: [*model.needed(), *model.tokenizer()]}
+    check(folder, decoder)
     if is_multimodal(get.values):
         tower, kind = get.text("mm_vision_tower"), get.text("mm_projector_type", "linear")
         elsewhere = not Config(decoder, mm_projector_type=kind).vision_in_checkpoint
-        if not looks_like_name(tower):
-            wanted[model] += model.needed(f"{tower}/", weights=elsewhere)
+        places = (tower, Path(tower).name)
+        inside = next((place for place in places if f"{place}/config.json" in model.files), None)
+        if is_openai_clip(tower):
+            tower = OPENAI_CLIP
+        if inside is not None:
+            wanted[model] += model.needed(f"{inside}/", weights=elsewhere)
+        elif not looks_like_name(tower):
+            found = f"its mm_vision_tower is {short(tower)}, a place on another machine"
+            fix = "ask its author for the name of that CLIP model, or for the folder"
+            raise UserError(name, found, "a CLIP model on the hub, or in the repository", fix)
         elif elsewhere or tower != OPENAI_CLIP:  # whose settings are known
             clip = Repository(hub, tower)
             wanted[clip] = clip.needed(weights=elsewhere)
@@ -96,8 +123,35 @@ class Repository:
             raise UserError(name, "is not on the hub, or not for everybody", fix="check the name") from None
         self.revision: str = info.sha
         self.files: dict[str, int] = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        if "config.json" not in self.files:
-            raise UserError(name, "holds no config.json", "a model as transformers saves it")
+        holds_weights = not self.files.keys().isdisjoint(WEIGHTS)
+        if "config.json" not in self.files or (ADAPTER in self.files and not holds_weights):
+            raise self._refusal()
+
+    def _refusal(self) -> UserError:
+        """What a repository is that holds no model folder at its top."""
+        if ADAPTER in self.files:
+            found = "is a LoRA adapter, which changes a model"
+            fix = f"hf download {self.name} --local-dir ADAPTER; then mvlm convert BASE TUNED --lora ADAPTER"
+            return UserError(self.name, found, "the model", f"{fix} --precision bf16")
+        ggufs = [name for name in self.files if name.lower().endswith(".gguf")]
+        if ggufs:
+            models = [name for name in ggufs if "mmproj" not in name.lower()] or ggufs
+            second = [name for name in ggufs if "mmproj" in name.lower()][:1]
+            files = " ".join([min(models, key=lambda name: self.files[name]), *second])
+            fix = f"download a model and its mmproj: hf download {self.name} {files} --local-dir DIR"
+            return UserError(self.name, "holds GGUF files, which mvlm runs as they are", None, fix)
+        folders = [name.rpartition("/")[0] for name in self.files if name.endswith("/config.json")]
+        inside = [f for f in folders if any(f"{f}/{weights}" in self.files for weights in WEIGHTS)]
+        inside = [f for f in inside if f.rpartition("/")[0] not in inside]  # no vision tower of a model
+        if inside:
+            found = f"holds no model at its top, but in {', '.join(map(show, inside[:4]))}"
+            fix = f"hf download {self.name} --include '{inside[-1]}/*' --local-dir DIR; then name that folder"
+            return UserError(self.name, found, None, fix)
+        return UserError(self.name, "holds no config.json", "a model as transformers saves it")
+
+    def tokenizer(self) -> list[str]:
+        """The file of the tokenizer beside `SETTINGS`, if those do not hold it."""
+        return [] if tokenizer_files.MODEL in self.files else [tokenizer_files.JSON]
 
     def needed(self, folder: str = "", weights: bool = True) -> list[str]:
         """The files that a loader would read in a folder: settings, and weights in one of their forms."""

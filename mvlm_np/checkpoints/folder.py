@@ -3,7 +3,7 @@
     config.json                                     the decoder, the projector, the vision tower's name
     generation_config.json                          the end of an answer, if it says so
     model.safetensors | pytorch_model.bin           or shards with an `.index.json`
-    tokenizer.model, tokenizer_config.json          see inputs/tokenizer_files.py
+    tokenizer.model, tokenizer_config.json          see tokenizer_files.py
     and the vision tower's own folder               config.json, preprocessor_config.json, weights
 
 Where the CLIP weights come from is upstream's rule, see `Config.vision_in_checkpoint`. Shards must lie
@@ -12,26 +12,32 @@ names, only the files above are opened, and only if its config.json is a CLIP mo
 """
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mvlm_np.binder import VISION_TOWER
+from mvlm_np.checkpoints.checkpoint import Checkpoint
 from mvlm_np.checkpoints.config_files import (
     decoder_config,
     end_tokens,
     image_config,
     is_multimodal,
     model_config,
+    quantised_by,
+    refuse_quantised,
     vision_config,
 )
-from mvlm_np.checkpoints.gguf_tokenizer import GGUFTokenizer
 from mvlm_np.checkpoints.hub import find_cached, looks_like_name
 from mvlm_np.checkpoints.json_files import Fields, read_json, short
+from mvlm_np.checkpoints.packed import PackedTensor
 from mvlm_np.checkpoints.pickles import read_pickle
 from mvlm_np.checkpoints.safetensors import read_safetensors
 from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tensors import Tensor
+from mvlm_np.checkpoints.tokenizer_files import read_folder
 from mvlm_np.config import OPENAI_CLIP, Config, ImageConfig, VisionConfig
 from mvlm_np.errors import CheckpointError
 
@@ -45,22 +51,6 @@ WEIGHTS = (
 READERS = {".safetensors": read_safetensors, ".bin": read_pickle}
 DOWNLOAD = "download the folder again"
 CLIP_PREFIX = "vision_model."
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model on disk, whatever its format: settings, unread tensors under Hugging Face's names, and remarks.
-
-    path       a model folder or a GGUF file; a tokenizer.model lies in it or beside it, but for:
-    tokenizer  that of a GGUF
-    notes      what a user should be told, a line each
-    """
-
-    path: Path
-    config: Config
-    tensors: Mapping[str, Tensor]
-    tokenizer: GGUFTokenizer | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def open_folder(
@@ -77,12 +67,18 @@ def open_folder(
     if not is_multimodal(get.values):
         if vision_tower is not None:
             raise CheckpointError(path, "reads text only", "no vision_tower", "leave vision_tower out")
-        config = Config(decoder_config(get.values, where))
-        return Checkpoint(path, _with_end_token(path, config), weights or read_weights(path))
-    tower = _tower_folder(path, get.text("mm_vision_tower"), vision_tower)
+        config = _with_end_token(path, Config(decoder_config(get.values, where)))
+        tensors, notes = _plain_weights(path, get) if weights is None else (weights, [])
+        return Checkpoint(path, config, tensors, partial(read_folder, path), notes)
+    named = get.text("mm_vision_tower")
+    tower = _tower_folder(path, named, vision_tower)
     aspect = get.text("image_aspect_ratio", "") or None
     config = model_config(get.values, where, *_tower_settings(tower, aspect))
-    config, tensors, notes = _with_end_token(path, config), dict(weights or read_weights(path)), []
+    config = _with_end_token(path, config)
+    tensors, notes = _plain_weights(path, get) if weights is None else (weights, [])
+    if tower is None and named != OPENAI_CLIP:
+        config = replace(config, mm_vision_tower=OPENAI_CLIP)
+        notes.append(f"mm_vision_tower {short(named)} is taken for {OPENAI_CLIP}")
     if config.vision_in_checkpoint:
         if vision_tower is not None:
             notes.append(
@@ -94,16 +90,16 @@ def open_folder(
     elif any(name.startswith(VISION_TOWER) for name in tensors):
         notes.append(
             f"the published code would load {short(config.mm_vision_tower)} anew; it is not here, so the "
-            "checkpoint's own copy of it is used (vision_tower= names another folder)"
+            "checkpoint's own copy of it is used (--vision-tower names another folder)"
         )
     else:
         raise CheckpointError(
             f"{where}: mm_vision_tower",
             f"{short(config.mm_vision_tower)} is not here, and the checkpoint holds no copy of it",
             "the folder of that CLIP model",
-            "download it and pass it as vision_tower",
+            "download it and name it with --vision-tower (vision_tower= in Python)",
         )
-    return Checkpoint(path, config, tensors, notes=notes)
+    return Checkpoint(path, config, tensors, partial(read_folder, path), notes)
 
 
 def _with_end_token(path: Path, config: Config) -> Config:
@@ -120,7 +116,7 @@ def _with_end_token(path: Path, config: Config) -> Config:
 
 
 def _tower_folder(path: Path, tower: str, given: Path | None) -> Path | None:
-    """The vision tower's folder, or None for the openai tower when it is nowhere to be found."""
+    """The vision tower's folder; None for OPENAI_CLIP, whose settings are known, if it is nowhere here."""
     if given is not None:
         if not os.path.lexists(given / "config.json"):
             raise CheckpointError(
@@ -128,14 +124,28 @@ def _tower_folder(path: Path, tower: str, given: Path | None) -> Path | None:
             )
         return given
     found = find_tower(path, tower)
-    if found is None and tower != OPENAI_CLIP:
+    if found is None and is_openai_clip(tower):
+        return find_tower(path, OPENAI_CLIP)
+    if found is None:
         raise CheckpointError(
             f"{path / 'config.json'}: mm_vision_tower",
             f"there is no CLIP folder {short(tower)}",
             f"it inside {path}, or beside it",
-            "pass its place as vision_tower",
+            "name its place with --vision-tower (vision_tower= in Python)",
         )
     return found
+
+
+def is_openai_clip(tower: str) -> bool:
+    """Whether a name or a path means OPENAI_CLIP: its last part is called so, as the hub, its cache or people
+    write that. Training leaves the path on its own machine in config.json."""
+    parts = [part for part in re.split(r"[/\\]", tower) if part]
+    if parts[-2:-1] == ["snapshots"]:
+        parts = parts[:-2]
+    name = OPENAI_CLIP.rpartition("/")[2]
+    return (
+        bool(parts) and re.fullmatch(rf"(models--)?(openai[_-]{{1,2}})?{name}", parts[-1], re.I) is not None
+    )
 
 
 def find_tower(path: Path, tower: str) -> Path | None:
@@ -166,6 +176,22 @@ def tower_weights(tower: Path) -> dict[str, Tensor]:
 # -- Weights ------------------------------------------------------------------------------------------
 
 
+def _plain_weights(path: Path, get: Fields) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a folder, and what is to be said of them; an error that names the tool if they are
+    quantised by another one."""
+    kind = quantised_by(get.values)
+    if kind is None:
+        return read_weights(path), []
+    try:
+        tensors = read_weights(path)
+    except CheckpointError:  # of a type that only that tool knows
+        refuse_quantised(kind, get.where)
+    odd = ("int8", "uint8", "int16", "int32")
+    if any(tensor.dtype in odd and not isinstance(tensor, PackedTensor) for tensor in tensors.values()):
+        refuse_quantised(kind, get.where)
+    return tensors, [f"config.json has a quantization_config ({show(kind)}), but the weights are plain"]
+
+
 def has_weights(path: Path) -> bool:
     return any(os.path.lexists(path / name) for name in WEIGHTS)
 
@@ -174,6 +200,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a folder, unread, from one file or from shards."""
     for name in WEIGHTS:
         file = path / name
+        if os.path.isdir(file) and has_weights(file):  # so DeepSpeed's zero_to_fp32.py leaves them
+            return read_weights(file)
         if os.path.lexists(file):
             return _read_shards(file) if file.suffix == ".json" else READERS[file.suffix](file)
     raise CheckpointError(path, "holds no weights", f"one of {', '.join(WEIGHTS)}", DOWNLOAD)
@@ -190,19 +218,22 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         plain = isinstance(file, str) and file == os.path.basename(file) and file.isprintable()
         if not plain or not file.endswith(suffix):
             raise CheckpointError(where, f"names the file {short(file)}", f"a {suffix} file beside it")
+    # The index says which files belong to the model; what they hold counts, as it does for transformers. A
+    # tensor that no file holds is missed by `binding.check`, if the model needs it.
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(weight_map.values())):
         for name, tensor in READERS[suffix](index.parent / file).items():
-            if weight_map.get(name) != file:
+            other = tensors.setdefault(name, tensor)
+            if not _same(other, tensor):
+                where = f"{index.parent / file}: {show(name)}"
                 raise CheckpointError(
-                    f"{index.parent / file}: {show(name)}",
-                    "is not where the index says",
-                    short(weight_map.get(name)),
-                    DOWNLOAD,
+                    where, f"is in {other.file.path.name} with other values", "one", DOWNLOAD
                 )
-            tensors[name] = tensor
-    lost = [name for name in weight_map if name not in tensors]
-    if lost:
-        found = f"places {len(lost)} tensors in files that do not hold them, {show(lost[0])} for one"
-        raise CheckpointError(index, found, fix=DOWNLOAD)
     return tensors
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same values, which are read only if there are two."""
+    if one is other or (one.dtype, one.shape) != (other.dtype, other.shape):
+        return one is other
+    return one.stored().tobytes() == other.stored().tobytes()

@@ -7,38 +7,31 @@ features are taken before the last: select_layer then counts from that shorter e
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mvlm_np.checkpoints import gguf_names
+from mvlm_np.checkpoints.checkpoint import Checkpoint, StoredTokenizer
 from mvlm_np.checkpoints.config_files import decoder_config, model_config, vision_config
 from mvlm_np.checkpoints.gguf import GGUFFile, read_gguf, show
 from mvlm_np.checkpoints.gguf_blocks import need_package
-from mvlm_np.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
+from mvlm_np.checkpoints.gguf_tokenizer import MODEL, read_tokenizer
 from mvlm_np.checkpoints.json_files import Fields
 from mvlm_np.checkpoints.tensors import Tensor
+from mvlm_np.checkpoints.tokenizer_files import read_folder
 from mvlm_np.config import OPENAI_CLIP, Config, ImageConfig
 from mvlm_np.errors import CheckpointError, ConfigError
 
-
-@dataclass(frozen=True)
-class GGUFModel:
-    """config     what the settings of both files say
-    tensors    by Hugging Face's names, as in a MobileVLM checkpoint; the vision tower is always among them
-    tokenizer  None if a tokenizer.model lies beside the GGUF (which then counts), or if there is none
-    mmproj     the second file; None for a model without vision
-    """
-
-    config: Config
-    tensors: dict[str, Tensor]
-    tokenizer: GGUFTokenizer | None
-    mmproj: Path | None
+NO_MMPROJ = (
+    "for pictures a GGUF needs its mmproj, and none lies beside it: name it with --mmproj (mmproj= in Python)"
+)
 
 
-def open_gguf(path: Path, mmproj: Path | None = None) -> GGUFModel:
+def open_gguf(path: Path, mmproj: Path | None = None) -> Checkpoint:
     """The model in `path` and `mmproj`; without the latter, in the one `mmproj*.gguf` beside it, if any.
 
     Raises CheckpointError for damaged or foreign files, ConfigError for settings that are missing, out of
@@ -59,25 +52,51 @@ def open_gguf(path: Path, mmproj: Path | None = None) -> GGUFModel:
     decoder = decoder_config(values, path)
     tensors = _decoder_tensors(llm, decoder.num_attention_heads, decoder.num_key_value_heads)
     _check_rope_factors(llm, decoder.head_dim)
-    tokenizer = None
-    if not (path.parent / "tokenizer.model").exists():
-        tokenizer = read_tokenizer(llm.metadata, path)
+    tokenizer = _tokenizer(llm)
     mmproj = find_mmproj(path) if mmproj is None else Path(mmproj)
     if mmproj is None:
-        return GGUFModel(Config(decoder), tensors, tokenizer, None)
+        return Checkpoint(path, Config(decoder), tensors, tokenizer, no_vision=NO_MMPROJ)
     tower = read_gguf(mmproj)
     need_package(tensor.dtype for tensor in tower.tensors.values())
     config, more = _with_vision(tower, values)
-    return GGUFModel(config, tensors | more, tokenizer, mmproj)
+    return Checkpoint(path, config, tensors | more, tokenizer)
+
+
+def _tokenizer(llm: GGUFFile) -> Callable[[], StoredTokenizer]:
+    """A tokenizer.model beside the GGUF counts; else the GGUF's own, which is read at once if it has one."""
+    path = llm.file.path
+    if (path.parent / "tokenizer.model").exists():
+        return partial(read_folder, path.parent)
+    if MODEL not in llm.metadata:
+        return partial(read_tokenizer, llm.metadata, path)  # which says that there is none
+    stored = read_tokenizer(llm.metadata, path)
+    return lambda: stored
 
 
 def find_mmproj(path: Path) -> Path | None:
-    """The mmproj that lies beside a model's GGUF. More than one is a CheckpointError that lists them."""
-    found = sorted(path.parent.glob("mmproj*.gguf"))
+    """The mmproj that lies beside a model's GGUF: a file with "mmproj" in its name, wherever that stands.
+
+    Of several, the one that is called like the model counts, as in MODEL.Q4_0.gguf and MODEL-mmproj-f16.gguf.
+    If that is not one, a CheckpointError lists them.
+    """
+    beside = [other for other in ggufs(path.parent) if "mmproj" in other.name.lower() and other != path]
+    alike = [other for other in beside if _stem(other) and path.name.lower().startswith(_stem(other))]
+    found = alike or beside
     if len(found) > 1:
         names = ", ".join(other.name for other in found)
-        raise CheckpointError(path, f"has several mmproj beside it: {names}", "one", "choose with mmproj=")
+        fix = "choose with --mmproj (mmproj= in Python)"
+        raise CheckpointError(path, f"has several mmproj beside it: {names}", "one", fix)
     return found[0] if found else None
+
+
+def ggufs(folder: Path) -> list[Path]:
+    """The files in a folder that are called GGUF."""
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".gguf"]
+
+
+def _stem(mmproj: Path) -> str:
+    """What stands before "mmproj" in a file's name: the model's name, or nothing."""
+    return mmproj.name.lower().partition("mmproj")[0].rstrip(".-_")
 
 
 class _Settings(Fields):
@@ -114,19 +133,22 @@ def _decoder_values(llm: GGUFFile, get: _Settings) -> dict[str, Any]:
     get.only("llama.attention.causal", True)
     path, tokens = llm.file.path, llm.metadata.get("tokenizer.ggml.tokens")
     count = len(tokens) if isinstance(tokens, list) and tokens else None
+    vocab = get.whole("llama.vocab_size", count)
+    end = get.whole("tokenizer.ggml.eos_token_id", 2, least=0, most=vocab - 1)
+    turn = get.whole("tokenizer.ggml.eot_token_id", end, least=0, most=vocab - 1)
     values = {
         "hidden_size": (width := get.whole("llama.embedding_length", most=1 << 16)),
         "intermediate_size": get.whole("llama.feed_forward_length", most=1 << 18),
         "num_hidden_layers": get.whole("llama.block_count", most=1024),
         "num_attention_heads": (heads := get.whole("llama.attention.head_count", most=1 << 12)),
         "num_key_value_heads": get.whole("llama.attention.head_count_kv", heads, most=1 << 12),
-        "vocab_size": (vocab := get.whole("llama.vocab_size", count)),
+        "vocab_size": vocab,
         "rms_norm_eps": get.number("llama.attention.layer_norm_rms_epsilon", most=1),
         "rope_theta": get.number("llama.rope.freq_base", 10000.0),
         "max_position_embeddings": get.whole("llama.context_length"),
         "tie_word_embeddings": "output.weight" not in llm.tensors,
         "bos_token_id": get.whole("tokenizer.ggml.bos_token_id", 1, least=0, most=vocab - 1),
-        "eos_token_id": get.whole("tokenizer.ggml.eos_token_id", 2, least=0, most=vocab - 1),
+        "eos_token_id": [end] if turn == end else [end, turn],
     }
     for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
         get.only(f"llama.{key}", width // heads)

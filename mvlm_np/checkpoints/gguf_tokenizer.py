@@ -15,16 +15,17 @@ is written out here. Field numbers are those of sentencepiece_model.proto.
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import isfinite
 from typing import Any, NamedTuple, NoReturn
 
-from mvlm_np.errors import TokenizerError
+from mvlm_np.checkpoints.checkpoint import StoredTokenizer
+from mvlm_np.errors import NoTokenizer, TokenizerError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 _BPE = 2
 MAX_TOKENS = 1 << 17
 _LEGACY = "mvlm.tokenizer.legacy"  # a setting of ours: llama.cpp knows only one of the two ways
+MODEL = "tokenizer.ggml.model"  # the setting without which a GGUF has no tokenizer
 _FIX = "put the model's tokenizer.model beside the GGUF"
 
 
@@ -34,37 +35,19 @@ class Piece(NamedTuple):
     kind: int
 
 
-@dataclass(frozen=True)
-class GGUFTokenizer:
-    """What `inputs.tokenizer.Tokenizer` needs.
-
-    model     the bytes of a SentencePiece model
-    bos, eos, unk  the pieces that play these roles
-    add_bos, add_eos  whether they are put around a text
-    legacy    how text after a special token is read; a GGUF that we did not write does not say, and gets
-              True, which is what llama.cpp does
-    """
-
-    model: bytes
-    bos: str
-    eos: str
-    unk: str
-    add_bos: bool
-    add_eos: bool
-    legacy: bool
-
-
 # -- From a GGUF's settings to a SentencePiece model ------------------------------------------------------
 
 
-def read_tokenizer(metadata: Mapping[str, Any], where: object) -> GGUFTokenizer | None:
-    """The tokenizer that a GGUF's settings describe; None if they describe none.
+def read_tokenizer(metadata: Mapping[str, Any], where: object) -> StoredTokenizer:
+    """The tokenizer that a GGUF's settings describe.
 
-    Raises TokenizerError if it is not a SentencePiece BPE model, or not a sound one.
+    A GGUF that we did not write does not say how text after a special token is read, and gets `legacy` True,
+    which is what llama.cpp does. Raises TokenizerError if there is none, or if it is not a SentencePiece BPE
+    model, or not a sound one.
     """
-    kind = metadata.get("tokenizer.ggml.model")
+    kind = metadata.get(MODEL)
     if kind is None:
-        return None
+        raise NoTokenizer(where, "holds no tokenizer", fix=_FIX)
     if kind != "llama":
         _refuse(where, "tokenizer.ggml.model", f"found {str(kind)[:40]!r}", "'llama', a SentencePiece model")
     pieces = _pieces(metadata, where)
@@ -78,14 +61,15 @@ def read_tokenizer(metadata: Mapping[str, Any], where: object) -> GGUFTokenizer 
         if not isinstance(value, bool):
             _refuse(where, key, f"found {str(value)[:40]!r}", "true or false")
     model = _model(pieces, unk[0], bos, eos, flags["add_space_prefix"])
-    return GGUFTokenizer(
+    return StoredTokenizer(
         model,
+        legacy,
+        where=where,
         bos=pieces[bos].text,
         eos=pieces[eos].text,
         unk=pieces[unk[0]].text,
         add_bos=flags["add_bos_token"],
         add_eos=flags["add_eos_token"],
-        legacy=legacy,
     )
 
 
@@ -138,6 +122,36 @@ def _id(metadata: Mapping[str, Any], role: str, default: int, pieces: Sequence[P
 
 def _refuse(where: object, item: str, found: str, wanted: str | None = None) -> NoReturn:
     raise TokenizerError(f"{where}: {item}", found, wanted, _FIX)
+
+
+def as_sentencepiece(stored: StoredTokenizer) -> bytes:
+    """The tokenizer as a SentencePiece model, as which llama.cpp keeps it.
+
+    A tokenizer.json has no scores: a piece gets one by the place where it is first put together, the later
+    the lower. That gives the same ids, but where two overlapping pairs join to the same piece.
+    """
+    model = stored.model
+    if isinstance(model, bytes):
+        return model
+    places = {joined: i for i, (_, _, joined) in reversed(list(enumerate(model.merges)))}
+    special = {token.id for token in model.added if token.special}
+    codes = {f"<0x{byte:02X}>" for byte in range(256)}
+    codes = codes if model.byte_fallback and codes.issubset(model.pieces[: model.size]) else set()
+    unk, bos, eos = (model.pieces.index(role) for role in (stored.unk, stored.bos, stored.eos))
+
+    def kind(i: int, text: str) -> int:
+        if i == unk:
+            return UNKNOWN
+        return CONTROL if i in special | {bos, eos} else BYTE if text in codes else NORMAL
+
+    pieces = [
+        Piece(text, -float(places.get(i, len(model.merges))), kind(i, text))
+        for i, text in enumerate(model.pieces[: model.size])
+    ]
+    if max(unk, bos, eos) >= model.size:
+        raise TokenizerError(stored.where, "has bos, eos or unk among its added tokens", "among its pieces")
+    spaced = model.metaspace in ("always", "first") or any(step[0] == "prepend" for step in model.normalizer)
+    return _model(pieces, unk, bos, eos, spaced)
 
 
 def _model(pieces: Sequence[Piece], unk: int, bos: int, eos: int, add_dummy_prefix: bool) -> bytes:

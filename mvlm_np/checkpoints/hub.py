@@ -17,6 +17,12 @@ def looks_like_name(text: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text, re.ASCII) is not None
 
 
+def name_in(text: str) -> str:
+    """OWNER/NAME in what people copy: a name, perhaps with a slash behind it, or the address of its page."""
+    address = re.fullmatch(r"https?://[^/]+/(?:models/)?([^/]+/[^/?#]+)(?:[/?#].*)?", text.strip())
+    return address[1] if address else text.strip().rstrip("/")
+
+
 def cache_folder() -> Path:
     """Where the hub's package keeps its downloads, by the same environment variables."""
     base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
@@ -28,7 +34,11 @@ def cache_folder() -> Path:
 
 def find_cached(name: str) -> Path | None:
     """The newest downloaded snapshot of OWNER/NAME; where no branch was asked for, the only snapshot."""
-    folder = model_folder(name)
+    return newest_snapshot(model_folder(name))
+
+
+def newest_snapshot(folder: Path) -> Path | None:
+    """The same of a model's folder in the cache, models--OWNER--NAME."""
     snapshots = folder / "snapshots"
     try:
         revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()

@@ -14,26 +14,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mvlm_np.checkpoints.sniff import HEAD, show, what_is
+from mvlm_np.checkpoints.sniff import BOM, HEAD, show, what_is, why_unreadable
 from mvlm_np.errors import ConfigError, UserError
 
+MAX_PARTS = 400_000  # lists and objects; a tokenizer.json of LLaMA's has a sixth
 MAX_JSON = 1 << 20  # bytes; the largest that is published, the 7B's index, has less than a tenth
 
 
-def read_json(path: Path, error: type[UserError] = ConfigError) -> Any:
-    """What a JSON file says. `error` is raised where it cannot be read."""
+def read_json(path: Path, error: type[UserError] = ConfigError, most: int = MAX_JSON) -> Any:
+    """What a JSON file of at most so many bytes says. `error` is raised where it cannot be read."""
     try:
         if path.exists() and not path.is_file():  # reading a pipe or a device may never end
             raise error(path, "is not a regular file", "a JSON file")
         with open(path, "rb") as file:
-            raw = file.read(MAX_JSON + 1)
+            raw = file.read(most + 1)
             size = os.fstat(file.fileno()).st_size
     except OSError as reason:
-        raise error(
-            path, f"cannot be read ({reason.strerror})", "a JSON file", "download the folder again"
-        ) from None
-    if len(raw) > MAX_JSON:
-        raise error(path, f"has {size} bytes", f"at most {MAX_JSON}", "download it again")
+        found, fix = why_unreadable(path, reason)
+        raise error(path, found, "a JSON file", fix) from None
+    if len(raw) > most:
+        raise error(path, f"has {size} bytes", f"at most {most}", "download it again")
+    raw = raw.removeprefix(BOM)
     if not raw.lstrip().startswith((b"{", b"[")):
         found, fix = what_is(raw[:HEAD]) if raw else ("is empty", "download it again")
         raise error(path, found, "a JSON file", fix)
@@ -43,6 +44,8 @@ def read_json(path: Path, error: type[UserError] = ConfigError) -> Any:
 def parse_json(raw: bytes, where: object, error: type[UserError]) -> Any:
     """The value of a JSON text in UTF-8. No object may have a key twice: readers differ in which counts."""
     try:
+        if raw.count(b"[") + raw.count(b"{") > MAX_PARTS:  # the costliest of what a text can hold
+            raise ValueError(f"it has more than {MAX_PARTS} lists and objects")
         return json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
     except RecursionError:
         reason = "it is nested too deeply"

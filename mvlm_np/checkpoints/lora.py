@@ -14,18 +14,22 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import sqrt
 from pathlib import Path
 
 import numpy as np
 
 from mvlm_np.binder import VISION_TOWER
+from mvlm_np.checkpoints import tokenizer_files
+from mvlm_np.checkpoints.checkpoint import Checkpoint, StoredTokenizer
 from mvlm_np.checkpoints.config_files import is_multimodal, model_config
-from mvlm_np.checkpoints.folder import READERS, Checkpoint, open_folder
+from mvlm_np.checkpoints.folder import READERS, open_folder
 from mvlm_np.checkpoints.json_files import Fields, read_json, short
+from mvlm_np.checkpoints.kinds import ADAPTER, adapter_in
 from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tensors import Tensor
-from mvlm_np.errors import CheckpointError, ConfigError
+from mvlm_np.errors import CheckpointError, ConfigError, TokenizerError
 
 # Kinds of LoRA for which PEFT computes something else than W + scaling B A, or something more.
 VARIANTS = (
@@ -34,6 +38,8 @@ VARIANTS = (
     "trainable_token_indices", "velora_config",
 )  # fmt: skip
 INITIAL = (None, True, False, "gaussian", "eva", "orthogonal")  # all others take something off the base first
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # the tables with a row for each id
+TOKENIZER_FILES = (*tokenizer_files.FILES, tokenizer_files.JSON)
 OTHER_BASE = "merge onto the base that the adapter was trained on"
 
 _PREFIX = "base_model.model."
@@ -81,7 +87,7 @@ def merged(base: Checkpoint, adapter: Path, vision_tower: Path | None = None) ->
     ConfigError: the adapter is of a kind that cannot be merged here, or its settings are unsound.
     CheckpointError: a tensor is missing, has no place in the base, or does not fit.
     """
-    recipe = read_recipe(adapter / "adapter_config.json")
+    recipe = read_recipe(adapter_in(adapter) / ADAPTER)
     pairs, whole = _sorted(_read(adapter, "adapter_model"))
     if not pairs:
         raise CheckpointError(adapter, "holds no matrices", "MODULE.lora_A.weight and MODULE.lora_B.weight")
@@ -93,10 +99,13 @@ def merged(base: Checkpoint, adapter: Path, vision_tower: Path | None = None) ->
         notes.append(
             f"vision weights in {adapter} are not used: this model takes CLIP's from their own folder"
         )
+    model = _with_vocabulary(model, adapter, whole)
+    rows = model.config.decoder.vocab_size
     for name, tensor in whole.items():
         if name not in tensors:
             raise _refusal(tensor, "has no counterpart in the base", fix=OTHER_BASE)
-        _require(tensor, tensors[name].shape)
+        shape = tensors[name].shape
+        _require(tensor, (rows, *shape[1:]) if name in VOCABULARY else shape)
         tensors[name] = tensor
     _require_all(recipe, pairs, tensors)
     for module, pair in pairs.items():
@@ -197,7 +206,11 @@ def _with_settings(
         ids = {key: getattr(base.config.decoder, key) for key in ("bos_token_id", "eos_token_id")}
         config = replace(model.config, decoder=replace(model.config.decoder, **ids))
         return replace(
-            model, path=base.path, config=config, tokenizer=base.tokenizer, notes=base.notes + model.notes
+            model,
+            path=base.path,
+            config=config,
+            read_tokenizer=base.read_tokenizer,
+            notes=base.notes + model.notes,
         )
     image = replace(base.config.image, aspect_ratio=get.text("image_aspect_ratio", "") or None)
     config = model_config(get.values, where, base.config.vision, image)
@@ -209,6 +222,36 @@ def _with_settings(
         if found != wanted:
             raise ConfigError(f"{where}: {key}", f"found {found}", f"the base's {wanted}", OTHER_BASE)
     return replace(base, config=replace(base.config, image=image))
+
+
+def _with_vocabulary(model: Checkpoint, adapter: Path, whole: Mapping[str, Tensor]) -> Checkpoint:
+    """The model with as many ids as the adapter's tables of embeddings have rows.
+
+    Training adds tokens so: it resizes both tables, and PEFT saves them whole. The tokenizer's files beside
+    the adapter, which name those tokens, then go before the base's.
+    """
+    tables = [whole[name] for name in VOCABULARY if name in whole]
+    if not tables:
+        return model
+    decoder, rows = model.config.decoder, tables[0].shape[0] if tables[0].shape else 0
+    if rows != decoder.vocab_size and len(tables) < 2 and not decoder.tie_word_embeddings:
+        raise _refusal(tables[0], f"has {rows} rows", f"{decoder.vocab_size}, or the other table as well")
+    config = replace(model.config, decoder=replace(decoder, vocab_size=rows))
+    return replace(model, config=config, read_tokenizer=partial(_read_tokenizer, model, adapter))
+
+
+def _read_tokenizer(base: Checkpoint, adapter: Path) -> StoredTokenizer:
+    """The tokenizer beside the adapter; what of its files is not there is the base's."""
+    here = [name for name in TOKENIZER_FILES if os.path.lexists(adapter / name)]
+    if not here:
+        return base.read_tokenizer()
+    if tokenizer_files.MODEL in here or tokenizer_files.JSON in here:
+        return tokenizer_files.read_folder(adapter)
+    of_base = base.read_tokenizer()
+    if not of_base.files:
+        fix = "copy the base's tokenizer.model into the adapter's folder"
+        raise TokenizerError(adapter / here[0], f"adds to the tokenizer inside {base.path}", None, fix)
+    return tokenizer_files.read_folder(adapter, *{path.parent for path in of_base.files.values()})
 
 
 # -- Tensors ------------------------------------------------------------------------------------------
@@ -233,8 +276,8 @@ def _sorted(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]]
             pairs.setdefault(factor[1], {})[factor[2]] = tensor
         elif name == key or ".lora_" in name:
             raise _refusal(tensor, "is of no known kind", f"{_PREFIX}MODULE.lora_A.weight and its like")
-        else:
-            whole[name.replace(".base_layer.", ".")] = tensor
+        elif ".original_module." not in name:  # PEFT may save it along, and drops it when merging
+            whole[re.sub(r"\.(base_layer|modules_to_save)\.", ".", name)] = tensor
     return pairs, whole
 
 

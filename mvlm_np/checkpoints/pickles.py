@@ -115,15 +115,53 @@ def _rebuild_parameter(arguments: tuple) -> _TensorView | None:
     return arguments[0] if _types(arguments) == (_TensorView, bool, dict) else None
 
 
+def _rebuild_parameter_with_state(arguments: tuple) -> _TensorView | None:
+    """torch._utils._rebuild_parameter_with_state(data, requires_grad, backward_hooks, state).
+
+    A parameter with attributes, which are dropped.
+    """
+    return _rebuild_parameter(arguments[:3]) if len(arguments) == 4 and _is_state(arguments[3]) else None
+
+
+def _rebuild_from_type(arguments: tuple) -> _TensorView | None:
+    """torch._tensor._rebuild_from_type_v2(function, type, arguments, state): a tensor with attributes."""
+    if _types(arguments)[:3] != (Global, Global, tuple) or len(arguments) != 4 or not _is_state(arguments[3]):
+        return None
+    function, kind, inner, _ = arguments
+    action = REBUILD.get(function.name) if kind.name in TYPES else None
+    return action(inner) if action else None
+
+
+def _size(arguments: tuple) -> tuple | None:
+    """torch.Size(sizes), as an attribute may be."""
+    return arguments[0] if _types(arguments) == (tuple,) else None
+
+
+def _is_state(state: Any) -> bool:
+    """Attributes: a dict, or a pair of that and a dict of slots."""
+    return type(state) is dict or (
+        type(state) is tuple and len(state) == 2 and {type(part) for part in state} <= {dict, type(None)}
+    )
+
+
 def _types(values: tuple) -> tuple[type, ...]:
     """Types of the first few `values`: one more than any call has, however many there are."""
     return tuple(map(type, values[:8]))
 
 
-CALLS: dict[str, Callable[[tuple], Any] | None] = {
-    "collections.OrderedDict": _ordered_dict,
+TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
+REBUILD: dict[str, Callable[[tuple], _TensorView | None]] = {
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
+}
+CALLS: dict[str, Callable[[tuple], Any] | None] = {
+    "collections.OrderedDict": _ordered_dict,
+    **REBUILD,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter_with_state,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+    "torch.Size": _size,
+    **dict.fromkeys(TYPES),
+    **dict.fromkeys(f"torch.{dtype}" for dtype in PLAIN),  # as attributes
 }
 
 

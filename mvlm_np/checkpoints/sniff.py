@@ -5,11 +5,16 @@ download. Every reader of a weight file asks `what_is` before it complains, and 
 it found in the file through `show`.
 """
 
+import errno
+import os
+from pathlib import Path
+
 # How torch's two formats before 1.6 begin: a pickled magic number; `ustar` at 257 in a tar archive.
 _OLD_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 _SAVE_AGAIN = "with torch, write it again: torch.save(torch.load(OLD), NEW)"
 _DOWNLOAD = "download the file again"
 
+BOM = b"\xef\xbb\xbf"  # what Windows' editors put before a text in UTF-8
 HEAD = 512  # bytes of a file that `what_is` looks at
 
 
@@ -28,6 +33,8 @@ def what_is(head: bytes) -> tuple[str, str | None]:
         return "is a safetensors file", "give it the ending .safetensors"
     if head.startswith(b"PK\x03\x04"):
         return "is a zip archive, as torch.save writes", "give it the ending .bin"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "is a text in UTF-16", "save it in UTF-8"
     if head.startswith(b"\x1f\x8b"):
         return "is compressed with gzip", "unpack it"
     if head.startswith(b"\x80") and head[1:2] <= b"\x05":
@@ -37,6 +44,22 @@ def what_is(head: bytes) -> tuple[str, str | None]:
     if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head[:64]):
         return f"is a text that begins {show(head[:40].decode('ascii'))}", _DOWNLOAD
     return f"is of an unknown kind (its first bytes are {head[:8].hex(' ')})", None
+
+
+def why_unreadable(path: Path, error: OSError) -> tuple[str, str | None]:
+    """Why a file cannot be opened, and what its owner can do about it."""
+    if error.errno == errno.ENOENT and path.is_symlink():
+        target = show(os.readlink(path))
+        return (
+            f"is a link to {target}, which is not there",
+            "copy the files themselves (cp -L), or download again",
+        )
+    fix = {
+        errno.ENOENT: "download the folder again",
+        errno.EACCES: "allow this user to read it",
+        errno.EPERM: "allow this user to read it",
+    }.get(error.errno or 0)
+    return f"cannot be read ({error.strerror})", fix
 
 
 def show(text: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mvlm_np.checkpoints.sniff import why_unreadable
 from mvlm_np.errors import CheckpointError
 
 CHUNK = 1 << 22  # values converted at a time: 16 MB of float32, so that converting needs no second copy
@@ -31,9 +32,11 @@ class MappedFile:
                 raise OSError(None, "not a regular file")
             with open(self.path, "rb") as f:
                 self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-            reason = "is empty" if isinstance(error, ValueError) else f"cannot be opened ({error.strerror})"
-            raise CheckpointError(self.path, reason, "a readable weight file") from None
+        except OSError as error:
+            found, fix = why_unreadable(self.path, error)
+            raise CheckpointError(self.path, found, "a weight file", fix) from None
+        except ValueError:  # an empty file cannot be mapped
+            raise CheckpointError(self.path, "is empty", "a weight file", "download it again") from None
         self.size = len(self._map)
 
     def bytes(self, offset: int, count: int) -> np.ndarray:

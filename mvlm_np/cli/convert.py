@@ -13,7 +13,6 @@ examples:
 
 import argparse
 import sys
-from pathlib import Path
 
 from mvlm_np.cli.calls import place
 from mvlm_np.errors import UserError
@@ -34,7 +33,9 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", choices=PRECISIONS, default="folder", help="format to write (folder)")
     parser.add_argument("--quality", choices=("high", "fast"), default="high", help="of int4 (high)")
     parser.add_argument("--lora", metavar="DIR", type=place, help="adapter that PEFT saved, to be merged in")
-    parser.add_argument("--vision-tower", metavar="PATH", help="folder of the CLIP model, if it is elsewhere")
+    parser.add_argument(
+        "--vision-tower", metavar="PATH", type=place, help="folder of the CLIP model, if it is elsewhere"
+    )
     parser.add_argument("--mmproj", metavar="PATH", help="GGUF file of the vision tower, if it is elsewhere")
 
 
@@ -46,13 +47,15 @@ def run(args: argparse.Namespace) -> int:
     from mvlm_np.checkpoints.opening import open_checkpoint
     from mvlm_np.cli.progress import bar, counting_bytes
     from mvlm_np.converting import convert, convert_to_gguf
-    from mvlm_np.loading import manifest
+    from mvlm_np.loading import manifest, open_tokenizer
 
     checkpoint = open_checkpoint(args.source, args.vision_tower, args.mmproj)
     if args.lora is not None:
-        tower = Path(args.vision_tower) if args.vision_tower is not None else None
-        checkpoint = merged(checkpoint, args.lora, tower)
-    for note in checkpoint.notes:
+        checkpoint = merged(checkpoint, args.lora, args.vision_tower)
+    notes = list(checkpoint.notes)
+    if args.to == "gguf":
+        notes += open_tokenizer(checkpoint).notes()
+    for note in notes:
         print(f"mvlm: note: {note}", file=sys.stderr)
     destination = args.destination
     if args.to == "gguf":

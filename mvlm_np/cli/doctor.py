@@ -1,9 +1,11 @@
 """Shows what this machine computes with: CPU, cores, machine code, memory, versions, and what fits.
 
-Exits with 1 if something stands in the way of full speed, and says what.
+Exits with 1 if something stands in the way of full speed, and says what. Of the model that --model or
+MVLM_MODEL names, every byte is read, and missing weights are told.
 
-example:
+examples:
   mvlm doctor
+  mvlm doctor --model MobileVLM_V2-1.7B
 """
 
 import argparse
@@ -14,6 +16,12 @@ from typing import Any
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        default=os.environ.get("MVLM_MODEL"),
+        help="read a model too (default: $MVLM_MODEL)",
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
@@ -21,6 +29,9 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     report = examine()
+    if args.model:
+        report["model"] = _model(args.model)
+        report["problems"] += report["model"]["problems"]
     if args.json:
         json.dump(report, sys.stdout, indent=1)
         print()
@@ -71,6 +82,26 @@ def examine() -> dict[str, Any]:
         },
         "problems": problems,
     }
+
+
+def _model(path: str) -> dict[str, Any]:
+    """What all values of a model show."""
+    from mvlm_np.checkpoints.opening import open_checkpoint
+    from mvlm_np.checkpoints.soundness import examine as examine_values
+    from mvlm_np.cli.progress import counting_bytes
+    from mvlm_np.errors import UserError
+    from mvlm_np.loading import bound_tensors, open_tokenizer
+
+    try:
+        checkpoint = open_checkpoint(path)
+        tensors = bound_tensors(checkpoint)
+        notes = [*checkpoint.notes, *open_tokenizer(checkpoint).notes()]
+        with counting_bytes("read") as count:
+            found = examine_values(tensors.values(), count)
+    except UserError as error:
+        return {"path": path, "tensors": None, "problems": [str(error)], "notes": []}
+    problems = [f"{path}: {problem}" for problem in found.problems]
+    return {"path": path, "tensors": len(tensors), "problems": problems, "notes": [*notes, *found.notes]}
 
 
 def _versions() -> dict[str, str | None]:
@@ -158,5 +189,11 @@ def _print(report: dict[str, Any]) -> None:
     for name, sizes in report["models"].items():
         cells = [f"{text(size['bytes'])}{' ' if size['fits'] else '!'}" for size in sizes.values()]
         print(f"  {name:18}" + "".join(f"{cell:>12}" for cell in cells))
+    if model := report.get("model"):
+        print()
+        line("model", model["path"])
+        line("", f"{model['tensors']} tensors, every byte read" if model["tensors"] else "cannot be loaded")
+        for note in model["notes"]:
+            line("", f"note: {note}")
     for problem in report["problems"]:
         print(f"\nproblem: {problem}")

@@ -1,7 +1,8 @@
 """Shows what a model on disk holds: its settings, its tensors, and the memory it needs. Reads no weights.
 
-Exits with 1 if the tensors are not those that the settings ask for. With --verify, every file of a model
-that `mvlm convert` wrote is read and compared with its checksum instead; 1 if one is not as it was written.
+Exits with 1 if the tensors are not those that the settings ask for, or there is no sound tokenizer. With
+--verify, everything is read instead: files of a model that `mvlm convert` wrote are compared with their
+checksums, and of any other model the values are looked at; 1 if a file has changed, or weights are missing.
 
 examples:
   mvlm inspect MobileVLM_V2-1.7B
@@ -10,6 +11,7 @@ examples:
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from math import prod
 from typing import Any
@@ -21,7 +23,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="model folder or weight file")
     parser.add_argument("--vision-tower", metavar="PATH", help="folder of the CLIP model, if it is elsewhere")
     parser.add_argument("--mmproj", metavar="PATH", help="GGUF file of the vision tower, if it is elsewhere")
-    parser.add_argument("--verify", action="store_true", help="compare a converted model with its checksums")
+    parser.add_argument("--verify", action="store_true", help="read everything: checksums, or the values")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
@@ -31,15 +33,16 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from mvlm_np.checkpoints.opening import open_checkpoint
-    from mvlm_np.errors import CheckpointError
-    from mvlm_np.loading import PRECISIONS, bound_tensors, memory_needed
+    from mvlm_np.errors import UserError
+    from mvlm_np.loading import PRECISIONS, bound_tensors, memory_needed, open_tokenizer
 
     checkpoint = open_checkpoint(args.path, args.vision_tower, args.mmproj)
-    needed, problem = {}, None
+    needed, problem, notes = {}, None, list(checkpoint.notes)
     try:
         tensors = bound_tensors(checkpoint)
         needed = {p or "as stored": memory_needed(checkpoint.config, tensors, p) for p in (None, *PRECISIONS)}
-    except CheckpointError as error:
+        notes += open_tokenizer(checkpoint).notes()
+    except UserError as error:
         problem = str(error)
     report = {
         "path": str(checkpoint.path),
@@ -49,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             for t in checkpoint.tensors.values()
         ],
         "memory": needed,
-        "notes": checkpoint.notes,
+        "notes": notes,
         "problem": problem,
     }
     if args.json:
@@ -64,17 +67,42 @@ def _verify(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from mvlm_np.checkpoints.record import verify
+    from mvlm_np.checkpoints.record import NAME, verify
     from mvlm_np.cli.progress import counting_bytes
+    from mvlm_np.paths import local
 
-    path = Path(args.path)
+    path = Path(local(args.path))
+    folder = path.parent if path.is_file() else path
+    notes: list[str] = []
     with counting_bytes("verify") as count:
-        problems = verify(path.parent if path.is_file() else path, count)
+        if (folder / NAME).is_file():
+            problems = verify(folder, count)
+            sound = "every file is as it was written"
+        else:
+            problems, notes, sound = _examine(args, count)
     if args.json:
-        print(json.dumps({"path": args.path, "problems": problems}))
+        print(json.dumps({"path": args.path, "problems": problems, "notes": notes}))
     else:
-        print("\n".join(problems) or f"{args.path}: every file is as it was written")
+        print("\n".join(problems) or f"{args.path}: {sound}")
+        for note in notes:
+            print(f"note: {note}")
     return 1 if problems else 0
+
+
+def _examine(
+    args: argparse.Namespace, progress: Callable[[int, int], object]
+) -> tuple[list[str], list[str], str]:
+    """Problems, notes, and what is said if there is no problem."""
+    from mvlm_np.checkpoints.opening import open_checkpoint
+    from mvlm_np.checkpoints.soundness import examine
+    from mvlm_np.loading import bound_tensors, open_tokenizer
+
+    checkpoint = open_checkpoint(args.path, args.vision_tower, args.mmproj)
+    tensors = bound_tensors(checkpoint)
+    notes = open_tokenizer(checkpoint).notes()
+    found = examine(tensors.values(), progress)
+    sound = f"there are no checksums, but all values of its {len(tensors)} tensors are numbers, and not zeros"
+    return found.problems, [*checkpoint.notes, *notes, *found.notes], sound
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -33,30 +33,39 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mvlm_np.checkpoints.download import HubUnreachable, download
-    from mvlm_np.checkpoints.hub import find_cached, looks_like_name
+    from mvlm_np.checkpoints.hub import find_cached, looks_like_name, name_in
     from mvlm_np.checkpoints.opening import open_checkpoint
-    from mvlm_np.loading import bound_tensors
+    from mvlm_np.checkpoints.tokenizer_files import read_folder
+    from mvlm_np.inputs.tokenizer import make
+    from mvlm_np.loading import bound_tensors, open_tokenizer
 
-    if not looks_like_name(args.name):
+    name = name_in(args.name)
+    if not looks_like_name(name):
         raise UserError(args.name, "is no name on the hub", "OWNER/NAME, such as mtgv/MobileVLM_V2-1.7B")
     unreachable = None
     try:
-        download(args.name, lambda line: print(line, file=sys.stderr))
+        download(
+            name,
+            lambda line: print(line, file=sys.stderr),
+            lambda folder, decoder: make(read_folder(folder), decoder.vocab_size),
+        )
     except HubUnreachable as error:
         unreachable = error
     try:
-        checkpoint = open_checkpoint(args.name)
+        checkpoint = open_checkpoint(name)
         folders = {tensor.file.path.parent for tensor in bound_tensors(checkpoint).values()}
+        notes = open_tokenizer(checkpoint).notes()
     except UserError:
         if unreachable is None:
             raise
         print(f"mvlm: {unreachable}", file=sys.stderr)
-        if find_cached(args.name):
+        if find_cached(name):
             print("mvlm: the download broke off; the same command goes on with it", file=sys.stderr)
         else:
-            print("\n".join(by_hand(args.name)))
+            print("\n".join(by_hand(name)))
         return 1
-    notes = [f"{unreachable}, but all was here before"] if unreachable else []
+    if unreachable:
+        notes.insert(0, f"{unreachable}, but all was here before")
     for note in [*notes, *checkpoint.notes]:
         print(f"mvlm: note: {note}", file=sys.stderr)
     for folder in [checkpoint.path, *sorted(folders - {checkpoint.path})]:

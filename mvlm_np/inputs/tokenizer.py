@@ -10,14 +10,18 @@ import re
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
+from typing import Protocol
 
 import sentencepiece
 
+from mvlm_np.checkpoints.checkpoint import AddedToken, StoredTokenizer
 from mvlm_np.checkpoints.json_files import short
 from mvlm_np.checkpoints.sniff import show
+from mvlm_np.checkpoints.tokenizer_files import FIX, check_model, read_folder
+from mvlm_np.checkpoints.tokenizer_json import BytePairModel
 from mvlm_np.errors import PromptError, TokenizerError
+from mvlm_np.inputs.byte_pairs import ByteDecoder, BytePairs
 from mvlm_np.inputs.conversation import IMAGE_MARK
-from mvlm_np.inputs.tokenizer_files import FIX, AddedToken, check_model, read_folder
 
 IMAGE_TOKEN = -200  # stands for a whole picture among the ids of a prompt
 SPACE = "\u2581"  # how SentencePiece spells a space
@@ -36,51 +40,47 @@ codecs.register_error("mvlm_np.each", lambda error: ("\ufffd", getattr(error, "s
 
 
 class Tokenizer:
-    """A SentencePiece model and the added tokens around it.
+    """A SentencePiece model and the added tokens around it, as a checkpoint's files describe them.
 
-    model         the bytes of a `tokenizer.model`
-    legacy        True: text after an added token starts anew, with a space of its own, so that
-                  "</s>b" is `</s>`, `▁b`. False: it goes on as written: `</s>`, `b`
-    added_tokens  tokens to recognise inside text, besides bos, eos and unk
-    where         what errors call this tokenizer
+    rows  of the model's table of embeddings, if that is known. Added tokens `beyond` it may be listed, as
+          long as no text contains one
 
-    `vocab_size` counts all ids, those of added tokens included. Raises TokenizerError when `model`
-    is not a SentencePiece model or an added token's id does not fit it.
+    `vocab_size` counts all ids, those of added tokens included. Raises TokenizerError when `stored.model`
+    is not a SentencePiece model, has more pieces than `rows`, or an added token's id does not fit it.
     """
 
-    def __init__(
-        self,
-        model: bytes,
-        legacy: bool = True,
-        added_tokens: Iterable[AddedToken] = (),
-        where: object = "tokenizer.model",
-        bos: str = "<s>",
-        eos: str = "</s>",
-        unk: str = "<unk>",
-        add_bos: bool = True,
-        add_eos: bool = False,
-    ):
-        self.where, self.legacy, self.add_bos, self.add_eos = where, legacy, add_bos, add_eos
-        self._model = _load(model, legacy, where)
+    def __init__(self, stored: StoredTokenizer, rows: int | None = None):
+        assert isinstance(stored.model, bytes), "`make` knows what to make of it"
+        self.where, self.legacy = stored.where, stored.legacy
+        self.add_bos, self.add_eos = stored.add_bos, stored.add_eos
+        self._model = _load(stored.model, stored.legacy, stored.where)
         try:
             self._pieces: list[str] = self._model.id_to_piece(list(range(len(self._model))))
         except UnicodeDecodeError:
-            raise TokenizerError(where, "a piece is not UTF-8", fix=FIX) from None
+            raise TokenizerError(self.where, "a piece is not UTF-8", fix=FIX) from None
         self._model_size = len(self._pieces)  # the ids from here on are added tokens'
-        self._unk = unk
-        named = {name: AddedToken(name, None, True, False, False) for name in (bos, eos, unk)}
-        self._added = named | {token.content: token for token in added_tokens if token.content}
+        *_, self._unk = roles = stored.bos, stored.eos, stored.unk
+        named = {name: AddedToken(name, None, True, False, False) for name in roles}
+        self._added = named | {token.content: token for token in stored.added_tokens if token.content}
         self._ids = self._number_added()
-        self.vocab_size = len(self._pieces)
-        self.bos_id, self.eos_id, self.unk_id = (self._ids[name] for name in (bos, eos, unk))
+        self.bos_id, self.eos_id, self.unk_id = (self._ids[name] for name in roles)
         self.special_ids = frozenset(self._ids[t.content] for t in self._added.values() if t.special)
+        self._count(rows)
 
         longest_first = sorted(map(re.escape, self._added), key=len, reverse=True)
         self._split_at_added = re.compile(f"({'|'.join(longest_first)})").split
-        self._unk_length = len(self._model.encode(unk))
+        self._unk_length = len(self._model.encode(self._unk))
         # What decoding does with the spaces at the very start, seen from what encoding does there.
         self._strips_all = self._model.normalize(" ") == ""
         self._strips_one = self._model.normalize("a") != "a"
+
+    def _count(self, rows: int | None) -> None:
+        """Counts the ids, and compares them with the model's rows."""
+        self.vocab_size, self._rows = len(self._pieces), rows
+        self.beyond = {text: i for text, i in self.appended.items() if rows is not None and i >= rows}
+        if rows is not None and self._model_size > rows:
+            found = f"has {self._model_size} pieces"
+            raise TokenizerError(self.where, found, f"at most the model's {rows}", "copy the model's own")
 
     def _number_added(self) -> dict[str, int]:
         """The id of each added token. Those that are not the model's are appended to the pieces."""
@@ -100,24 +100,33 @@ class Tokenizer:
             ids[token.content] = number
         return ids
 
-    @classmethod
-    def from_folder(cls, folder: str | Path) -> "Tokenizer":
+    @staticmethod
+    def from_folder(folder: str | Path) -> "Tokenizer":
         """The tokenizer of a Hugging Face model folder; see `read_folder` for files and errors."""
-        files = read_folder(Path(folder))
-        return cls(where=Path(folder) / "tokenizer.model", **vars(files))
+        return make(read_folder(Path(folder)))
 
     @property
     def appended(self) -> dict[str, int]:
         """The tokens that the SentencePiece model does not have, and their ids."""
         return {text: number for text, number in self._ids.items() if number >= self._model_size}
 
+    def notes(self) -> list[str]:
+        """What a user should know of how the tokenizer fits the model, a line each."""
+        notes = []
+        if self.beyond:
+            tokens = ", ".join(f"{show(text)} = {i}" for text, i in list(self.beyond.items())[:4])
+            notes.append(f"{self.where}: the model has no row for {tokens}; no text may contain one")
+        if self._rows is not None and self.vocab_size < self._rows:
+            more = self._rows - self.vocab_size
+            notes.append(f"the model has {more} ids more than the tokenizer; they are never chosen")
+        return notes
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, BOS first: `tokenizer(text).input_ids` of the published code.
 
         Raises PromptError for a string that is not Unicode text (half a surrogate pair).
         """
-        if half := HALF_CHARACTER.search(text):
-            raise PromptError("the text", f"half a character at {half.start()}", "valid Unicode")
+        self._require_unicode(text)
         if text and not self.legacy:
             text = SPACE + text.replace(SPACE, " ")
         parts = self._split_at_added(text)  # text, token, text, token, ..., text
@@ -133,6 +142,21 @@ class Tokenizer:
             ids = []  # there was no text for the space that was put before it
         for token, plain in zip(parts[1::2], parts[2::2], strict=True):
             ids += [self._ids[token], *self._encode_plain(plain)]
+        return self._around(ids)
+
+    def _require_unicode(self, text: str) -> None:
+        if half := HALF_CHARACTER.search(text):
+            raise PromptError("the text", f"half a character at {half.start()}", "valid Unicode")
+
+    def _around(self, ids: list[int]) -> list[int]:
+        """The ids of a text with the tokens around it. PromptError: one of them is beyond the model."""
+        if unknown := next((text for text, i in self.beyond.items() if i in ids), None):
+            raise PromptError(
+                f"the text: {show(unknown)}",
+                f"is token {self.beyond[unknown]} by the tokenizer's files",
+                f"one of the model's {self._rows}",
+                "leave it out, or take it out of added_tokens.json",
+            )
         return [self.bos_id] * self.add_bos + ids + [self.eos_id] * self.add_eos
 
     def encode_inside(self, text: str) -> list[int]:
@@ -178,6 +202,10 @@ class Tokenizer:
                 stretch = "".join([run.push(i) for i in group]) + run.finish()
         return text + stretch
 
+    def stream(self) -> "Stream":
+        """Turns ids that arrive one at a time into text, special tokens left out."""
+        return StreamDecoder(self)
+
     def id_to_piece(self, id: int) -> str:
         """A piece as the model spells it: `▁Hello`, `<0x0A>`, `</s>`."""
         return self._pieces[self._checked(id)]
@@ -193,6 +221,80 @@ class Tokenizer:
         if not 0 <= id < self.vocab_size:
             raise TokenizerError(self.where, f"no piece has id {id}", f"0 to {self.vocab_size - 1}")
         return id
+
+
+class Stream(Protocol):
+    """Text of ids that arrive one at a time.
+
+    Everything that `push` has returned, and then `finish`, is together what `decode` gives for all ids.
+    """
+
+    def push(self, id: int) -> str:
+        """The text that is certain now. TokenizerError: an id is none of the tokenizer's."""
+
+    def finish(self) -> str:
+        """What was held back."""
+
+
+class PairTokenizer(Tokenizer):
+    """The tokenizer of a tokenizer.json: the ids and texts are those of the `tokenizers` package."""
+
+    def __init__(self, stored: StoredTokenizer, rows: int | None = None):
+        assert isinstance(stored.model, BytePairModel)
+        self.where, self.add_bos, self.add_eos = stored.where, stored.add_bos, stored.add_eos
+        model, self._pairs = stored.model, BytePairs(stored.model)
+        # As for the other kind: whether a text behind an added token begins with a space of its own.
+        self.legacy = model.metaspace == "always" or any(kind == "prepend" for kind, *_ in model.normalizer)
+        self._pieces, self._model_size, self._strip = list(model.pieces), model.size, model.strip
+        self._ids = {piece: i for i, piece in enumerate(model.pieces)}
+        roles = (stored.bos, stored.eos, stored.unk)
+        for text in (*roles, *(token.content for token in stored.added_tokens)):
+            if text not in self._ids:
+                raise TokenizerError(self.where, f"does not hold the token {show(text)}", fix=FIX)
+        for token in stored.added_tokens:
+            if token.id not in (None, self._ids[token.content]):
+                found = f"added token {show(token.content)} has id {short(token.id)}"
+                raise TokenizerError(self.where, found, f"{self._ids[token.content]}", FIX)
+        self.bos_id, self.eos_id, self.unk_id = (self._ids[name] for name in roles)
+        self.special_ids = frozenset(token.id for token in model.added if token.special)
+        self._count(rows)
+
+    def encode(self, text: str) -> list[int]:
+        self._require_unicode(text)
+        return self._around(self._pairs.encode(text))
+
+    def encode_inside(self, text: str) -> list[int]:
+        return self._pairs.encode(text, goes_on=True)
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        skipped = self.special_ids if skip_special_tokens else ()
+        decoder = ByteDecoder(self._strip)
+        kept = (i for i in map(self._checked, ids) if i not in skipped)
+        return "".join([decoder.push(self._pairs.spelled[i]) for i in kept]) + decoder.finish()
+
+    def piece_to_id(self, piece: str) -> int:
+        return self._ids.get(piece, self.unk_id)
+
+    def stream(self) -> Stream:
+        return _PairStream(self, self._pairs.spelled, ByteDecoder(self._strip))
+
+
+class _PairStream:
+    def __init__(self, tokenizer: PairTokenizer, spelled: list[str], decoder: ByteDecoder):
+        self._tokenizer, self._spelled, self._decoder = tokenizer, spelled, decoder
+
+    def push(self, id: int) -> str:
+        self._tokenizer.id_to_piece(id)  # raises for an id that is none
+        return "" if id in self._tokenizer.special_ids else self._decoder.push(self._spelled[id])
+
+    def finish(self) -> str:
+        return self._decoder.finish()
+
+
+def make(stored: StoredTokenizer, rows: int | None = None) -> Tokenizer:
+    """The tokenizer that the files describe, for a model with so many rows. TokenizerError: it is unsound."""
+    kind = Tokenizer if isinstance(stored.model, bytes) else PairTokenizer
+    return kind(stored, rows)
 
 
 class StreamDecoder:

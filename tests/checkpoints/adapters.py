@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from mvlm_np.checkpoints.folder import Checkpoint, open_folder
+from mvlm_np.checkpoints.checkpoint import Checkpoint
+from mvlm_np.checkpoints.folder import open_folder
 from mvlm_np.checkpoints.lora import merged
 from tests.conftest import DATA
 
@@ -198,9 +199,24 @@ HOSTILE: dict[str, tuple[Change, str]] = {
         lambda a: [a.tensors.pop(k) for k in list(a.tensors) if "layers.1.mlp" in k],
         "target_modules: lists 1 modules that have no matrices, model.layers.1.mlp.down_proj",
     ),
-    "a vocabulary that has grown": (
+    "a vocabulary that has grown on one side": (
         _named("base_model.model.lm_head.weight", 80, 16),
-        r"lm_head.*\[80, 16\], wanted \[72",
+        r"lm_head.*has 80 rows, wanted 72, or the other table as well",
+    ),
+    "a vocabulary that has grown twice": (
+        _all(
+            _named("base_model.model.lm_head.weight", 80, 16),
+            _named("base_model.model.model.embed_tokens.weight", 81, 16),
+        ),
+        r"lm_head.*is \[80, 16\], wanted \[81, 16\]",
+    ),
+    "a vocabulary without rows": (_named("base_model.model.lm_head.weight"), "has 0 rows"),
+    "a vocabulary of another width": (
+        _all(
+            _named("base_model.model.lm_head.weight", 80, 17),
+            _named("base_model.model.model.embed_tokens.weight", 80, 16),
+        ),
+        r"lm_head.*is \[80, 17\], wanted \[80, 16\]",
     ),
     "trained whole, of another shape": (
         lambda a: a.whole.update({f"base_model.model.{PROJECTOR}": zeros(2, 2)}),

@@ -29,7 +29,7 @@ class Outcome:
     message: str = ""
     user_error: bool = False  # the exception is one of those that a user is meant to see
     grown: int = 0  # bytes of memory above the start, at the worst moment
-    events: tuple[str, ...] = ()  # audit events other than opening and mapping the file, or one in the folder
+    events: tuple[str, ...] = ()  # audit events; opening and mapping the file, or one in the folder, is none
 
 
 def read_confined(reader: str, paths: list[Path]) -> list[Outcome]:
@@ -77,8 +77,8 @@ def _confined(read, path: str) -> dict:
     events: list[str] = []
 
     def hook(event: str, arguments: tuple) -> None:
-        opened = os.path.abspath(str(arguments[0])) + os.sep if event == "open" else ""
-        ours = opened.startswith(path + os.sep) and arguments[1] in ("r", "rb")
+        looks = event == "os.listdir" or (event == "open" and arguments[1] in ("r", "rb"))
+        ours = looks and (os.path.abspath(str(arguments[0])) + os.sep).startswith(path + os.sep)
         if events is not None and not ours and event != "mmap.__new__":
             events.append(event)
 

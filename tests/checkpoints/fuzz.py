@@ -1,4 +1,4 @@
-"""Fuzzes the readers of weight files: any file is read or refused as a UserError, soon, in little memory.
+"""Fuzzes the readers of weights and tokenizers: a file is read, or refused as a UserError, soon and cheaply.
 
     python -m tests.checkpoints.fuzz                    # ten minutes, shared by all targets
     python -m tests.checkpoints.fuzz --seconds 60 --target gguf
@@ -12,6 +12,7 @@ that is not what its reader says. Findings are kept, and the exit status is 1.
 
 import argparse
 import importlib.util
+import json
 import random
 import re
 import resource
@@ -41,7 +42,7 @@ SMALL = 1 << 20  # bytes of a tensor that is worth converting here
 class Target:
     """A reader under test. `wrap` makes a file of what the fuzzer invents; `words` are worth inventing."""
 
-    read: Callable[[Path], Iterable[Tensor]]
+    read: Callable[[Path], Iterable[object]]  # tensors, which are then read too, or anything
     seeds: Callable[[], list[bytes]]
     wrap: Callable[[bytes], bytes] = bytes
     words: tuple[bytes, ...] = ()
@@ -65,13 +66,35 @@ def _gguf(path: Path) -> Iterable[Tensor]:
     return read_gguf(path).tensors.values()
 
 
+def _tokenizer_json(path: Path) -> list[int]:
+    """Ids of a text by this tokenizer; decoding must give the same text at once and piece by piece."""
+    from mvlm_np.checkpoints.checkpoint import StoredTokenizer
+    from mvlm_np.checkpoints.tokenizer_json import read_tokenizer_json
+    from mvlm_np.inputs.tokenizer import make
+
+    tokenizer = make(StoredTokenizer(read_tokenizer_json(path), where=path))
+    ids = tokenizer.encode("ab a  b\n<x> \u00e9abcd </s>e\u2581 <x>\U0001f600 cd" * 3)
+    stream = tokenizer.stream()
+    assert "".join([stream.push(i) for i in ids]) + stream.finish() == tokenizer.decode(ids)
+    tokenizer.decode(range(tokenizer.vocab_size), skip_special_tokens=False)
+    return ids
+
+
+def _tokenizer_jsons() -> list[bytes]:
+    from tests.tokenizer_jsons import VARIANTS, small, variant
+
+    return [json.dumps(variant(small(), name, more)).encode() for more in range(8) for name in VARIANTS]
+
+
 def _torch_file() -> bytes:
     import torch
 
     out = BytesIO()
     values = torch.arange(6).reshape(2, 3)
     state = {str(dtype): values.to(dtype) for dtype in (torch.float32, torch.bfloat16, torch.int8)}
-    torch.save(state | {"view": values.T, "parameter": torch.nn.Parameter(torch.zeros(2))}, out)
+    parameter, tagged = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
+    tagged.tag, tagged.sizes = ["a"], torch.Size([2])
+    torch.save(state | {"view": values.T, "parameter": parameter, "tagged": tagged}, out)
     return out.getvalue()
 
 
@@ -142,11 +165,17 @@ TARGETS = {
             b"ctorch\nFloatStorage\n",
             b"ccollections\nOrderedDict\n",
             b"ctorch._utils\n_rebuild_tensor_v2\n",
+            b"ctorch._tensor\n_rebuild_from_type_v2\n",
             b"\x8a\x08",
         ),
     ),
     "safetensors": Target(_safetensors, _safetensors_files, words=_JSON),
     "safetensors-header": Target(_safetensors, _safetensors_headers, _with_data, _JSON),
+    "tokenizer.json": Target(
+        _tokenizer_json,
+        _tokenizer_jsons,
+        words=(b'"id":5,"content":"a"', b'"normalized":true', b'{"type":"Prepend","prepend":"a"}', b"null"),
+    ),
     "gguf": Target(_gguf, _gguf_files, words=(b"GGUF", b"general.alignment", b"\xff" * 8)),
 }
 
@@ -156,7 +185,7 @@ def try_file(target: Target, path: Path, data: bytes) -> None:
     path.write_bytes(target.wrap(data))
     try:
         for tensor in target.read(path):
-            if tensor.nbytes <= SMALL:
+            if isinstance(tensor, Tensor) and tensor.nbytes <= SMALL:
                 values = tensor.float32()
                 assert values.dtype == "float32" and values.shape == tensor.shape, tensor.name
                 values.tobytes()  # reads every value: a process that reads outside the file is killed
@@ -168,7 +197,7 @@ def fuzz_by_coverage(target: Target, seconds: int, folder: Path, scratch: Path) 
     """Does not return: libFuzzer ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=["mvlm_np.checkpoints"]):
+    with atheris.instrument_imports(include=["mvlm_np.checkpoints", "mvlm_np.inputs"]):
         for seed in target.seeds()[:1]:
             try_file(target, scratch / "file", seed)  # imports the reader
     corpus, words = scratch / "corpus", scratch / "words"

@@ -8,6 +8,7 @@ import io
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -231,3 +232,12 @@ def _finish(writer: gguf.GGUFWriter, path: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def pair(
+    folder: Path, config: Config, kind: str = "F16", **mmproj: Any
+) -> tuple[Path, dict[str, np.ndarray]]:
+    """A model's two files by the gguf package, and the weights that went into them."""
+    weights = random_weights(config)
+    package_mmproj(folder / "mmproj-model-f16.gguf", config, weights, **mmproj)
+    return package_decoder(folder / "model.gguf", config, weights, kind), weights

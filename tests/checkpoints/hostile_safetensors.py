@@ -279,17 +279,17 @@ CASES: dict[str, tuple[bytes, str]] = {
 }
 
 PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a directory": (Path.mkdir, r"cannot be opened \(not a regular file\)"),
-    "a pipe": (os.mkfifo, r"cannot be opened \(not a regular file\)"),
+    "a directory": (Path.mkdir, r"cannot be read \(not a regular file\)"),
+    "a pipe": (os.mkfifo, r"cannot be read \(not a regular file\)"),
     "link to a device": (
         lambda path: path.symlink_to("/dev/zero"),
-        r"cannot be opened \(not a regular file\)",
+        r"cannot be read \(not a regular file\)",
     ),
     "link to nowhere": (
         lambda path: path.symlink_to("absent"),
-        r"cannot be opened \(No such file or directory\)",
+        r"is a link to 'absent', which is not there",
     ),
-    "link to itself": (lambda path: path.symlink_to(path), r"cannot be opened \(Too many levels"),
+    "link to itself": (lambda path: path.symlink_to(path), r"cannot be read \(Too many levels"),
     "sparse file of 1 TB": (lambda path: _sparse(path, 1 << 40), r"holds 1099511627.* bytes behind 'w'"),
 }
 

@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from mvlm_np.binder import VISION_TOWER
-from mvlm_np.checkpoints.folder import WEIGHTS, Checkpoint, open_folder
+from mvlm_np.checkpoints.checkpoint import Checkpoint
+from mvlm_np.checkpoints.folder import WEIGHTS, open_folder, read_weights
 from mvlm_np.config import OPENAI_CLIP, DecoderConfig, VisionConfig
 from mvlm_np.errors import CheckpointError, ConfigError
 from mvlm_np.loading import bound_tensors
 from tests.checkpoints.folders import (
     CLIP,
     FORMS,
+    TINY,
+    Json,
     State,
     config,
     tower_weights,
@@ -28,6 +32,7 @@ from tests.checkpoints.folders import (
     write_tower,
 )
 from tests.conftest import shared_path
+from tests.models import stored
 
 Save = Callable[[State, Path], None]
 V1: dict[str, Any] = {"mm_projector_type": "ldpnet"}
@@ -95,7 +100,7 @@ def test_a_text_only_model_saved_by_transformers_is_read(
     checkpoint = open_folder(tmp_path)
     assert checkpoint.config.vision is None
     theta = settings.to_dict().get("rope_parameters", {}).get("rope_theta", 12345.0)
-    assert checkpoint.config.decoder == DecoderConfig(32, 48, 2, 4, 2, 64, 1e-5, theta, 77, tied, 3, 4)
+    assert checkpoint.config.decoder == DecoderConfig(32, 48, 2, 4, 2, 64, 1e-5, theta, 77, tied, 3, (4,))
     saved = {k: v for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
     assert checkpoint.tensors.keys() == saved.keys()
     assert_holds(checkpoint, saved)
@@ -108,7 +113,7 @@ def test_a_tied_model_may_hold_its_lm_head_twice(tmp_path: Path) -> None:
     assert "lm_head.weight" not in state
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
     tensors = bound_tensors(open_folder(write_model(tmp_path, state, FORMS["pytorch_model.bin"], **changes)))
-    assert "decoder.lm_head.weight" not in tensors and "decoder.embed_tokens.weight" in tensors
+    assert "lm_head.weight" not in tensors and "model.embed_tokens.weight" in tensors
 
 
 def test_an_untied_model_needs_its_lm_head(tmp_path: Path) -> None:
@@ -359,7 +364,7 @@ def wrong_towers() -> dict[str, tuple[Callable[[Path], object], str]]:
             lambda folder: without(folder, "preprocessor_config.json"),
             r"clip/preprocessor_config\.json: cannot be read \(No such file",
         ),
-        "weights that lead nowhere": (link, r"clip/model\.safetensors: cannot be opened \(No such file"),
+        "weights that lead nowhere": (link, r"clip/model\.safetensors: is a link to .*, which is not there"),
         "the model itself": (
             lambda folder: v1(folder, mm_vision_tower="."),
             r"config\.json: model_type: found 'mobilevlm', wanted 'clip'",
@@ -458,3 +463,79 @@ def test_a_folder_may_be_read_only_and_linked(tmp_path: Path) -> None:
     )
     assert (tmp_path / "snapshot" / "model.safetensors").is_symlink()
     assert_holds(open_folder(tmp_path / "snapshot"), weights())
+
+
+# -- What transformers loads --------------------------------------------------------------------------
+
+
+def test_an_index_and_shards_may_differ_where_it_changes_nothing(tmp_path: Path) -> None:
+    """A buffer that only the index or only a shard has, a tensor twice, a tensor in another shard."""
+    state = weights()
+    names = sorted(state)
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    write_json(tmp_path, TINY)
+    parts = {
+        "model-00001-of-00002.safetensors": {name: state[name] for name in names[:10]},
+        "model-00002-of-00002.safetensors": {name: state[name] for name in names[9:]}
+        | {buffer: torch.ones(4)},
+    }
+    for file, part in parts.items():
+        save_file({name: tensor.clone() for name, tensor in part.items()}, tmp_path / file)
+    weight_map = dict.fromkeys(names, "model-00001-of-00002.safetensors")
+    weight_map[names[0]] = "model-00002-of-00002.safetensors"  # is in the other
+    weight_map["model.layers.1.self_attn.rotary_emb.inv_freq"] = "model-00002-of-00002.safetensors"
+    write_json(tmp_path, {"model.safetensors.index.json": {"weight_map": weight_map}})
+    write_tower(tmp_path / "clip")
+    bound = bound_tensors(open_folder(tmp_path))
+    plain = bound_tensors(open_folder(write_model(tmp_path / "plain")))
+    assert bound.keys() == plain.keys()
+    for name, tensor in plain.items():
+        np.testing.assert_array_equal(bound[name].float32(), tensor.float32())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_may_lie_in_a_folder_called_like_the_file(tmp_path: Path, form: str) -> None:
+    """As DeepSpeed's zero_to_fp32.py leaves them when it is given the file's name."""
+    folder = write_model(tmp_path / "model", save=lambda state, folder: None)
+    (folder / "pytorch_model.bin").mkdir()
+    FORMS[form](weights(), folder / "pytorch_model.bin")
+    assert read_weights(folder).keys() == weights().keys()
+
+
+def test_a_quantization_config_that_was_left_behind_is_a_note(tmp_path: Path) -> None:
+    kind = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    write_tower(tmp_path / "clip")
+    model = open_folder(write_model(tmp_path / "model", quantization_config=kind))
+    assert model.notes == [
+        "config.json has a quantization_config ('bitsandbytes'), but the weights are plain"
+    ]
+
+
+@pytest.mark.parametrize("scaling", [None, {"type": "default"}, {"rope_type": "default"},
+                                     {"type": "linear", "factor": 1.0}])  # fmt: skip
+def test_rotary_scaling_that_scales_nothing_is_taken(tmp_path: Path, scaling: Json | None) -> None:
+    write_tower(tmp_path / "clip")
+    assert open_folder(write_model(tmp_path / "model", rope_scaling=scaling)).config == config()
+
+
+@pytest.mark.parametrize("named", [
+    "/mnt/data/ckpts/clip-vit-large-patch14-336", "/mnt/openai_clip-vit-large-patch14-336/",
+    "mtgv/clip-vit-large-patch14-336", r"C:\models\CLIP-ViT-Large-patch14-336",
+    "openai--clip-vit-large-patch14-336",
+    "/root/.cache/hub/models--openai--clip-vit-large-patch14-336/snapshots/ce19dc912ca5cd21c8a653c79e251e80",
+])  # fmt: skip
+def test_a_tower_on_the_trainers_machine_is_known_by_its_name(tmp_path: Path, named: str) -> None:
+    vision = VisionConfig()
+    settings = {"mm_vision_tower": named, "mm_hidden_size": vision.hidden_size}
+    write_json(tmp_path, TINY | {"config.json": TINY["config.json"] | settings})
+    stand_in = {"x": stored({"x": np.ones(1, np.float32)})["x"]}
+    model = open_folder(tmp_path, weights=stand_in)
+    assert model.config.vision == vision and model.config.mm_vision_tower == OPENAI_CLIP
+    assert len(model.notes) == 1 and "is taken for openai/clip-vit-large-patch14-336" in model.notes[0]
+
+
+@pytest.mark.parametrize("named", ["/mnt/clip-vit-large-patch14", "clip-vit-large-patch14-336-tuned"])
+def test_another_tower_is_not_taken_for_the_known_one(tmp_path: Path, named: str) -> None:
+    write_json(tmp_path, TINY | {"config.json": TINY["config.json"] | {"mm_vision_tower": named}})
+    with pytest.raises(CheckpointError, match=r"there is no CLIP folder .*name its place with --vision"):
+        open_folder(tmp_path, weights={})

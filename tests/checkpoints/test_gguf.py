@@ -173,5 +173,5 @@ def test_alignment_moves_the_data(tmp_path: Path) -> None:
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.gguf", tmp_path):
-        with pytest.raises(CheckpointError, match="cannot be opened"):
+        with pytest.raises(CheckpointError, match="cannot be read"):
             read_gguf(path)

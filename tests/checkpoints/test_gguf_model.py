@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from mvlm_np.checkpoints import gguf_blocks
+from mvlm_np.checkpoints.checkpoint import Checkpoint
 from mvlm_np.checkpoints.gguf_model import find_mmproj, open_gguf
 from mvlm_np.checkpoints.gguf_names import decoder_name, decoder_names, mmproj_name, mmproj_names
 from mvlm_np.checkpoints.safetensors import read_safetensors
-from mvlm_np.config import Config
 from mvlm_np.errors import CheckpointError, ConfigError, TokenizerError
 from tests.checkpoints.gguf_models import (
     TYPES,
     assert_stored,
     package_decoder,
-    package_mmproj,
+    pair,
     random_weights,
     small_config,
     tokenizer_model,
@@ -30,15 +30,6 @@ from tests.conftest import shared_path
 TOWER = "model.vision_tower.vision_tower."
 VISION = f"{TOWER}vision_model."
 PROJECTORS = ["ldpnetv2", "ldpnet", "mlp2x_gelu"]
-
-
-def pair(
-    folder: Path, config: Config, kind: str = "F16", **mmproj: Any
-) -> tuple[Path, dict[str, np.ndarray]]:
-    """A model's two files by the gguf package, and the weights that went into them."""
-    weights = random_weights(config)
-    package_mmproj(folder / "mmproj-model-f16.gguf", config, weights, **mmproj)
-    return package_decoder(folder / "model.gguf", config, weights, kind), weights
 
 
 # -- Weights ----------------------------------------------------------------------------------------------
@@ -225,17 +216,21 @@ def test_settings_of_another_mmproj_are_refused_by_name(
 def test_a_model_without_mmproj_answers_text_only(tmp_path: Path) -> None:
     config = small_config(vision=False)
     model = open_gguf(package_decoder(tmp_path / "m.gguf", config, random_weights(config)))
-    assert model.mmproj is None and model.config.vision is None
+    assert model.config.vision is None
     assert model.config.decoder == config.decoder
+
+
+def vision_file(model: Checkpoint) -> Path:
+    return model.tensors["model.mm_projector.mlp.mlp.0.weight"].file.path
 
 
 def test_the_mmproj_beside_the_model_is_found_and_a_named_one_wins(tmp_path: Path) -> None:
     path, _ = pair(tmp_path, small_config())
-    assert open_gguf(path).mmproj == tmp_path / "mmproj-model-f16.gguf"
+    assert vision_file(open_gguf(path)) == tmp_path / "mmproj-model-f16.gguf"
     other = tmp_path / "elsewhere" / "vision.gguf"
     other.parent.mkdir()
     shutil.copy(tmp_path / "mmproj-model-f16.gguf", other)
-    assert open_gguf(path, other).mmproj == other
+    assert vision_file(open_gguf(path, other)) == other
 
 
 def test_several_mmproj_are_listed(tmp_path: Path) -> None:
@@ -261,7 +256,7 @@ def test_the_tokenizer_comes_out_unless_a_tokenizer_model_lies_beside(tmp_path: 
     ):
         open_gguf(path)
     (tmp_path / "tokenizer.model").write_bytes(tokenizer_model())
-    assert open_gguf(path).tokenizer is None
+    assert open_gguf(path).read_tokenizer().where == tmp_path / "tokenizer.model"
 
 
 def test_types_that_need_the_package_are_refused_early_without_it(

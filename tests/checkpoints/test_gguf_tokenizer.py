@@ -4,7 +4,6 @@ import json
 import random
 import struct
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -12,9 +11,10 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mvlm_np.checkpoints.checkpoint import StoredTokenizer
 from mvlm_np.checkpoints.gguf import read_gguf
-from mvlm_np.checkpoints.gguf_tokenizer import read_tokenizer, tokenizer_settings
-from mvlm_np.errors import TokenizerError
+from mvlm_np.checkpoints.gguf_tokenizer import as_sentencepiece, read_tokenizer, tokenizer_settings
+from mvlm_np.errors import NoTokenizer, TokenizerError
 from mvlm_np.inputs.tokenizer import Tokenizer
 from tests.checkpoints.gguf_models import VOCAB, tokenizer_model
 from tests.conftest import shared_path
@@ -30,8 +30,7 @@ def processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
 def rebuilt(model: bytes, vocab_size: int) -> sentencepiece.SentencePieceProcessor:
     """The model after a way through a GGUF's settings."""
     tokenizer = read_tokenizer(tokenizer_settings(model, vocab_size), "test")
-    assert tokenizer
-    return processor(tokenizer.model)
+    return processor(as_sentencepiece(tokenizer))
 
 
 def assert_alike(a: sentencepiece.SentencePieceProcessor, b: sentencepiece.SentencePieceProcessor) -> None:
@@ -61,9 +60,7 @@ def test_every_text_encodes_and_decodes_alike(text: str) -> None:
 
 def test_it_is_what_the_tokenizer_class_takes() -> None:
     found = read_tokenizer(tokenizer_settings(tokenizer_model(), VOCAB, legacy=False), "test")
-    assert found
-    tokenizer = Tokenizer(**asdict(found))
-    expected = Tokenizer(tokenizer_model(), legacy=False)
+    tokenizer, expected = Tokenizer(found), Tokenizer(StoredTokenizer(tokenizer_model(), legacy=False))
     for text in ("the cat</s>sat", " on a mat ", "", "é中"):
         assert tokenizer.encode(text) == expected.encode(text)
 
@@ -86,8 +83,8 @@ def test_the_goldens_tokenizer_comes_out_of_llama_cpps_file() -> None:
     metadata = read_gguf(shared_path("goldens/v2-256/gguf/llm-F16.gguf")).metadata
     model = shared_path("goldens/v2-256/tokenizer.model").read_bytes()
     found = read_tokenizer(metadata, "golden")
-    assert found and (found.bos, found.eos, found.unk, found.legacy) == ("<s>", "</s>", "<unk>", True)
-    a, b = processor(model), processor(found.model)
+    assert (found.bos, found.eos, found.unk, found.legacy) == ("<s>", "</s>", "<unk>", True)
+    a, b = processor(model), processor(as_sentencepiece(found))
     assert_alike(a, b)
     for vector in json.loads(shared_path("facts/tokenizer/llama_spm_vectors.json").read_text()):
         assert a.encode(vector["text"]) == b.encode(vector["text"])
@@ -100,8 +97,7 @@ def test_the_goldens_tokenizer_comes_out_of_llama_cpps_file() -> None:
 def test_stories_vocabulary_is_that_of_llama2_c() -> None:
     """tok512.bin: u32 longest, then score f32, length u32 and text of each piece, spaces as spaces."""
     found = read_tokenizer(read_gguf(shared_path("weights/stories260K_f16.gguf")).metadata, "stories")
-    assert found
-    ours, data, at = processor(found.model), shared_path("weights/tok512.bin").read_bytes(), 4
+    ours, data, at = processor(as_sentencepiece(found)), shared_path("weights/tok512.bin").read_bytes(), 4
     theirs: list[tuple[str, float]] = []
     while at < len(data):
         score, length = struct.unpack_from("<fI", data, at)
@@ -139,18 +135,22 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_file_without_a_tokenizer_has_none() -> None:
-    assert read_tokenizer({"general.name": "x"}, "test") is None
+    with pytest.raises(NoTokenizer, match=r"^test: holds no tokenizer; put the model's "):
+        read_tokenizer({"general.name": "x"}, "test")
 
 
 def test_the_dummy_prefix_follows_add_space_prefix() -> None:
     for prefix in (True, False):
         found = read_tokenizer(settings(add_space_prefix=prefix), "test")
-        assert found and processor(found.model).encode("the", out_type=str)[0].startswith("▁") is prefix
+        assert (
+            found
+            and processor(as_sentencepiece(found)).encode("the", out_type=str)[0].startswith("▁") is prefix
+        )
 
 
 def test_flags_and_legacy_are_carried() -> None:
     found = read_tokenizer(settings(add_bos_token=False, add_eos_token=True), "test")
-    assert found and (found.add_bos, found.add_eos, found.legacy) == (False, True, True)
+    assert (found.add_bos, found.add_eos, found.legacy) == (False, True, True)
     found = read_tokenizer(tokenizer_settings(tokenizer_model(), VOCAB, legacy=False), "test")
     assert found and found.legacy is False
 
@@ -161,16 +161,14 @@ def test_added_and_padding_tokens_fill_the_vocabulary() -> None:
     assert written["tokenizer.ggml.token_type"][VOCAB:] == [5, 4, 5]
     assert written["tokenizer.ggml.token_type"][2] == 3  # </s> stays what it is
     found = read_tokenizer(written, "test")
-    assert found
-    assert VOCAB + 1 in processor(found.model).encode("the <pic> shows")
+    assert VOCAB + 1 in processor(as_sentencepiece(found)).encode("the <pic> shows")
 
 
 def test_user_defined_tokens_with_spaces_are_found_in_text() -> None:
     changed = settings()
     changed["tokenizer.ggml.tokens"][-1], changed["tokenizer.ggml.token_type"][-1] = "  two", 4
     found = read_tokenizer(changed, "test")
-    assert found
-    assert VOCAB - 1 in processor(found.model).encode("a  two")
+    assert VOCAB - 1 in processor(as_sentencepiece(found)).encode("a  two")
 
 
 @pytest.mark.parametrize("vocab_size, added", [(VOCAB - 1, None), (VOCAB, {"<pic>": VOCAB})])

@@ -94,7 +94,7 @@ def test_the_pair_reads_back_as_the_same_model(tmp_path: Path, precision: str, k
     assert config.vision
     shorter = replace(config.vision, num_hidden_layers=2)
     assert model.config == replace(config, vision=shorter, mm_vision_select_layer=-1)
-    assert model.tokenizer and not model.tokenizer.legacy
+    assert not model.read_tokenizer().legacy
     assert_stored(model.tensors, weights)
 
 

@@ -1,5 +1,6 @@
 """Adapters that PEFT trained and saved, merged by PEFT and by us."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 import torch
 import transformers
 
+import mvlm_np
 from mvlm_np.checkpoints.folder import open_folder
-from mvlm_np.checkpoints.lora import MergedTensor, merged
+from mvlm_np.checkpoints.lora import VOCABULARY, MergedTensor, merged
 from mvlm_np.checkpoints.safetensors import read_safetensors
 from mvlm_np.converting import convert
 from mvlm_np.errors import CheckpointError, UserError
@@ -99,6 +101,51 @@ def test_an_adapter_is_merged_as_peft_merges_it(base: Path, tmp_path: Path, sett
         assert found.dtype == np.float32
         # PEFT rounds the sum to the base's type; we do that when it is written as such.
         np.testing.assert_array_equal(rounded(found, wanted), wanted.float().numpy(), err_msg=name)
+
+
+@pytest.mark.parametrize("settings", [
+    {"target_modules": ATTENTION},
+    {"target_modules": ATTENTION, "modules_to_save": ["embed_tokens", "lm_head"]},
+    {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
+])  # fmt: skip
+def test_a_vocabulary_that_training_has_resized_comes_along(
+    base: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    model = load(base)
+    rows = model.config.vocab_size + 2
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, **settings))
+    rng = torch.Generator().manual_seed(3)
+    for name, weight in tuned.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            weight.data = torch.randint(-3, 4, weight.shape, generator=rng).to(weight.dtype)
+    adapter = tmp_path / "adapter"
+    tuned.save_pretrained(adapter, save_embedding_layers=True)
+    (adapter / "added_tokens.json").write_text("{}")
+
+    again = load(base)
+    again.resize_token_embeddings(rows, mean_resizing=False)
+    theirs = peft.PeftModel.from_pretrained(again, adapter).merge_and_unload().state_dict()
+    ours = merged(open_folder(base), adapter)
+    assert ours.config.decoder.vocab_size == rows and len(bound_tensors(ours)) == len(theirs)
+    for name, wanted in theirs.items():
+        found = rounded(ours.tensors[name].float32(), wanted)
+        np.testing.assert_array_equal(found, wanted.float().numpy(), err_msg=name)
+
+
+def test_tokens_that_training_has_added_are_named_beside_the_adapter(tmp_path: Path) -> None:
+    adapter, rng = sound(), np.random.default_rng(5)
+    tables = {name: rng.standard_normal((74, 16), np.float32) for name in VOCABULARY}
+    adapter.tensors |= {f"base_model.model.{name}": table for name, table in tables.items()}
+    folder = adapter.write(tmp_path / "adapter")
+    (folder / "added_tokens.json").write_text(json.dumps({"<pad>": 72, "<ans>": 73}))
+    convert(merged(open_folder(BASE), folder), tmp_path / "tuned", "float32")
+    model = mvlm_np.load(tmp_path / "tuned", backend="numpy")
+    assert model.config.decoder.vocab_size == model.tokenizer.vocab_size == 74
+    assert model.tokenizer.encode("<ans>")[1:] == [73]
+    assert model.tokenizer.encode("a word") == mvlm_np.load(BASE, backend="numpy").tokenizer.encode("a word")
+    for name, table in tables.items():
+        np.testing.assert_array_equal(open_folder(tmp_path / "tuned").tensors[name].float32(), table)
 
 
 @pytest.mark.parametrize("pickle", [False, True])
@@ -222,12 +269,12 @@ def test_a_text_only_base_gets_its_vision_from_the_adapters_settings(tmp_path: P
     base = open_folder(llama)
     assert base.config.vision is None
     model = merged(base, folder, DATA / "golden" / "ldp" / "clip")
-    decoder = replace(whole_model.config.decoder, eos_token_id=5)
+    decoder = replace(whole_model.config.decoder, eos_token_id=(5,))
     assert model.config == replace(whole_model.config, decoder=decoder)
     assert model.path == llama
     ours, theirs = bound_tensors(model), bound_tensors(whole_model)
     for name, tensor in ours.items():
-        change = 3.0 if "attention.out" in name and name.startswith("decoder") else 0.0
+        change = 3.0 if name.endswith("o_proj.weight") else 0.0
         expected = theirs[name].float32() + np.float32(change)
         np.testing.assert_array_equal(tensor.float32(), expected, err_msg=name)
 

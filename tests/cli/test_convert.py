@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 import mvlm_np
@@ -134,13 +137,46 @@ def test_a_converted_model_is_verified(run: Run, tmp_path: Path, to: str) -> Non
     assert run("inspect", named, "--verify") == (1, f"'{weights}' has changed\n", "")
     code, out, _ = run("inspect", named, "--verify", "--json")
     assert code == 1
-    assert json.loads(out) == {"path": str(named), "problems": [f"'{weights}' has changed"]}
+    assert json.loads(out) == {"path": str(named), "problems": [f"'{weights}' has changed"], "notes": []}
 
 
-def test_a_folder_without_checksums_cannot_be_verified(run: Run) -> None:
+def test_of_a_model_without_checksums_the_values_are_read(run: Run) -> None:
     code, out, err = run("inspect", BASE, "--verify")
-    assert (code, out) == (2, "")
-    assert "holds no checksums (mvlm.json), wanted a model that mvlm convert wrote" in err
+    assert (code, err) == (0, "")
+    tensors = len(bound_tensors(open_folder(BASE)))
+    assert f"{BASE}: there are no checksums, but all values of its {tensors} tensors" in out
+
+
+def test_zeros_where_weights_should_be_are_found(run: Run, tmp_path: Path) -> None:
+    """As a download leaves them that was cut off inside a file of the full size."""
+    folder = shutil.copytree(BASE, tmp_path / "cut")
+    weights = folder / "model.safetensors"
+    raw = weights.read_bytes()
+    weights.write_bytes(raw[: len(raw) // 2] + bytes(len(raw) - len(raw) // 2))
+    code, out, _ = run("inspect", folder, "--verify")
+    assert code == 1
+    assert re.search(r"^\S+ is zeros throughout$", out, re.MULTILINE)
+    assert re.search(r"^\S+ ends in \d+ rows of zeros, of \d+$", out, re.MULTILINE)
+    assert run("inspect", folder)[0] == 0  # which reads no values
+    code, out, _ = run("doctor", "--model", folder)
+    assert code == 1 and f"problem: {folder}: " in out and "is zeros throughout" in out
+    start = 8 + int.from_bytes(raw[:8], "little")
+    weights.write_bytes(raw[:start] + bytes(len(raw) - start))
+    code, out, err = run("ask", "Hello?", "--model", folder)
+    assert code == 2 and "mvlm inspect --verify" in err and not out.strip()
+
+
+def test_a_tensor_of_one_value_is_a_note(run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(BASE, tmp_path / "flat")
+    tensors = load_file(BASE / "model.safetensors")
+    tensors["model.norm.weight"][:] = 1
+    save_file(tensors, folder / "model.safetensors")
+    code, out, _ = run("inspect", folder, "--verify")
+    assert code == 0 and "note: model.norm.weight is 1 throughout" in out
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+    code, out, _ = run("inspect", folder, "--verify")
+    assert (code, out) == (1, "model.norm.weight holds NaN or infinity\n")
 
 
 def test_sizes_are_told_in_fitting_units(run: Run) -> None:

@@ -317,6 +317,7 @@ def test_an_answer_that_is_not_the_hubs_is_like_no_hub(run: Run, monkeypatch: py
     assert "MobileVLM_V2-3B/config.json" in out and "cannot be reached" in err
 
 
+GGUFS = {"README.md": b"", "model.Q4_K.gguf": b"12", "model.F16.gguf": b"123", "model.mmproj-f16.gguf": b"1"}
 LLAMA = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -326,6 +327,13 @@ LLAMA = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "nu
     ("a/b/c", None, "a/b/c: is no name on the hub"),
     ("../etc/passwd", None, "is no name on the hub"),
     (NAME, {"README.md": b""}, "mtgv/Small: holds no config.json"),
+    (NAME, GGUFS, "mtgv/Small: holds GGUF files, which mvlm runs as they are; download a model and its "
+                  "mmproj: hf download mtgv/Small model.Q4_K.gguf model.mmproj-f16.gguf --local-dir DIR"),
+    (NAME, {"adapter_config.json": b"{}", "config.json": b"{}", "adapter_model.safetensors": b""},
+     "mtgv/Small: is a LoRA adapter, which changes a model, wanted the model; hf download mtgv/Small "),
+    (NAME, {f"checkpoint-100/{name}": b"" for name in ("config.json", "clip/config.json", "model.safetensors",
+                                                      "clip/model.safetensors")},
+     "holds no model at its top, but in 'checkpoint-100'; hf download mtgv/Small --include 'checkpoint-100/"),
     (NAME, {"config.json": b'{"model_type": "t5"}'}, "config.json: model_type: found 't5'"),
     (NAME, {"config.json": json.dumps(LLAMA).encode()}, "mtgv/Small: holds no weights, wanted one of "),
 ])  # fmt: skip
@@ -337,6 +345,62 @@ def test_what_cannot_be_a_model_is_one_line_and_exit_code_2(
     assert (code, out) == (2, "")
     assert message in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+def with_settings(**settings: object) -> dict[str, bytes]:
+    """A sound repository with other settings."""
+    found = model("ldpv2", "clip") | files_of_clip("ldpv2")
+    return found | {"config.json": json.dumps(json.loads(found["config.json"]) | settings).encode()}
+
+
+def without(found: dict[str, bytes], *names: str) -> dict[str, bytes]:
+    return {name: data for name, data in found.items() if name not in names}
+
+
+UNFIT = {
+    "a tower on the trainer's machine": (
+        with_settings(mm_vision_tower="/mnt/data/clip-vit-base-patch16"),
+        "its mm_vision_tower is '/mnt/data/clip-vit-base-patch16', a place on another machine",
+    ),
+    "quantised by another tool": (
+        with_settings(quantization_config={"quant_method": "awq"}),
+        "config.json: quantization_config: found 'awq'",
+    ),
+    "no tokenizer": (without(with_settings(), "tokenizer.model"), "tokenizer.model: is missing"),
+    "an unsound tokenizer": (
+        with_settings() | {"tokenizer.model": b"<html>"},
+        "tokenizer.model: is not a SentencePiece model",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_what_cannot_be_asked_is_told_before_the_weights_come(run: Run, hub: Hub, kind: str) -> None:
+    found, message = UNFIT[kind]
+    hub.repositories = {NAME: found}
+    code, out, err = run("pull", NAME)
+    assert (code, out) == (2, "") and message in err.splitlines()[-1]
+    assert f"{NAME}/model.safetensors" not in asked(hub)
+
+
+@pytest.mark.parametrize("named", ["/mnt/clip", "/mnt/data/clip-vit-large-patch14-336"])
+def test_a_tower_that_is_known_or_in_the_repository_comes_along(run: Run, hub: Hub, named: str) -> None:
+    # This small model is none of that tower's size, which the check at the end finds.
+    hub.repositories = {NAME: with_settings(mm_vision_tower=named)}
+    code, _, err = run("pull", NAME)
+    if named == "/mnt/clip":
+        assert code == 0 and f"{NAME}/clip/config.json" in asked(hub)
+    else:
+        assert code == 2 and "mm_hidden_size: found 12, wanted 1024" in err
+        assert all(path.startswith(NAME) for path in asked(hub))
+
+
+@pytest.mark.parametrize(
+    "text", ["{}/", "https://hub.example/{}", "http://hub.example/models/{}/tree/main?x=1"]
+)
+def test_a_name_is_found_in_what_people_copy(run: Run, hub: Hub, text: str) -> None:
+    hub.repositories = {NAME: with_settings()}
+    assert run("pull", text.format(NAME))[0] == 0
 
 
 def test_without_its_package_it_names_the_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

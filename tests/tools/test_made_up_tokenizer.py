@@ -4,17 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mvlm_np.checkpoints.checkpoint import StoredTokenizer
 from mvlm_np.inputs.conversation import render
 from mvlm_np.inputs.tokenizer import Tokenizer
 from tools.parts.made_up_tokenizer import tokenizer_model
 
 SIZES = (64, 512, 32000)
-FULL = Tokenizer(tokenizer_model(32000))
+FULL = Tokenizer(StoredTokenizer(tokenizer_model(32000)))
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_it_has_exactly_as_many_pieces_as_asked_for(size: int) -> None:
-    assert Tokenizer(tokenizer_model(size)).vocab_size == size
+    assert Tokenizer(StoredTokenizer(tokenizer_model(size))).vocab_size == size
 
 
 @given(st.text(st.characters(exclude_characters="\u2581", exclude_categories=["Cs"])))
@@ -27,7 +28,7 @@ def test_every_text_comes_back(text: str) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_prompt_needs_no_unknown_piece(size: int) -> None:
-    tokenizer = Tokenizer(tokenizer_model(size))
+    tokenizer = Tokenizer(StoredTokenizer(tokenizer_model(size)))
     prompt = render("v1", "What is it?", 0)
     assert tokenizer.unk_id not in tokenizer.encode(prompt)
     assert tokenizer.decode(tokenizer.encode(prompt)) == prompt

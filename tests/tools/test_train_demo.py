@@ -147,6 +147,7 @@ def test_the_data_is_in_upstreams_format(tmp_path: Path) -> None:
 def test_questions_behind_one_picture_are_read_as_if_each_stood_alone() -> None:
     import torch
 
+    from mvlm_np.checkpoints.checkpoint import StoredTokenizer
     from mvlm_np.inputs.tokenizer import Tokenizer
     from tools.demo.folder import model_config
     from tools.demo.language import BLOCK, Prompts, hidden, pack, train_tokenizer
@@ -154,7 +155,7 @@ def test_questions_behind_one_picture_are_read_as_if_each_stood_alone() -> None:
     from tools.parts.torch_projectors import LDPv2
 
     torch.manual_seed(0)
-    recipe, tokenizer = RECIPES["minute"], Tokenizer(train_tokenizer(400))
+    recipe, tokenizer = RECIPES["minute"], Tokenizer(StoredTokenizer(train_tokenizer(400)))
     config = model_config(recipe.vision, recipe.decoder, tokenizer.vocab_size)
     projector, decoder = LDPv2(64, 64), build_decoder(config)
     prompts, seen = Prompts(tokenizer), torch.randn(2, 64, 64)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mvlm_np.checkpoints.checkpoint import StoredTokenizer
 from mvlm_np.inputs.tokenizer import Tokenizer
 from tools.demo.data import Pictures, start_rendering, write_shard
 from tools.demo.fitting import device, processes, rank, to_device, wait_for_all
@@ -123,7 +124,7 @@ def train(
         if not tokenizer_file.exists():
             tokenizer_file.write_bytes(train_tokenizer(recipe.vocabulary))
     wait_for_all()
-    tokenizer = Tokenizer(tokenizer_file.read_bytes())
+    tokenizer = Tokenizer(StoredTokenizer(tokenizer_file.read_bytes()))
     config = model_config(recipe.vision, recipe.decoder, tokenizer.vocab_size)
 
     first, *later = recipe.stages

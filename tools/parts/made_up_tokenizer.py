@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from itertools import islice, product
 from string import digits, printable
 
-from mvlm_np.checkpoints.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, read_tokenizer
+from mvlm_np.checkpoints.gguf_tokenizer import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    as_sentencepiece,
+    read_tokenizer,
+)
 
 SPACE = "\u2581"  # how SentencePiece spells a space
 LETTERS = "etaoinshrdlcumwfgypbvkjxqz"  # the commonest first
@@ -36,8 +43,7 @@ def tokenizer_model(vocabulary: int) -> bytes:
         },
         "made-up tokenizer",
     )
-    assert tokenizer is not None
-    return tokenizer.model
+    return as_sentencepiece(tokenizer)
 
 
 def _texts() -> Iterator[str]:

@@ -5,7 +5,8 @@ from typing import Any
 
 from mvlm_np import vision
 from mvlm_np.binder import VISION_TOWER, Manifest
-from mvlm_np.checkpoints.folder import Checkpoint, find_tower, has_weights, read_weights, tower_weights
+from mvlm_np.checkpoints.checkpoint import Checkpoint
+from mvlm_np.checkpoints.folder import find_tower, has_weights, read_weights, tower_weights
 from mvlm_np.checkpoints.loader import Loader
 from mvlm_np.errors import UserError
 from mvlm_np.vision import VisionWeights

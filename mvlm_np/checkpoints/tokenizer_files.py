@@ -1,19 +1,22 @@
 """What a tokenizer's files say, checked before anything is built from it.
 
 A Hugging Face folder describes its tokenizer in up to four files, two of which may repeat or
-overrule the others. Who wins is decided here, as transformers 4.33 decides it.
+overrule the others. Who wins is decided here, as transformers 4.33 decides it. Transformers 5 saves
+another file in place of the first, see `tokenizer_json`.
 """
 
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mvlm_np.checkpoints.checkpoint import AddedToken, StoredTokenizer
 from mvlm_np.checkpoints.json_files import read_json, short
-from mvlm_np.checkpoints.sniff import show
-from mvlm_np.errors import TokenizerError
+from mvlm_np.checkpoints.sniff import show, why_unreadable
+from mvlm_np.checkpoints.tokenizer_json import BytePairModel, read_tokenizer_json
+from mvlm_np.errors import NoTokenizer, TokenizerError
 
 # LLaMA's model has 0.5 MB and 32,000 pieces, each a field. Reading as much as may be takes 100 MB.
 MAX_MODEL_BYTES = 8 << 20
@@ -25,47 +28,31 @@ LLAMA_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
-@dataclass(frozen=True)
-class AddedToken:
-    """A token that is recognised in a text before SentencePiece sees the text.
+JSON = "tokenizer.json"  # all that transformers 5 saves of a tokenizer; read where there is no MODEL
+MODEL, CONFIG, MAP, ADDED = FILES = (
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
-    id       None: its id in the SentencePiece model or, if it is not there, the next free one
-    special  left out of decoded text
-    lstrip   white space before it is dropped from the text; `rstrip`: after it. Both are the
-             published code's rule for a token that a file gives as a plain string
+
+def read_folder(*folders: Path) -> StoredTokenizer:
+    """Reads `tokenizer.model` and, where they are there, the other `FILES`; of each, the first folder's.
+
+    A `tokenizer.json` is read where there is no `tokenizer.model`. What the files do not say has LLaMA's
+    defaults (`legacy` true). Raises NoTokenizer where there is neither of the two, and TokenizerError for a
+    broken file and for a setting that changes the text in a way that this package does not compute.
     """
-
-    content: str
-    id: int | None = None
-    special: bool = False
-    lstrip: bool = True
-    rstrip: bool = True
-
-
-@dataclass(frozen=True)
-class TokenizerFiles:
-    """The content of a tokenizer's files: the SentencePiece model, and how it is to be used."""
-
-    model: bytes
-    legacy: bool
-    add_bos: bool
-    add_eos: bool
-    bos: str
-    eos: str
-    unk: str
-    added_tokens: tuple[AddedToken, ...]
-
-
-def read_folder(folder: Path) -> TokenizerFiles:
-    """Reads `tokenizer.model` and, where they are there, `tokenizer_config.json`,
-    `special_tokens_map.json` and `added_tokens.json`.
-
-    What they do not say has LLaMA's defaults (`legacy` true). Raises TokenizerError for a missing or
-    broken file, and for a setting that changes the text in a way that this package does not compute.
-    """
-    model_file, config_file = folder / "tokenizer.model", folder / "tokenizer_config.json"
-    model = _read(model_file, MAX_MODEL_BYTES)
-    config = _read_json(config_file)
+    found = {name: [f / name for f in folders if os.path.lexists(f / name)] for name in (*FILES, JSON)}
+    files = {name: paths[0] for name, paths in found.items() if paths}
+    if MODEL in files:
+        files.pop(JSON, None)
+    elif JSON not in files:
+        fix = "copy it from the model that this one was made from"
+        raise NoTokenizer(folders[0] / MODEL, f"is missing, and {JSON} is too", "one of them", fix)
+    config = _read_json(files, CONFIG)
+    config_file = files.get(CONFIG)
     for key, *known in (
         ("tokenizer_class", "LlamaTokenizer", "LlamaTokenizerFast"),
         ("sp_model_kwargs", {}),
@@ -78,17 +65,37 @@ def read_folder(folder: Path) -> TokenizerFiles:
         value = config.get(key)
         return default if value is None else _typed(value, bool, f"{config_file}: {key}")
 
-    special = _special_tokens(folder, config)
-    return TokenizerFiles(
+    special = _special_tokens(files, config)
+    added = _merged(files, config, special.values())
+    model: bytes | BytePairModel
+    if MODEL in files:
+        model, around = _read(files[MODEL], MAX_MODEL_BYTES), (True, False)
+    else:
+        model = read_tokenizer_json(files[JSON])
+        around = _around(model, special, files[JSON])
+    return StoredTokenizer(
         model=model,
         legacy=flag("legacy", True),
-        add_bos=flag("add_bos_token", True),
-        add_eos=flag("add_eos_token", False),
+        added_tokens=added,
+        where=files.get(MODEL, files.get(JSON)),
+        add_bos=flag("add_bos_token", around[0]),
+        add_eos=flag("add_eos_token", around[1]),
         bos=special["bos_token"].content,
         eos=special["eos_token"].content,
         unk=special["unk_token"].content,
-        added_tokens=_merged(folder, config, special.values()),
+        files=files,
     )
+
+
+def _around(model: BytePairModel, special: Mapping[str, AddedToken], path: Path) -> tuple[bool, bool]:
+    """Whether a tokenizer.json puts bos before a text, and eos behind it."""
+    flags = []
+    for role, tokens in (("bos_token", model.prefix), ("eos_token", model.suffix)):
+        if tokens not in ((), (special[role].content,)):
+            found = f"puts {', '.join(map(show, tokens))} around a text"
+            raise TokenizerError(f"{path}: post_processor", found, f"{show(special[role].content)} alone")
+        flags.append(bool(tokens))
+    return flags[0], flags[1]
 
 
 def check_model(model: bytes, where: object) -> None:
@@ -138,20 +145,18 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
     raise IndexError
 
 
-def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, AddedToken]:
+def _special_tokens(files: Mapping[str, Path], config: Mapping[str, Any]) -> dict[str, AddedToken]:
     """Role -> token, in the order in which new ids are given. `special_tokens_map.json` overrules
     `tokenizer_config.json`, and only in the latter does a plain string for one of LLaMA's own roles
     not strip white space."""
-    names = _read_json(folder / "special_tokens_map.json")
+    names, folder = _read_json(files, MAP), next(iter(files.values())).parent
     found = {}
     for role in ROLES:
         if role in names:
-            found[role] = _token(names[role], f"{folder / 'special_tokens_map.json'}: {role}")
+            found[role] = _token(names[role], f"{files[MAP]}: {role}")
         else:
             value = config.get(role, DEFAULTS.get(role))
-            found[role] = _token(
-                value, f"{folder / 'tokenizer_config.json'}: {role}", role not in LLAMA_ROLES
-            )
+            found[role] = _token(value, f"{files.get(CONFIG)}: {role}", role not in LLAMA_ROLES)
     for role in DEFAULTS:
         if not found[role]:
             raise TokenizerError(f"{folder}: {role}", "the tokenizer files name none", "a token")
@@ -162,18 +167,19 @@ def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, AddedT
     return {role: token for role, token in found.items() if token}
 
 
-def _merged(folder: Path, config: Mapping[str, Any], special: Iterable[AddedToken]) -> tuple[AddedToken, ...]:
+def _merged(
+    files: Mapping[str, Path], config: Mapping[str, Any], special: Iterable[AddedToken]
+) -> tuple[AddedToken, ...]:
     """The special tokens, those of `added_tokens.json`, and those that transformers since 4.34 lists in
     `tokenizer_config.json`, each once. A token with flags overrules the same as a plain string."""
     tokens: dict[str, AddedToken] = {}
     for token in special:
         if token.content not in tokens or not (token.lstrip and token.rstrip):
             tokens[token.content] = token
-    added_file = folder / "added_tokens.json"
-    for content, number in _read_json(added_file).items():
+    for content, number in _read_json(files, ADDED).items():
         known = tokens.get(content, AddedToken(content))
-        tokens[content] = replace(known, id=_typed(number, int, f"{added_file}: {show(content)}"))
-    where = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder"
+        tokens[content] = replace(known, id=_typed(number, int, f"{files[ADDED]}: {show(content)}"))
+    where = f"{files.get(CONFIG)}: added_tokens_decoder"
     for key, entry in _typed(config.get("added_tokens_decoder", {}), dict, where).items():
         listed = _token(entry, f"{where}: {show(key)}")
         if listed is None or not isinstance(entry, dict) or not key.isdecimal() or len(key) > 9:
@@ -206,18 +212,17 @@ def _typed(value: Any, kind: type, where: str) -> Any:
 def _read(path: Path, limit: int) -> bytes:
     """The bytes of a regular file of at most `limit` bytes."""
     try:
-        if not path.exists():
-            raise TokenizerError(path, "is missing", fix="copy it from the model's repository")
-        if not path.is_file():
+        if path.exists() and not path.is_file():
             raise TokenizerError(path, "is not a regular file", "a file")
         if path.stat().st_size > limit:
             raise TokenizerError(path, f"has {path.stat().st_size} bytes", f"at most {limit}", FIX)
         return path.read_bytes()
     except OSError as error:
-        raise TokenizerError(path, f"cannot be read ({error.strerror})", "a readable file") from None
+        found, fix = why_unreadable(path, error)
+        raise TokenizerError(path, found, "a tokenizer file", fix) from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(files: Mapping[str, Path], name: str) -> dict[str, Any]:
     """The object in a JSON file; an empty one where there is no file. (A link that leads nowhere, as
     an interrupted download leaves it, is an error.)"""
-    return _typed(read_json(path, TokenizerError), dict, str(path)) if os.path.lexists(path) else {}
+    return _typed(read_json(files[name], TokenizerError), dict, str(files[name])) if name in files else {}
