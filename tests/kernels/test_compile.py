@@ -96,7 +96,12 @@ from mvlm_np.kernels import code_cache
 
 
 def test_a_full_disk_gets_no_files_and_is_no_error(tmp_path: Path) -> None:
-    code = f"{FULL}from mvlm_np.kernels import compile\ncompile.LOG.setLevel('INFO')\ncompile.LOG.handle = lambda record: print(record.kept)\n{RUN}"
+    listen = """
+from mvlm_np.kernels import compile
+compile.LOG.setLevel("INFO")
+compile.LOG.handle = lambda record: print(record.kept)
+"""
+    code = f"{FULL}{listen}{RUN}"
     assert run(tmp_path, code).splitlines() == ["False", "False", str(COMPILED)]
     assert files(tmp_path) == []
     # Here the disk is full only when the machine code is being written.
