@@ -155,6 +155,7 @@ def _test_one(version: str, python: Path, wheel: Path) -> bool:
         return False
     installed = perf_counter()
     pytest = [str(programs / "python"), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    pytest += ["--hypothesis-profile=emulated"]  # fewer examples; all of them run on the first Python
     runs = [
         _run(version, [*pytest, *TESTS], CHECKOUT),
         _run(version, [*pytest, "tests/test_packaging.py", "-k", "not lint"], ROOT),
