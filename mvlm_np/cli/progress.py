@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from mvlm_np.trace import Watch
+
+# tqdm's own lock is one between processes: from Python 3.14 on it starts one, which complains after Ctrl-C.
+tqdm.set_lock(threading.RLock())
 
 
 def bar(title: str, total: int | None, **options: Any) -> tqdm:

@@ -136,7 +136,7 @@ def test_the_cache_is_in_the_users_home_unless_xdg_says_otherwise(
 def test_a_change_in_any_source_gives_another_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
+    copy = shutil.copytree(Path(code_cache.__file__).parent, tmp_path / "kernels")
     monkeypatch.setattr(code_cache, "__file__", str(copy / "code_cache.py"))
     before = code_cache.fingerprint()
     assert before == code_cache.fingerprint()
