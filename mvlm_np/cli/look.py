@@ -15,20 +15,23 @@ from pathlib import Path
 
 from mvlm_np import demo
 from mvlm_np.cli import options
+from mvlm_np.cli.ask import require_question
+from mvlm_np.cli.calls import place, whole
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", nargs="?", help="the picture; none for a question about text alone")
-    parser.add_argument("question")
-    parser.add_argument("--html", metavar="FILE", type=Path, help="write one page that shows everything")
+    parser.add_argument("question", help="comes last")
+    parser.add_argument("--html", metavar="FILE", type=place, help="write one page that shows everything")
     parser.add_argument("--json", action="store_true", help="print the numbers")
     options.add_model(parser)
     group = parser.add_argument_group("answer")
-    group.add_argument("--max-new-tokens", metavar="N", type=int, default=64, help="at most this many (64)")
+    group.add_argument("--max-new-tokens", metavar="N", type=whole, default=64, help="at most this many (64)")
     group.add_argument("--conv-mode", metavar="NAME", default="v1", help="prompt template (v1)")
 
 
 def run(args: argparse.Namespace) -> int:
+    require_question([args.image] if args.image else [], args.question, "look")
     named = args.model
     arguments = options.model_arguments(args, or_demo=True)
     import json
