@@ -29,7 +29,7 @@ def maps(look: Look, room: int) -> tuple[list[str], list[str]]:
 
     steps, shown = look.answered.steps, len(look.answered.steps)
     means = [Attention.of(step.attention) for step in steps]
-    while not add(_block("answer-mean", padded(means[:shown])), room / 3):
+    while shown and not add(_block("answer-mean", padded(means[:shown])), room / 3):
         shown //= 2
     if shown < len(steps):
         notes.append(f"{LEFT_OUT} where the tokens after the first {shown} looked.")
@@ -38,7 +38,7 @@ def maps(look: Look, room: int) -> tuple[list[str], list[str]]:
         blocks.append(_raw_block("likeness", like.shape, like.tobytes()))
         notes += _add_tower("tower-mean", "the mean of the tower's heads", look.seen.mean, room, add)
         notes += _add_tower("tower-heads", "single heads of the tower", look.seen.heads, room, add)
-    if not add(_block("answer-heads", padded([step.heads for step in steps[:shown]])), room):
+    if not shown or not add(_block("answer-heads", padded([step.heads for step in steps[:shown]])), room):
         notes.append(f"{LEFT_OUT} where the answer's tokens looked, head by head.")
     return blocks, notes
 
@@ -54,7 +54,7 @@ def _add_tower(name: str, what: str, attention: Attention, room: int, add: Add) 
         if add(_block(name, coarse(attention, size) if size > 1 else attention), room):
             squares = f"{cells} × {cells} squares of {size} × {size} patches"
             return [f"{LEFT_OUT} {what} look from and at {squares}."] if size > 1 else []
-    raise AssertionError("a single square always fits")
+    return [f"{LEFT_OUT} {what}."]
 
 
 def coarse(attention: Attention, size: int) -> Attention:

@@ -173,6 +173,8 @@ const headName = (head) => (head ? `${head}` : "mean of all");
 
 async function tower() {
   const [means, heads] = [await attention("tower-mean"), await attention("tower-heads")];
+  byId("tower-maps").hidden = !means;
+  if (!means) return;
   const count = picture.blocks[0];
   const headCount = heads ? picture.heads : 0;
   const grid = Math.sqrt(means.shape.at(-1) - 1);
@@ -335,8 +337,7 @@ function wholeLens() {
 async function answer() {
   const [means, heads] = [await attention("answer-mean"), await attention("answer-heads")];
   const headCount = heads ? numbers.heads : 0;
-  const width = means.shape.at(-1);
-  const known = means.shape[0]; // of later steps the attention is left out
+  const known = means ? means.shape[0] : 0; // of later steps the attention is left out
   const start = picture ? numbers.prompt.find((entry) => "picture" in entry).position : -1;
   const imageTokens = picture ? picture.tokens : 0;
   let [step, block, head] = [0, 0, 0];

@@ -163,7 +163,8 @@ def test_shares_of_attention_are_of_the_parts_and_add_up(name: str) -> None:
     np.testing.assert_array_equal(np.flatnonzero(masks["picture"]), np.flatnonzero(found.at < 0))
     for step in numbers(name)["steps"]:
         np.testing.assert_allclose(np.sum([*step["looked"].values()], axis=0), 1, rtol=1e-5)
-        np.testing.assert_allclose(np.mean(step["looked"]["picture"]), sum(step["looked_at_picture"]), rtol=1e-5)
+        share = np.mean(step["looked"]["picture"])
+        np.testing.assert_allclose(share, sum(step["looked_at_picture"]), rtol=1e-5)
 
 
 @every
@@ -187,7 +188,7 @@ def test_the_picture_is_the_one_that_the_tower_sees(name: str) -> None:
     image = open_image(picture(name))
     assert seen.size == image.size
     pixels = preprocess(image, m.config.image)
-    mean, std = (np.reshape(v, (3, 1, 1)).astype(np.float32) for v in (m.config.image.mean, m.config.image.std))
+    mean, std = (np.reshape(v, (3, 1, 1)) for v in (m.config.image.mean, m.config.image.std))
     again = (seen.pixels.transpose(2, 0, 1) / np.float32(255) - mean) / std
     np.testing.assert_allclose(again, pixels, atol=1e-5)  # a step of 8 bits is 0.015
     np.testing.assert_allclose(seen.tokens, m.encode_image(picture(name)), atol=1e-5)
@@ -267,7 +268,8 @@ def test_another_watch_sees_the_same_run() -> None:
 def test_a_damaged_model_is_refused_as_ask_refuses_it() -> None:
     damaged = copy(model("demo"))
     assert damaged.vision is not None
-    damaged.vision = replace(damaged.vision, class_embedding=np.full_like(damaged.vision.class_embedding, np.nan))
+    nothing = np.full_like(damaged.vision.class_embedding, np.nan)
+    damaged.vision = replace(damaged.vision, class_embedding=nothing)
     with pytest.raises(GenerationError, match="NaN"):
         look(damaged, picture("demo"), "What?")
 
