@@ -25,6 +25,7 @@ from mvlm_np.inputs.image import Picture, open_image
 from mvlm_np.inputs.tokenizer import tokenize_prompt
 from mvlm_np.kv_store import Stored, dequantize, part
 from mvlm_np.model import MobileVLM
+from mvlm_np.ops import softmax
 from mvlm_np.session import Session
 from mvlm_np.trace import Watch
 
@@ -226,7 +227,7 @@ class Record(Watch):
 
     def __init__(self, watch: Watch | None = None):
         super().__init__()
-        self.pixels = np.empty(0)
+        self.pixels = np.empty((3, 0, 0), np.float32)
         self.hidden: dict[str, np.ndarray] = {}  # (D,) by "decoder.hidden_states.i"
         self._watch, self._beside = watch or Watch(), 0.0
 
@@ -292,11 +293,8 @@ def attention_weights(q: np.ndarray, k: np.ndarray) -> np.ndarray:
     q (H, T, d), k (K, S, d) -> (H, T, S)
     """
     (heads, T, d), (kv_heads, S, _) = q.shape, k.shape
-    weights = (q * d**-0.5).reshape(kv_heads, -1, d) @ k.transpose(0, 2, 1)  # (K, G*T, S)
-    weights -= weights.max(axis=-1, keepdims=True)
-    np.exp(weights, out=weights)
-    weights /= weights.sum(axis=-1, keepdims=True)
-    return weights.reshape(heads, T, S)
+    scores = (q * d**-0.5).reshape(kv_heads, -1, d) @ k.transpose(0, 2, 1)  # (K, G*T, S)
+    return softmax(scores).reshape(heads, T, S)
 
 
 class _Decoding:

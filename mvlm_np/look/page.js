@@ -319,7 +319,7 @@ function wholeLens() {
     name.scope = "col";
     head.append(name);
   }
-  const body = element("tbody");
+  const rows = [head];
   for (let i = 0; i <= blocks; i++) {
     const after = element("th", "", i ? `block ${i}` : "none");
     after.scope = "row";
@@ -329,9 +329,9 @@ function wholeLens() {
       cell.style.setProperty("--share", step.lens[i].probability);
       row.append(cell);
     }
-    body.append(row);
+    rows.push(row);
   }
-  byId("lens-all").replaceChildren(element("thead", "", head), body);
+  byId("lens-all").replaceChildren(...rows);
 }
 
 async function answer() {
