@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 LAYERS = [
     {"__main__", "cli"},
     {"demo", "golden", "compat"},
+    {"look"},
     {"converting"},
     {"loading"},
     {"model"},
@@ -31,7 +32,7 @@ LAYERS = [
     {"kernels"},
     {"kv_store"},
     {"ops"},
-    {"config", "trace", "cores", "memory", "paths", "errors"},
+    {"config", "trace", "cores", "memory", "pages", "paths", "errors"},
 ]
 CHOOSER = "backend"  # it chooses between `ops` and `kernels`, and imports the latter only when it is used
 

@@ -170,8 +170,9 @@ def test_what_the_readme_says_of_the_model_in_the_box_works_from_the_wheel(
 ) -> None:
     ZipFile(wheel).extractall(tmp_path)  # what installing it would do
     readme = (ROOT / "README.md").read_text("utf-8")
-    commands = re.findall(r"^mvlm ((?:demo|ask mvlm_np/demo)\b[^#\n]*)", readme, re.MULTILINE)
-    assert len(commands) == 2
+    commands = re.findall(r"^mvlm ((?:demo|(?:ask|look) mvlm_np/demo)\b[^#\n]*)", readme, re.MULTILINE)
+    assert len(commands) == 3
     for command in commands:
         assert run(sys.executable, "-m", "mvlm_np", *shlex.split(command), cwd=tmp_path)
-    assert (tmp_path / "demo.html").stat().st_size > 100_000
+    for page in ("demo.html", "look.html"):
+        assert (tmp_path / page).stat().st_size > 100_000

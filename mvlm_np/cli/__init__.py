@@ -13,6 +13,7 @@ from types import FrameType
 VERBS = {
     "demo": "ask the embedded demo model about embedded pictures",
     "ask": "ask about pictures",
+    "look": "ask about a picture, and show how the answer came about",
     "chat": "talk about a picture, several turns",
     "inspect": "show what a model folder holds",
     "pull": "download a model from the hub",

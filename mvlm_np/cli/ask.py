@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def require_question(pictures: list[str], question: str) -> None:
+def require_question(pictures: list[str], question: str, verb: str = "ask") -> None:
     """PromptError: what stands in the question's place is a picture, since the question was forgotten."""
     from mvlm_np.errors import PromptError
     from mvlm_np.paths import local
@@ -79,5 +79,5 @@ def require_question(pictures: list[str], question: str) -> None:
     first = next((text for text in pictures if not os.path.exists(local(text))), None)
     if first is not None and first.split()[1:]:
         raise PromptError(first, "stands before a picture", "the question last")
-    fix = f'mvlm ask {shlex.join([*pictures, question])} "What is this?"'
+    fix = f'mvlm {verb} {shlex.join([*pictures, question])} "What is this?"'
     raise PromptError("the question", f"is missing, for {question} is a file's name", fix=fix)

@@ -4,17 +4,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
-from mvlm_np.backend import replaced
 from mvlm_np.demo import PICTURES
-from mvlm_np.inputs.conversation import render
-from mvlm_np.inputs.tokenizer import tokenize_prompt
+from mvlm_np.look.looking import Record, answer
 from mvlm_np.model import MobileVLM
-from mvlm_np.session import Session
-from mvlm_np.trace import Watch
 
 
 @dataclass(frozen=True)
@@ -59,18 +54,6 @@ def looks(model: MobileVLM, image: np.ndarray, question: str) -> np.ndarray:
     image: the picture's tokens (144, D). The mean over heads, then over layers; what goes to the text is
     left out. float32 (12, 12), rows of the padded picture from the top.
     """
-    layers: list[np.ndarray] = []
-
-    def watched(q: np.ndarray, k: np.ndarray, v: np.ndarray, *cache: Any) -> np.ndarray:
-        group, d = len(q) // len(k), q.shape[-1]
-        scores = np.einsum("kgd,ksd->kgs", q[:, -1].reshape(len(k), group, d), k) * np.float32(d**-0.5)
-        layers.append(model.ops.softmax(scores).mean(axis=(0, 1)))  # (S,)
-        return model.ops.cached_attention(q, k, v, *cache)
-
-    ids = tokenize_prompt(render("v1", question), model.tokenizer)
-    x, at = model.embed(ids, [image])
-    ops = replaced(model.ops, cached_attention=watched)
-    session = Session(model.decoder, model.config.decoder, ops)
-    session.prefill(x, at, 0, Watch(), chunk=len(x))
+    begun = answer(model, [image], question, Record(), max_new_tokens=1)
     side = round(len(image) ** 0.5)
-    return np.mean(layers, axis=0)[at < 0].reshape(side, side)
+    return begun.steps[0].attention.mean(axis=0)[begun.at < 0].reshape(side, side)

@@ -1,7 +1,5 @@
 """One self-contained HTML page of what the demo model was asked, answered, and looked at."""
 
-import io
-from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -9,11 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mvlm_np import pages
 from mvlm_np.config import ImageConfig
 from mvlm_np.demo import PICTURES
 from mvlm_np.demo.asking import Shown
-from mvlm_np.errors import UserError
 from mvlm_np.inputs.image import preprocess
+from mvlm_np.look.looking import as_picture
 
 SIDE = 256  # pixels of a picture on the page
 HEAD = """<!doctype html>
@@ -34,10 +33,7 @@ The bright patches are where the decoder looked as it began its answer: attentio
 
 def write_page(path: Path, shown: Sequence[Shown]) -> None:
     """Writes the page; the pictures and maps are in it. UserError: it cannot be written."""
-    try:
-        path.write_text(HEAD + "".join(map(_section, shown)) + "</body></html>\n", "utf-8")
-    except OSError as error:
-        raise UserError(path, f"cannot be written ({error.strerror})", "a place in a folder") from None
+    pages.write(path, HEAD + "".join(map(_section, shown)) + "</body></html>\n")
 
 
 def _section(shown: Shown) -> str:
@@ -52,18 +48,14 @@ def _section(shown: Shown) -> str:
 
 
 def _figure(picture: Image.Image, caption: str) -> str:
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=90)
-    source = f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
+    source = pages.inline(picture, "JPEG", quality=90)
     return f'<figure><img src="{source}" alt=""><figcaption>{caption}</figcaption></figure>'
 
 
 def square(picture: Image.Image) -> Image.Image:
     """As the model sees it, padded, but SIDE pixels each way."""
     config = ImageConfig(resize=SIDE, crop=(SIDE, SIDE))
-    mean, std = (np.reshape(values, (3, 1, 1)) for values in (config.mean, config.std))
-    pixels = 255 * (preprocess(picture, config) * std + mean)
-    return Image.fromarray(pixels.round().astype(np.uint8).transpose(1, 2, 0))
+    return Image.fromarray(as_picture(preprocess(picture, config), config))
 
 
 def lit(picture: Image.Image, attention: np.ndarray) -> Image.Image:

@@ -3,8 +3,6 @@
 The page needs nothing but itself: pictures are inside it, and what can be shown without a script is.
 """
 
-import base64
-import io
 from html import escape
 from math import floor, isqrt, log10
 from pathlib import Path
@@ -13,6 +11,7 @@ from string import Template
 import numpy as np
 from PIL import Image
 
+from mvlm_np import pages
 from mvlm_np.errors import GoldenError
 from mvlm_np.golden.compare.comparison import Comparison
 from mvlm_np.golden.compare.report import row, summary
@@ -45,10 +44,7 @@ PARTS = (  # the beginning of a stage's name, and what the curve calls that part
 
 def write_page(path: Path, result: Comparison, golden: Golden) -> None:
     """Writes the page. GoldenError: it cannot be written."""
-    try:
-        path.write_text(page(result, golden), encoding="utf-8")
-    except OSError as error:
-        raise GoldenError(path, f"cannot be written ({error.strerror})", "a place in a folder") from None
+    pages.write(path, page(result, golden), GoldenError)
 
 
 def page(result: Comparison, golden: Golden) -> str:
@@ -242,9 +238,7 @@ def _png(ratio: np.ndarray) -> str:
     level = np.clip((np.log10(np.maximum(ratio, 1e-30)) - low) / (high - low), 0, 1)
     image = Image.fromarray((level * (STEPS - 1)).astype(np.uint8), "P")
     image.putpalette(_colours().tobytes())
-    out = io.BytesIO()
-    image.save(out, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    return pages.inline(image, "PNG", optimize=True)
 
 
 def _gradient() -> str:

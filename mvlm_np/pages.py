@@ -1,0 +1,48 @@
+"""Pages for a browser that need nothing but themselves: pictures inside them, written whole or not at all."""
+
+import base64
+import io
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from PIL import Image
+
+from mvlm_np.errors import UserError
+
+
+def inline(image: Image.Image, format: str = "PNG", **options: object) -> str:
+    """A picture as a data URI; options are those of Pillow's writer."""
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return f"data:image/{format.lower()};base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def check(path: Path, error: type[UserError] = UserError) -> None:
+    """`error`, before any work is done for it, if no page can be written there."""
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        found = "is a folder" if path.is_dir() else "cannot be written (its folder does not exist)"
+        raise error(path, found, "a file in a folder that exists")
+
+
+def write(path: Path, text: str, error: type[UserError] = UserError) -> None:
+    """Writes a page under another name first, so that no half of it can be taken for the whole.
+
+    A link stays a link, and what is no file (a pipe, `/dev/stdout`) is written to as it is. `error` is raised
+    where the page cannot be written.
+    """
+    try:
+        target = path.resolve()
+        if target.exists() and not target.is_file():
+            path.write_text(text, "utf-8", "replace")
+            return
+        draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            draft.write_text(text, "utf-8", "replace")
+            draft.replace(target)
+        finally:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+    except OSError as failed:
+        reason = failed.strerror or failed
+        raise error(path, f"cannot be written ({reason})", "a place in a folder") from None
