@@ -9,8 +9,9 @@ import numpy as np
 from mvlm_np.answer import Answer, ends_answer
 from mvlm_np.generation import Settings, settings_of
 from mvlm_np.inputs.conversation import IMAGE_MARK, History, pairs, render, stop_string
-from mvlm_np.inputs.image import Pictures
+from mvlm_np.inputs.image import Pictures, as_list
 from mvlm_np.inputs.tokenizer import tokenize_prompt
+from mvlm_np.prompt_limits import require_room, within_context
 from mvlm_np.trace import Watch
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Chat:
         self.history = pairs(() if history is None else history)
         self._stop = stop_string(conv_mode)
         self._ended = ends_answer(model.tokenizer, self._stop, model.config.decoder.end_tokens)
-        model.require_room(image, conv_mode)
+        require_room(len(as_list(image)), conv_mode, model.tokenizer, model.config)
         self.images = model.encode_images(image, exif, self.watch)
         self.session = model.session()
         self.prompt_ids: list[int] = []  # of the last turn, -200 for each picture
@@ -67,7 +68,7 @@ class Chat:
                 history = without_oldest(history)
                 ids, length = self._prompt(question, history)
         x, at = self.model.embed(ids, self.images)
-        limited = self.model.within_context(length, checked)
+        limited = within_context(length, checked, self.model.config)
         if dropped := len(self.history) - len(history):
             LOG.warning(
                 "the conversation fills the model's context: its %d oldest turns are forgotten", dropped

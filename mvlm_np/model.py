@@ -10,10 +10,7 @@ question -> inputs.conversation, inputs.tokenizer -> ids      |
 A question goes through all of it in `chat`; `stages` keeps every stage on the way.
 """
 
-import reprlib
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -25,11 +22,12 @@ from mvlm_np.chat import Chat
 from mvlm_np.config import Config
 from mvlm_np.decoder import DecoderWeights
 from mvlm_np.errors import PromptError
-from mvlm_np.generation import Settings, settings_of
-from mvlm_np.inputs.conversation import History, render
-from mvlm_np.inputs.image import Picture, Pictures, open_image, preprocess
-from mvlm_np.inputs.tokenizer import IMAGE_TOKEN, Tokenizer, tokenize_prompt
+from mvlm_np.generation import settings_of
+from mvlm_np.inputs.conversation import History
+from mvlm_np.inputs.image import Picture, Pictures, as_list, open_image, preprocess
+from mvlm_np.inputs.tokenizer import IMAGE_TOKEN, Tokenizer
 from mvlm_np.projector import Projector
+from mvlm_np.prompt_limits import checked_ids, positions, within_context
 from mvlm_np.session import Session
 from mvlm_np.stages import trace
 from mvlm_np.trace import Stages, Watch
@@ -98,12 +96,13 @@ class MobileVLM:
 
     def generate(self, ids: Sequence[int], image: Pictures = None, **settings: Any) -> list[int]:
         """The ids that follow these, up to the end of sequence or the limit; -200 stands for a picture."""
-        end, watch = self.config.decoder.end_tokens, Watch()
-        length = self._positions(self._checked(ids, n := len(as_list(image))), n)
-        checked = self.within_context(length, settings_of(settings))
+        config, pictures, watch = self.config, len(as_list(image)), Watch()
+        length = len(checked_ids(ids, pictures, config.decoder.vocab_size))
+        checked = within_context(positions(length, pictures, config), settings_of(settings), config)
         x, at = self.embed(ids, self.encode_images(image))
         session = self.session()
         logits = session.prefill(x, at, checked.max_new_tokens, watch)
+        end = config.decoder.end_tokens
         return list(session.generate(logits, checked, lambda new: new[-1] in end, len(ids), watch))
 
     def session(self) -> Session:
@@ -150,7 +149,7 @@ class MobileVLM:
 
         An id of -200 stands for one picture, in order. A position holds an id, or -i for the i-th picture.
         """
-        array = self._checked(ids, len(images))
+        array = checked_ids(ids, len(images), self.config.decoder.vocab_size)
         is_image = array == IMAGE_TOKEN
         lengths = np.ones(len(array), np.int64)
         lengths[is_image] = [len(image) for image in images]
@@ -159,60 +158,6 @@ class MobileVLM:
         if images:
             x[at < 0] = np.concatenate(images)
         return x, at
-
-    def _checked(self, ids: Sequence[int], n_images: int) -> np.ndarray:
-        """Prompt ids as int64 (n,). PromptError: they are not ids of this model and so many pictures."""
-        try:
-            array, vocabulary = np.asarray(ids), self.config.decoder.vocab_size
-        except ValueError:  # lists of unequal lengths
-            array = np.empty(0)
-        if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:
-            raise PromptError("ids", f"are not a list of whole numbers but {reprlib.repr(ids)}")
-        array = array.astype(np.int64)
-        is_image = array == IMAGE_TOKEN
-        outside = array[~is_image & ((array < 0) | (array >= vocabulary))]
-        if outside.size:
-            raise PromptError(
-                "ids", f"found {outside[0]}", f"0 to {vocabulary - 1}, or {IMAGE_TOKEN} for a picture"
-            )
-        if is_image.sum() != n_images:
-            raise PromptError(
-                "ids", f"have places for {is_image.sum()} pictures", f"one for each of the {n_images}"
-            )
-        return array
-
-    def _positions(self, ids: Sequence[int] | np.ndarray, n_images: int) -> int:
-        """How many positions a prompt takes in the decoder."""
-        if n_images == 0 or self.config.vision is None:
-            return len(ids)
-        return len(ids) + n_images * (projector.image_tokens(self.config) - 1)
-
-    def within_context(self, T: int, settings: Settings) -> Settings:
-        """The settings with max_new_tokens cut to what fits behind a prompt of T positions."""
-        room = self.config.decoder.max_position_embeddings - T
-        if room < min(1, settings.max_new_tokens):
-            raise PromptError(
-                "prompt",
-                f"takes {T} positions, its pictures included",
-                f"fewer than the model's {self.config.decoder.max_position_embeddings}",
-                "shorten the question or the history",
-            )
-        return replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
-
-    def require_room(self, images: Pictures, conv_mode: str = "v1") -> None:
-        """PromptError: there are more pictures than the context holds beside an empty question.
-
-        That shows before any is read; encoding one may take seconds.
-        """
-        n, context = len(as_list(images)), self.config.decoder.max_position_embeddings
-
-        def too_many(n: int) -> bool:
-            return self._positions(tokenize_prompt(render(conv_mode, "", n), self.tokenizer), n) >= context
-
-        if n and too_many(n):
-            most = bisect_left(range(1, n), True, key=too_many)
-            found = f"found {n}, which with an empty question take the context's {context} positions or more"
-            raise PromptError("pictures", found, f"at most {most}", "ask about fewer at a time")
 
     # ------------------------------------------------------------ every stage
 
@@ -229,10 +174,3 @@ class MobileVLM:
         options: those of `stages.trace`.
         """
         return trace(self, image, question, max_new_tokens, num_beams, **options)
-
-
-def as_list(images: Pictures) -> Sequence[Picture]:
-    """Pictures as users give them: one, several, or none."""
-    if images is None:
-        return []
-    return images if isinstance(images, list | tuple) else [images]

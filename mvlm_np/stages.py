@@ -9,8 +9,9 @@ import numpy as np
 from mvlm_np.answer import ends_answer
 from mvlm_np.generation import Settings
 from mvlm_np.inputs.conversation import render, stop_string
-from mvlm_np.inputs.image import Pictures
+from mvlm_np.inputs.image import Pictures, as_list
 from mvlm_np.inputs.tokenizer import tokenize_prompt
+from mvlm_np.prompt_limits import require_room, within_context
 from mvlm_np.trace import Recorder, Stages, Watch
 
 if TYPE_CHECKING:
@@ -37,13 +38,13 @@ def trace(
     `recorder` makes the recorder of the prompt's stages, and that of each generated token's.
     """
     watch, config = recorder(), model.config.decoder
-    model.require_room(image, conv_mode)
+    require_room(len(as_list(image)), conv_mode, model.tokenizer, model.config)
     images = model.encode_images(image, exif, watch)
     prompt_ids = tokenize_prompt(render(conv_mode, question, len(images)), model.tokenizer)
     watch("input_ids", np.array(prompt_ids, np.int64))
     x, ids = model.embed(prompt_ids, images)
     watch("inputs_embeds", x)
-    settings = model.within_context(len(ids), Settings(max_new_tokens))
+    settings = within_context(len(ids), Settings(max_new_tokens), model.config)
     session = model.session()
     session.prefill(x, ids, settings.max_new_tokens, watch, chunk=len(x))
     hidden = watch.arrays[f"decoder.hidden_states.{config.num_hidden_layers}"]

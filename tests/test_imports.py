@@ -23,7 +23,7 @@ LAYERS = [
     {"loading"},
     {"model"},
     {"chat", "stages"},
-    {"answer", "session"},
+    {"answer", "session", "prompt_limits"},
     {"vision", "projector", "decoder", "generation", "inputs"},
     {"checkpoints"},
     {"binder"},

@@ -66,9 +66,10 @@ def measure(model: "MobileVLM", prompt: int, new: int, rounds: int) -> dict[str,
 
     from mvlm_np import backend, memory
     from mvlm_np.generation import Settings
+    from mvlm_np.prompt_limits import within_context
 
     config, rng = model.config.decoder, np.random.default_rng(0)
-    model.within_context(prompt + new, Settings(0))
+    within_context(prompt + new, Settings(0), model.config)
     ids = rng.integers(3, config.vocab_size, prompt).tolist()
     photo = rng.integers(0, 256, (480, 640, 3), np.uint8)
     question = question_of(model, prompt)

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -27,6 +28,14 @@ DNG_VERSION, NEW_SUBFILE_TYPE, PREVIEW = 50706, 254, 1  # tags of TIFF, and what
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray  # a path, a Pillow image, uint8 (H, W, 3)
 Pictures = Picture | list[Picture] | tuple[Picture, ...] | None  # one, several, or none
+
+
+def as_list(pictures: Pictures) -> Sequence[Picture]:
+    """Pictures as users give them: one, several, or none."""
+    if pictures is None:
+        return []
+    return pictures if isinstance(pictures, list | tuple) else [pictures]
+
 
 # Notes on pictures that are answered, though they are not seen as upstream would see them.
 log = logging.getLogger(__name__)

@@ -26,6 +26,7 @@ from mvlm_np.inputs.tokenizer import tokenize_prompt
 from mvlm_np.kv_store import Stored, dequantize, part
 from mvlm_np.model import MobileVLM
 from mvlm_np.ops import softmax
+from mvlm_np.prompt_limits import within_context
 from mvlm_np.session import Session
 from mvlm_np.trace import Watch
 
@@ -189,7 +190,7 @@ def answer(
     """Answers a question about pictures that are tokens already, each (N, D)."""
     prompt_ids = tokenize_prompt(render(conv_mode, question, len(images)), model.tokenizer)
     x, at = model.embed(prompt_ids, images)
-    settings = model.within_context(len(at), Settings(max_new_tokens))
+    settings = within_context(len(at), Settings(max_new_tokens), model.config)
     if settings.max_new_tokens < 1:
         raise GenerationError("max_new_tokens", f"found {max_new_tokens}", "at least 1")
     stop = stop_string(conv_mode)

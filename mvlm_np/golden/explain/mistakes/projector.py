@@ -18,7 +18,7 @@ from mvlm_np.golden.explain.mistake import Variant, mistake
 from mvlm_np.golden.explain.scene import Scene
 from mvlm_np.golden.stages import Stages
 from mvlm_np.linear import Dense
-from mvlm_np.projector import LDP, LDPBlock, LDPv2, grid, tokens
+from mvlm_np.projector import LDP, LDPV2_GRID, LDPBlock, LDPv2, grid, tokens
 from mvlm_np.trace import Trace
 
 LDP_MODEL = "a model with projector ldpnet (MobileVLM 1.7B, 3B)"
@@ -62,7 +62,7 @@ def _peg_first(x: np.ndarray, w: LDPv2, ops: Any, trace: Trace) -> np.ndarray:
     trace("mlp", tokens(x))
     x = x + ops.depthwise_conv(x, w.peg_weight, w.peg_bias, stride=1)
     trace("peg", tokens(x))
-    x = ops.adaptive_avg_pool(x, 12, 12)
+    x = ops.adaptive_avg_pool(x, LDPV2_GRID, LDPV2_GRID)
     trace("dwn.dwn", x.transpose(2, 0, 1))
     trace("dwn", tokens(x))
     trace("output", tokens(x))
@@ -71,7 +71,7 @@ def _peg_first(x: np.ndarray, w: LDPv2, ops: Any, trace: Trace) -> np.ndarray:
 
 def _no_peg(x: np.ndarray, w: LDPv2, ops: Any, trace: Trace) -> np.ndarray:
     x = grid(w.fc2(ops.gelu(w.fc1(x))))
-    x = tokens(ops.adaptive_avg_pool(x, 12, 12))
+    x = tokens(ops.adaptive_avg_pool(x, LDPV2_GRID, LDPV2_GRID))
     trace("dwn", x)
     trace("output", x)
     return x
