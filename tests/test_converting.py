@@ -363,7 +363,7 @@ def test_quality_fast_is_llama_cpps_own_rounding(tmp_path: Path) -> None:
 def test_a_gguf_needs_a_tokenizer_and_a_folder_does_not(tmp_path: Path) -> None:
     folder = text_only(tmp_path / "source")
     (folder / "tokenizer.model").unlink()
-    with pytest.raises(TokenizerError, match=r"tokenizer\.model: is missing; copy it from"):
+    with pytest.raises(TokenizerError, match=r"tokenizer\.model: is missing, and tokenizer.json is too"):
         convert_to_gguf(open_checkpoint(folder), tmp_path / "pair", "int8")
     convert(open_checkpoint(folder), tmp_path / "out", "int8")
     assert not (tmp_path / "pair").exists()

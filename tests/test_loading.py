@@ -172,7 +172,7 @@ def test_arguments_out_of_range_are_refused(folder: Path, arguments: dict[str, A
         ("config.json", r"is not a model, .*; give its folder, "),
         ("pipe", r"is neither, wanted a model folder or a GGUF file"),
         ("link", r"link: is a link to .nowhere., which is not there"),
-        ("empty", r"empty/config\.json: cannot be read \(No such file or directory\)"),
+        ("empty", r"empty: holds no model, wanted config\.json with weights, or a GGUF file"),
     ],
 )
 def test_a_path_that_is_no_model_is_refused(folder: Path, name: str, rule: str) -> None:

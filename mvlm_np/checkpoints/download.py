@@ -15,6 +15,7 @@ from mvlm_np.checkpoints import tokenizer_files
 from mvlm_np.checkpoints.config_files import (
     decoder_config,
     is_multimodal,
+    model_config,
     quantised_by,
     refuse_quantised,
 )
@@ -24,7 +25,7 @@ from mvlm_np.checkpoints.json_files import Fields, read_json, short
 from mvlm_np.checkpoints.kinds import ADAPTER
 from mvlm_np.checkpoints.record import sha256
 from mvlm_np.checkpoints.sniff import show
-from mvlm_np.config import OPENAI_CLIP, Config, DecoderConfig
+from mvlm_np.config import OPENAI_CLIP, Config, DecoderConfig, ImageConfig, VisionConfig
 from mvlm_np.errors import UserError
 
 SETTINGS = (
@@ -96,9 +97,11 @@ def _download(hub: Any, name: str, told: Told, check: Check) -> None:
             found = f"its mm_vision_tower is {short(tower)}, a place on another machine"
             fix = "ask its author for the name of that CLIP model, or for the folder"
             raise UserError(name, found, "a CLIP model on the hub, or in the repository", fix)
-        elif elsewhere or tower != OPENAI_CLIP:  # whose settings are known
+        elif elsewhere or tower != OPENAI_CLIP:
             clip = Repository(hub, tower)
             wanted[clip] = clip.needed(weights=elsewhere)
+        else:  # of that tower the settings are known, so that they can be compared at once
+            model_config(get.values, where, VisionConfig(), ImageConfig())
     missing = 0
     for repository, files in wanted.items():
         total, here = repository.sizes(files)

@@ -50,6 +50,7 @@ WEIGHTS = (
 )
 READERS = {".safetensors": read_safetensors, ".bin": read_pickle}
 DOWNLOAD = "download the folder again"
+CLIP_TYPES = ("clip", "clip_vision_model")
 CLIP_PREFIX = "vision_model."
 
 
@@ -64,6 +65,8 @@ def open_folder(
     """
     where = path / "config.json"
     get = Fields(read_json(where), where)
+    if get.values.get("model_type") in CLIP_TYPES:
+        raise CheckpointError(path, "is a vision tower", "the folder of a model")
     if not is_multimodal(get.values):
         if vision_tower is not None:
             raise CheckpointError(path, "reads text only", "no vision_tower", "leave vision_tower out")

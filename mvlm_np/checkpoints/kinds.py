@@ -54,7 +54,8 @@ def model_in(folder: Path) -> Path:
         found = f"is no model, but holds {'LoRA adapters' if adapters else 'models'}: {listed(below)}"
         fix = merging(below[-1]) if adapters else f"name one of them, such as {below[-1]}"
         raise CheckpointError(folder, found, fix=fix)
-    return folder  # reading its config.json will say that there is none
+    found = "holds an mmproj, but no language model" if ggufs(folder) else "holds no model"
+    raise CheckpointError(folder, found, "config.json with weights, or a GGUF file")
 
 
 def is_adapter(folder: Path) -> bool:
@@ -68,12 +69,12 @@ def merging(adapter: Path) -> str:
 
 
 def adapter_in(folder: Path) -> Path:
-    """`folder`. CheckpointError: the adapters lie further down, as PEFT puts those that have names."""
-    if folder.is_dir() and not os.path.lexists(folder / ADAPTER):
-        found = [path for path in inner(folder) if is_adapter(path)]
-        if found:
-            fix = f"name {found[-1]}"
-            raise CheckpointError(folder, f"is no LoRA adapter, but holds some: {listed(found)}", fix=fix)
+    """`folder`. CheckpointError: it is none; those that have names lie further down, where PEFT puts them."""
+    if folder.is_dir() and not os.path.lexists(folder / ADAPTER) and os.access(folder, os.R_OK | os.X_OK):
+        below = [path for path in inner(folder) if is_adapter(path)]
+        found = f"is no LoRA adapter, but holds some: {listed(below)}" if below else "is no LoRA adapter"
+        fix = f"name {below[-1]}" if below else None
+        raise CheckpointError(folder, found, f"a folder with {ADAPTER}", fix)
     return folder
 
 

@@ -148,7 +148,10 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "a root that is a number": (_settings(use_rslora=1), "use_rslora: found 1, wanted true or false"),
     "settings that are a list": (lambda a: setattr(a, "settings", [1]), r"found \[1\], wanted a JSON object"),
     "settings that are not JSON": (lambda a: setattr(a, "settings", "{'r': 2}"), "cannot be read as JSON"),
-    "no settings": (lambda a: setattr(a, "settings", None), "adapter_config.json: cannot be read"),
+    "no settings": (
+        lambda a: setattr(a, "settings", None),
+        "is no LoRA adapter, wanted a folder with",
+    ),
     "no tensors": (
         lambda a: setattr(a, "tensors", None),
         "holds no adapter, wanted adapter_model.safetensors or",

@@ -100,7 +100,7 @@ def test_a_text_only_model_saved_by_transformers_is_read(
     checkpoint = open_folder(tmp_path)
     assert checkpoint.config.vision is None
     theta = settings.to_dict().get("rope_parameters", {}).get("rope_theta", 12345.0)
-    assert checkpoint.config.decoder == DecoderConfig(32, 48, 2, 4, 2, 64, 1e-5, theta, 77, tied, 3, (4,))
+    assert checkpoint.config.decoder == DecoderConfig(32, 48, 2, 4, 2, 64, 1e-5, theta, 77, tied, 3, 4)
     saved = {k: v for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
     assert checkpoint.tensors.keys() == saved.keys()
     assert_holds(checkpoint, saved)

@@ -1,7 +1,6 @@
 """Folders that people take for a model: one too high, of another kind, or of another tool."""
 
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -48,13 +47,14 @@ def test_the_folder_above_names_the_newest_of_its_models(tmp_path: Path) -> None
 def test_models_further_down_are_found_and_not_too_far(tmp_path: Path) -> None:
     copy(tmp_path / "one/a/b/model")
     assert f"such as {tmp_path}/one/a/b/model" in refusal(tmp_path / "one")
-    assert re.search(r"config\.json: cannot be read \(No such file", str(_error(tmp_path)))
+    assert refusal(tmp_path).endswith(": holds no model, wanted config.json with weights, or a GGUF file")
 
 
-def _error(path: Path) -> UserError:
-    with pytest.raises(UserError) as caught:
-        open_checkpoint(path)
-    return caught.value
+def test_a_vision_tower_alone_is_told(tmp_path: Path) -> None:
+    assert "clip: is a vision tower, wanted the folder of a model" in refusal(BASE / "clip")
+    pair(tmp_path, small_config())
+    (tmp_path / "model.gguf").unlink()
+    assert "holds an mmproj, but no language model" in refusal(tmp_path)
 
 
 def test_a_folder_with_one_gguf_and_its_mmproj_is_that_model(tmp_path: Path) -> None:
@@ -85,9 +85,12 @@ def test_an_adapter_says_how_it_becomes_a_model(tmp_path: Path) -> None:
 
 def test_an_adapter_further_down_is_named(tmp_path: Path) -> None:
     sound().write(tmp_path / "style")
-    with pytest.raises(CheckpointError, match=rf"holds some: style; name {tmp_path}/style$"):
+    with pytest.raises(CheckpointError, match=rf"holds some: style, .*; name {tmp_path}/style$"):
         adapter_in(tmp_path)
     assert adapter_in(tmp_path / "style") == tmp_path / "style"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"empty: is no LoRA adapter, wanted a folder with adapter_"):
+        adapter_in(tmp_path / "empty")
 
 
 def test_metas_own_form_is_told(tmp_path: Path) -> None:

@@ -269,7 +269,7 @@ def test_a_text_only_base_gets_its_vision_from_the_adapters_settings(tmp_path: P
     base = open_folder(llama)
     assert base.config.vision is None
     model = merged(base, folder, DATA / "golden" / "ldp" / "clip")
-    decoder = replace(whole_model.config.decoder, eos_token_id=(5,))
+    decoder = replace(whole_model.config.decoder, eos_token_id=5)
     assert model.config == replace(whole_model.config, decoder=decoder)
     assert model.path == llama
     ours, theirs = bound_tensors(model), bound_tensors(whole_model)

@@ -96,7 +96,7 @@ def test_a_gguf_of_a_model_without_tokenizer_is_refused(run: Run, tmp_path: Path
     (source / "tokenizer.model").unlink()
     code, out, err = run("convert", source, tmp_path / "out", "--to", "gguf", "--precision", "int8")
     assert (code, out) == (2, "")
-    assert "tokenizer.model: is missing; copy it from the model's repository" in err
+    assert "tokenizer.model: is missing, and tokenizer.json is too, wanted one of them; copy it" in err
 
 
 def test_an_adapter_is_merged_on_the_way(run: Run, tmp_path: Path) -> None:

@@ -385,13 +385,14 @@ def test_what_cannot_be_asked_is_told_before_the_weights_come(run: Run, hub: Hub
 
 @pytest.mark.parametrize("named", ["/mnt/clip", "/mnt/data/clip-vit-large-patch14-336"])
 def test_a_tower_that_is_known_or_in_the_repository_comes_along(run: Run, hub: Hub, named: str) -> None:
-    # This small model is none of that tower's size, which the check at the end finds.
+    # This small model is none of that tower's size, which is found before its weights come.
     hub.repositories = {NAME: with_settings(mm_vision_tower=named)}
     code, _, err = run("pull", NAME)
     if named == "/mnt/clip":
         assert code == 0 and f"{NAME}/clip/config.json" in asked(hub)
     else:
         assert code == 2 and "mm_hidden_size: found 12, wanted 1024" in err
+        assert f"{NAME}/model.safetensors" not in asked(hub)
         assert all(path.startswith(NAME) for path in asked(hub))
 
 

@@ -335,7 +335,7 @@ def test_files_that_are_no_model_are_refused_by_the_rule_they_break(legacy: bool
 def test_missing_odd_and_huge_files_are_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     with pytest.raises(
-        TokenizerError, match=r"tokenizer.model: is missing; copy it from the model's repository"
+        TokenizerError, match=r"tokenizer.model: is missing, and tokenizer.json is too, wanted one"
     ):
         Tokenizer.from_folder(tmp_path)
     os.mkfifo(path)  # reading it would wait for ever
