@@ -12,6 +12,7 @@ import torch
 
 from mvlm_np.checkpoints.checkpoint import StoredTokenizer
 from mvlm_np.inputs.tokenizer import Tokenizer
+from mvlm_np.projector import LDPV2_GRID
 from tools.demo.data import Pictures, start_rendering, write_shard
 from tools.demo.fitting import device, processes, rank, to_device, wait_for_all
 from tools.demo.folder import model_config, write_model
@@ -29,7 +30,7 @@ from tools.demo.questions import TASKS, questions, record
 from tools.demo.scenes import render, scene
 from tools.demo.stage0 import train_tower
 
-IMAGE_TOKENS = 144  # LDPv2's
+IMAGE_TOKENS = LDPV2_GRID**2
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 

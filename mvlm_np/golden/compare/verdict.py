@@ -132,20 +132,24 @@ def _measured(
     return StageResult(name, verdict, m.distance, bound, where, note, m.map, profile)
 
 
+def _close(bound: Bound) -> float:
+    """The rms up to which numbers in another place count as the golden's. Neighbouring slices may be alike, so
+    they must fit well."""
+    return min(3 * bound.rms, 0.3)
+
+
 def _reordering(name: str, golden: np.ndarray, found: np.ndarray, bound: Bound) -> str | None:
     """In which other order the golden's numbers stand here; None if they do not."""
-    # Neighbouring slices may be alike: what is to count as a slice in another place must fit well.
-    fits = min(3 * bound.rms, 0.3)
 
     def right(array: np.ndarray) -> bool:
-        return distance(name, golden, array).rms <= fits
+        return distance(name, golden, array).rms <= _close(bound)
 
     for order in list(permutations(range(golden.ndim)))[1:]:
         same_shape = tuple(golden.shape[axis] for axis in order) == golden.shape
         if same_shape and right(found.transpose(order)):
             return f"transposed: {_order(order, golden.shape)}"
     for axis in range(golden.ndim):
-        p = permutation(golden, found, axis, fits)
+        p = permutation(golden, found, axis, _close(bound))
         if p is not None and right(np.take(found, np.argsort(p), axis)):
             return f"{_axis_name(name, golden.ndim, axis)}: {describe_permutation(p)}"
     return None
@@ -189,9 +193,8 @@ def _other_size(name: str, golden: np.ndarray, found: np.ndarray, bound: Bound) 
     if found.ndim == 2 and golden.ndim == 2 and found.shape[1] == golden.shape[1]:
         extra = len(found) - len(golden)
         few = min(len(found), len(golden))
-        fits = min(3 * bound.rms, 0.3)
         for end, g, f in (("first", golden[-few:], found[-few:]), ("last", golden[:few], found[:few])):
-            if distance(name, g, f).rms <= fits:
+            if distance(name, g, f).rms <= _close(bound):
                 rows = f"{abs(extra)} row{'s' * (abs(extra) > 1)}"
                 what = f"with {rows} before it" if end == "first" else f"with {rows} behind it"
                 note += f": it is the golden {what if extra > 0 else f'without its {end} {rows}'}"
