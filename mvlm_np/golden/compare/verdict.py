@@ -133,8 +133,10 @@ def _measured(
 
 
 def _close(bound: Bound) -> float:
-    """The rms up to which numbers in another place count as the golden's. Neighbouring slices may be alike, so
-    they must fit well."""
+    """The rms up to which numbers in another place count as the golden's.
+
+    Neighbouring slices may be alike, so they must fit well.
+    """
     return min(3 * bound.rms, 0.3)
 
 
