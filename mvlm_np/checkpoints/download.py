@@ -59,7 +59,7 @@ def download(name: str, told: Told = lambda line: None, check: Check = lambda fo
         import huggingface_hub.errors
     except ImportError:
         found = "needs the huggingface_hub package, which is not installed"
-        raise UserError("mvlm pull", found, fix="pip install 'mvlm-np[hub]'") from None
+        raise UserError("mvlm pull", found, fix="pip install huggingface_hub") from None
     # Errors of the HTTP client, whichever the package uses; ValueError: an answer in another form.
     network = (OSError, hub.errors.HfHubHTTPError.__bases__[0], ValueError)
     try:

@@ -120,7 +120,7 @@ def need_package(names: Iterable[str]) -> None:
         raise CheckpointError(
             f"weights of type {', '.join(foreign)}",
             "are decoded by the gguf package, which is not installed",
-            fix=f"pip install 'mvlm-np[gguf]', {_CONVERT}",
+            fix=f"pip install gguf, {_CONVERT}",
         )
 
 
