@@ -26,7 +26,8 @@ import common
 runpy.run_path(sys.argv[2], init_globals=vars(common), run_name="__main__")
 """
 RUN = re.compile(
-    r"^## (?P<label>.*)\n   rc=(?P<code>-?\d+) out='(?P<out>.*)'\n   err=(?P<err>.*)", re.MULTILINE
+    r"^## (?P<label>.*)\n   rc=(?P<code>-?\d+) out=(?P<q>['\x22])(?P<out>.*)(?P=q)\n   err=(?P<err>.*)",
+    re.MULTILINE,
 )
 
 

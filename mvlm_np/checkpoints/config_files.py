@@ -244,7 +244,13 @@ def model_config(values: object, where: object, vision: VisionConfig, image: Ima
             f"found cls_patch with the projector {kind}",
             "patch: LDP reads the patches as a square picture",
         )
-    get.only("mm_hidden_size", vision.hidden_size, None)
+    if get.values.get("mm_hidden_size") not in (None, vision.hidden_size):
+        raise ConfigError(
+            f"{where}: mm_hidden_size",
+            f"found {short(get.values['mm_hidden_size'])}",
+            f"{vision.hidden_size}, as the vision tower {short(config.mm_vision_tower)} has it",
+            "name the tower that the model was trained with",
+        )
     if config.image.crop != (vision.image_size, vision.image_size):
         raise ConfigError(
             f"{where}: mm_vision_tower",
