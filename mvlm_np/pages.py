@@ -23,14 +23,28 @@ def check(path: Path, error: type[UserError] = UserError) -> None:
     if path.is_dir() or not path.resolve().parent.is_dir():
         found = "is a folder" if path.is_dir() else "cannot be written (its folder does not exist)"
         raise error(path, found, "a file in a folder that exists")
+    if path.is_file() and not _is_page(path):
+        raise error(path, "holds something else, which a page would replace", "a new file", "name another")
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file is empty or begins as a page does: only such a file may be replaced."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip().lower()
+    except OSError:
+        return False
+    return not start or start.startswith((b"<!doctype html", b"<html"))
 
 
 def write(path: Path, text: str, error: type[UserError] = UserError) -> None:
-    """Writes a page under another name first, so that no half of it can be taken for the whole.
+    """Writes a page where `check` allows it.
 
+    It gets its name when it is whole, so that no half of it can be taken for a page.
     A link stays a link, and what is no file (a pipe, `/dev/stdout`) is written to as it is. `error` is raised
     where the page cannot be written.
     """
+    check(path, error)
     try:
         target = path.resolve()
         if target.exists() and not target.is_file():

@@ -51,6 +51,14 @@ def newest_snapshot(folder: Path) -> Path | None:
     return snapshot if re.fullmatch(r"\w[\w.-]*", revision) and snapshot.is_dir() else None
 
 
+def owned(name: str) -> str | None:
+    """OWNER/NAME of the downloaded model that is called NAME, if there is just one."""
+    if "/" in name or not looks_like_name(f"owner/{name}"):
+        return None
+    found = [path.name.split("--", 2)[1] for path in cache_folder().glob(f"models--*--{name}")]
+    return f"{found[0]}/{name}" if len(found) == 1 else None
+
+
 def is_unfinished(name: str) -> bool:
     """Whether a download of OWNER/NAME has begun and not ended."""
     return any((model_folder(name) / "blobs").glob("*.incomplete"))

@@ -6,7 +6,7 @@ from pathlib import Path
 from mvlm_np.checkpoints.checkpoint import Checkpoint
 from mvlm_np.checkpoints.folder import open_folder
 from mvlm_np.checkpoints.gguf_model import open_gguf
-from mvlm_np.checkpoints.hub import cached_folder, is_unfinished, looks_like_name
+from mvlm_np.checkpoints.hub import cached_folder, is_unfinished, looks_like_name, owned
 from mvlm_np.checkpoints.kinds import model_in
 from mvlm_np.checkpoints.sniff import why_unreadable
 from mvlm_np.errors import CheckpointError, UserError
@@ -28,6 +28,8 @@ def open_checkpoint(
     name = local(path_or_name, "model")
     tower = None if vision_tower is None else Path(local(vision_tower, "vision_tower"))
     second = None if mmproj is None else Path(local(mmproj, "mmproj"))
+    if not os.path.lexists(name) and (whole := owned(name)):
+        raise CheckpointError(name, "does not exist", WANTED, f"name it as it was downloaded: {whole}")
     if os.path.lexists(name) or not looks_like_name(name):
         return _open_path(Path(name), tower, second)
     try:

@@ -19,7 +19,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", nargs="*", default=[], help="pictures; none for a question about text alone")
     parser.add_argument("question", help="comes last")
     parser.add_argument("--json", action="store_true", help="print text, ids, token counts and times")
-    options.add_model(parser)
+    options.add_model(parser, "$MVLM_MODEL, else the model in the box")
     options.add_generation(parser)
 
 
@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
 def require_question(pictures: list[str], question: str, verb: str = "ask") -> None:
     """PromptError: what stands in the question's place is a picture, since the question was forgotten."""
+    if not question:
+        return  # is asked as it is
     from mvlm_np.errors import PromptError
     from mvlm_np.paths import local
 

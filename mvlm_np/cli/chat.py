@@ -5,12 +5,14 @@ without its oldest turns, and says so.
 
 example:
   mvlm chat photo.jpg --model MobileVLM_V2-1.7B
+  mvlm chat panel.png                            # no model named: the embedded one, for drawn pictures
 """
 
 import argparse
 import os
 import sys
 
+from mvlm_np import demo
 from mvlm_np.cli import options
 from mvlm_np.errors import PromptError
 from mvlm_np.paths import local
@@ -18,12 +20,13 @@ from mvlm_np.paths import local
 
 def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", nargs="*", help="pictures; none for a conversation about text alone")
-    options.add_model(parser)
+    options.add_model(parser, "$MVLM_MODEL, else the model in the box")
     options.add_generation(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    arguments = options.model_arguments(args)
+    named = args.model
+    arguments = options.model_arguments(args, or_demo=True)
     from mvlm_np.cli.progress import ProgressWatch, load_with_bar
     from mvlm_np.generation import Settings
 
@@ -35,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     Settings(**settings)
     model = load_with_bar(**arguments)
     chat = model.chat(args.image or None, conv_mode=args.conv_mode, watch=ProgressWatch())
+    if not named:
+        print(f"mvlm: note: {demo.NOTE}", file=sys.stderr)
     while question := _next_question():
         try:
             for piece in chat.stream(question, **settings):

@@ -16,17 +16,20 @@ from mvlm_np.demo import MODEL
 def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", metavar="FILE", type=place, help="write one page with pictures and answers")
     parser.add_argument("--json", action="store_true", help="print questions, answers and times as JSON")
-    options.add_model(parser)
+    options.add_model(parser, "the model in the box")
     parser.set_defaults(model=str(MODEL))
 
 
 def run(args: argparse.Namespace) -> int:
     import json
 
+    from mvlm_np import pages
     from mvlm_np.cli.progress import load_with_bar
     from mvlm_np.demo.asking import ask_all
     from mvlm_np.demo.page import write_page
 
+    if args.html:
+        pages.check(args.html)
     start = perf_counter()
     model = load_with_bar(**options.model_arguments(args))
     loaded, shown = perf_counter() - start, []

@@ -106,6 +106,8 @@ def record(args: argparse.Namespace) -> int:
         )
     if not args.output.parent.is_dir():
         raise GoldenError(args.output, "cannot be written", "a place in a folder that exists")
+    if args.output.exists():
+        raise GoldenError(args.output, "exists already", "a new file", "name another, or remove it")
     places = places_of(args)
     question = Question(args.question, args.image, args.conv_mode, args.max_new_tokens, args.num_beams)
     model = load_with_bar(
@@ -178,10 +180,14 @@ def compare(args: argparse.Namespace) -> int:
     """
     import json
 
+    from mvlm_np import pages
+    from mvlm_np.errors import GoldenError
     from mvlm_np.golden.compare.comparison import compare
     from mvlm_np.golden.compare.page import write_page
     from mvlm_np.golden.compare.report import as_json, as_text
 
+    if args.html:
+        pages.check(args.html, GoldenError)
     golden, candidate = read_both(args)
     result = compare(golden, candidate, args.kind)
     if args.json:

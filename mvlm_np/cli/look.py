@@ -24,7 +24,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", help="comes last")
     parser.add_argument("--html", metavar="FILE", type=place, help="write one page that shows everything")
     parser.add_argument("--json", action="store_true", help="print the numbers")
-    options.add_model(parser)
+    options.add_model(parser, "$MVLM_MODEL, else the model in the box")
     group = parser.add_argument_group("answer")
     group.add_argument("--max-new-tokens", metavar="N", type=whole, default=64, help="at most this many (64)")
     group.add_argument("--conv-mode", metavar="NAME", default="v1", help="prompt template (v1)")
@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     numbers = report(found, model, Path(named).resolve().name if named else "The demo model")
     if args.html:
         write_page(args.html, found, numbers)
+        print(f"mvlm: wrote {args.html}", file=sys.stderr)
     if args.json:
         json.dump(numbers, sys.stdout, ensure_ascii=False)
         print()

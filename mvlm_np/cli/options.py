@@ -9,14 +9,14 @@ from mvlm_np.cli.calls import number, whole
 from mvlm_np.errors import UserError
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model, and how it is loaded."""
+def add_model(parser: argparse.ArgumentParser, default: str = "$MVLM_MODEL") -> None:
+    """Which model, and how it is loaded. default: what its help says of it."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
         metavar="PATH",
         default=os.environ.get("MVLM_MODEL") or None,
-        help="model folder (default: $MVLM_MODEL)",
+        help=f"model folder (default: {default})",
     )
     group.add_argument("--precision", metavar="P", help="float32, int8 or int4 (default: as stored)")
     group.add_argument("--backend", metavar="B", default="auto", help="auto, numba or numpy (default: auto)")
