@@ -122,6 +122,7 @@ def test_the_pixel_values_to_the_bit(name: str) -> None:
     says("at (n - shorter side) div 2 from the top or left", "colour floor(255 · mean[c])")
     says("the longer one to floor(`size` · longer / shorter): first along x, then along y")
     says("r = n / m q = max(r, 1) centre = (i + 0.5) r", "t = |j - centre + 0.5| · (1 / q)")
+    says("lo = max(int(centre - 2q + 0.5), 0) hi = min(int(centre + 2q + 0.5), n)")
     says("f[j] = (1.5 t - 2.5) t t + 1 if t < 1; -0.5 (((t - 5) t + 8) t - 4) if t < 2; 0 beyond")
     says("out[i] = min(max((2²¹ + Σⱼ W[j] in[j]) >> 22, 0), 255)", "column floor((width - s) / 2)")
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
