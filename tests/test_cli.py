@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mvlm_np.cli import VERBS, main
+from mvlm_np.demo import PICTURES
 from tests.conftest import ROOT
 
 CAT = str(ROOT / "examples" / "chelsea.jpg")
@@ -76,9 +77,22 @@ def test_ask_takes_text_alone(run: Callable[..., tuple[int, str, str]], folder: 
 def test_the_model_may_come_from_the_environment(
     run: Callable[..., tuple[int, str, str]], folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run("chat", CAT)[0] == 2
+    assert run("bench")[0] == 2
     monkeypatch.setenv("MVLM_MODEL", folder)
     assert run("ask", "Hello?", *common(folder)[2:])[0] == 0
+
+
+def test_without_a_model_a_chat_is_with_the_one_in_the_box(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Describe the yellow lamp.\n"))
+    code, out, err = run("chat", str(PICTURES / "0.png"))
+    assert (code, "lamp" in out, "the demo model" in err) == (0, True, True)
+
+
+def test_an_empty_question_is_asked_as_it_is(run: Callable[..., tuple[int, str, str]], folder: str) -> None:
+    code, out, err = run("ask", CAT, "", *common(folder))
+    assert (code, err) == (0, "") and out
 
 
 def test_chat_answers_line_by_line_until_an_empty_one(
@@ -159,7 +173,7 @@ def test_bench_prints_each_figure_beside_its_limit(
 
 
 BAD = {
-    "no model": (["chat", CAT], "--model"),
+    "no model": (["bench"], "--model"),
     "no such model": (["ask", "hi", "--model", "/nowhere/at/all"], "/nowhere/at/all"),
     "no such picture": (["ask", "/nowhere.jpg", "hi"], "/nowhere.jpg"),
     "a picture that is none": (["ask", __file__, "hi"], "test_cli.py"),

@@ -16,7 +16,7 @@ from mvlm_np.errors import GoldenError, UserError
 
 def test_a_page_replaces_the_one_before_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    for text in ("first", "second – 2 × 2"):
+    for text in ("<!doctype html>first", "<!doctype html>second – 2 × 2"):
         pages.write(path, text)
         assert path.read_text("utf-8") == text
     assert list(tmp_path.iterdir()) == [path]
@@ -26,7 +26,7 @@ def test_a_page_that_breaks_off_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "page.html"
-    pages.write(path, "whole")
+    pages.write(path, "<!doctype html>whole")
     write_text = Path.write_text
 
     def full(self: Path, *args: str) -> None:
@@ -36,7 +36,19 @@ def test_a_page_that_breaks_off_leaves_the_one_before(
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(UserError, match="No space left on device"):
         pages.write(path, "half")
-    assert path.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"<!doctype html>whole" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_page_is_not_replaced(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(b"\x89PNG")
+    for write in (pages.check, lambda path: pages.write(path, "<html>")):
+        with pytest.raises(UserError, match="holds something else, which a page would replace"):
+            write(photo)
+    assert photo.read_bytes() == b"\x89PNG"
+    (empty := tmp_path / "empty").touch()
+    pages.write(empty, "<html>")
+    assert empty.read_text() == "<html>"
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:

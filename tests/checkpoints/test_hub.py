@@ -183,3 +183,12 @@ def test_clip_that_lies_beside_the_model_comes_before_the_cache(cache: Path, tmp
     shutil.copytree(GOLDEN / "ldp" / "clip", beside)
     used = {t.file.path.parent for n, t in open_checkpoint(source).tensors.items() if ".vision_tower." in n}
     assert used == {beside}
+
+
+def test_a_name_without_its_owner_is_told_with_it(cache: Path) -> None:
+    put(cache, NAME, GOLDEN / "ldpv2")
+    with pytest.raises(CheckpointError, match=f"^Small: does not exist, .*; name it as it was .*: {NAME}$"):
+        open_checkpoint("Small")
+    put(cache, "another/Small", GOLDEN / "ldpv2")
+    with pytest.raises(CheckpointError, match=r"wanted a model folder or a GGUF file$"):
+        open_checkpoint("Small")

@@ -38,7 +38,7 @@ def test_it_prints_the_answer_and_each_token(run: Run) -> None:
 def test_with_a_page_it_prints_the_answer_alone(run: Run, tmp_path: Path) -> None:
     page = tmp_path / "look.html"
     code, out, err = run(LAMP, "--html", str(page), QUESTION, *OPTIONS)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"mvlm: wrote {page}\n")
     assert out == model("demo").ask(LAMP, QUESTION) + "\n"
     text = page.read_text("utf-8")
     assert f"<h1>{QUESTION}</h1>" in text and ">model was asked<" in text
