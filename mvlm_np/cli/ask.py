@@ -1,7 +1,7 @@
 """Asks a question about one picture or several; the answer appears as it is generated.
 
 example:
-  mvlm ask photo.jpg "What does the sign say?" --model MobileVLM_V2-1.7B
+  mvlm ask photo.jpg "What does the sign say?" --model mtgv/MobileVLM_V2-1.7B
   mvlm ask panel.png "Is the lamp on the left on?"  # no model named: the embedded one, for drawn pictures
 """
 

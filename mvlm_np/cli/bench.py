@@ -5,7 +5,7 @@ the machine's own rate that is reached: of multiplying bytes in registers where 
 a plain float32 matrix product where they are not, and of plainly reading memory for decode.
 
 example:
-  mvlm bench --model MobileVLM_V2-1.7B --json
+  mvlm bench --model mtgv/MobileVLM_V2-1.7B --json
 """
 
 import argparse

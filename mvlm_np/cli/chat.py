@@ -4,7 +4,7 @@ An empty line, or the end of input (Ctrl-D), ends the conversation. One that fil
 without its oldest turns, and says so.
 
 example:
-  mvlm chat photo.jpg --model MobileVLM_V2-1.7B
+  mvlm chat photo.jpg --model mtgv/MobileVLM_V2-1.7B
   mvlm chat panel.png                            # no model named: the embedded one, for drawn pictures
 """
 

@@ -5,10 +5,10 @@ its name when it is complete. For each rounded tensor a line says how far the ro
 weights, in dB; the folder's mvlm.json keeps them, and the checksums for `mvlm inspect --verify`.
 
 examples:
-  mvlm convert MobileVLM_V2-1.7B small --precision int4
+  mvlm convert mtgv/MobileVLM_V2-1.7B small --precision int4
   mvlm convert model.gguf folder --precision bf16
-  mvlm convert MobileVLM_V2-1.7B tuned --lora adapter --precision bf16
-  mvlm convert MobileVLM_V2-1.7B pair --to gguf --precision int4
+  mvlm convert mtgv/MobileVLM_V2-1.7B tuned --lora adapter --precision bf16
+  mvlm convert mtgv/MobileVLM_V2-1.7B pair --to gguf --precision int4
 """
 
 import argparse

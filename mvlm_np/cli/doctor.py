@@ -5,7 +5,7 @@ MVLM_MODEL names, every byte is read, and missing weights are told.
 
 examples:
   mvlm doctor
-  mvlm doctor --model MobileVLM_V2-1.7B
+  mvlm doctor --model mtgv/MobileVLM_V2-1.7B
 """
 
 import argparse

@@ -236,7 +236,7 @@ def explain(args: argparse.Namespace) -> int:
     do. Exits with 0 if all stages that were given are right, and with 1 if one is not.
 
     examples:
-      mvlm golden explain MobileVLM_V2-1.7B golden.safetensors my-port.npz
+      mvlm golden explain mtgv/MobileVLM_V2-1.7B golden.safetensors my-port.npz
       mvlm golden explain FOLDER golden.safetensors embeddings.bin --image photo.jpg --class float16
       mvlm golden explain --list
     """

@@ -5,7 +5,7 @@ Exits with 1 if the tensors are not those that the settings ask for, or there is
 checksums, and of any other model the values are looked at; 1 if a file has changed, or weights are missing.
 
 examples:
-  mvlm inspect MobileVLM_V2-1.7B
+  mvlm inspect mtgv/MobileVLM_V2-1.7B
   mvlm inspect small --verify
 """
 

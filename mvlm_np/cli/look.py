@@ -4,7 +4,7 @@ Without --html and --json it prints the answer's tokens, each with its probabili
 that went to the picture.
 
 example:
-  mvlm look photo.jpg "What animal is this?" --html look.html --model MobileVLM_V2-1.7B
+  mvlm look photo.jpg "What animal is this?" --html look.html --model mtgv/MobileVLM_V2-1.7B
   mvlm look panel.png "Is the lamp on?" --html look.html   # the embedded model, for drawn pictures
   mvlm look "Who are you?" --model MobileLLaMA-1.4B        # text alone
 """
