@@ -4,6 +4,7 @@ A part asks twice: first a `Manifest`, which only notes what is wanted, so that 
 checkpoint is known before a byte of it is read; then a binder that reads files (`checkpoints.loader`).
 """
 
+from abc import ABC, abstractmethod
 from copy import copy
 from typing import Self
 
@@ -15,7 +16,7 @@ from mvlm_np.linear import Dense, Embedding, Linear, Norm
 VISION_TOWER, PROJECTOR = "model.vision_tower.vision_tower.", "model.mm_projector"
 
 
-class Binder:
+class Binder(ABC):
     """Hands out weights by name. `at(module)` is the same binder inside that module."""
 
     def __init__(self, prefix: str = ""):
@@ -27,9 +28,9 @@ class Binder:
         inner.prefix = f"{self.prefix}{module}."
         return inner
 
+    @abstractmethod
     def array(self, name: str, *shape: int) -> np.ndarray:
         """The float32 weight `name` of exactly this shape."""
-        raise NotImplementedError
 
     def linear(self, name: str, N: int, K: int, bias: bool = True) -> Linear:
         """The linear layer `name`, K inputs -> N outputs."""
