@@ -74,12 +74,6 @@ class Session:
                 "the model computed the same number for every token",
                 fix="weights are missing from its files: mvlm inspect --verify says which",
             )
-        if logits.min() == logits.max():
-            raise GenerationError(
-                "logits",
-                "the model computed the same number for every token",
-                fix="weights are missing from its files: mvlm inspect --verify says which",
-            )
         steps: Single | Beams
         if settings.num_beams == 1:
             steps = Single(self, watch)
