@@ -86,12 +86,7 @@ Stop = Callable[[list[int]], bool]
 
 
 def generate(
-    logits: np.ndarray,
-    model: Model,
-    settings: Settings,
-    stop: Stop,
-    prompt_length: int,
-    known: int | None = None,
+    logits: np.ndarray, model: Model, settings: Settings, stop: Stop, prompt_length: int
 ) -> Iterator[int]:
     """Yields the generated tokens, the one that ends the answer included.
 
@@ -99,7 +94,6 @@ def generate(
     stop           end of sequence or a stop string
     prompt_length  in tokens, at least 1, an image counting as one: beams are compared by their mean
                    log-probability over prompt and answer, as transformers 4.33 does
-    known          only ids below this one are chosen: those that the tokenizer has. None: all
 
     Greedy decoding and sampling yield each token as soon as it is chosen. Beam search yields all tokens at
     the end, when the best beam is known.
@@ -107,12 +101,11 @@ def generate(
     if settings.max_new_tokens == 0:
         return
     if settings.num_beams > 1:
-        yield from beam_search(logits[:known], model, settings, stop, prompt_length, known)
+        yield from beam_search(logits, model, settings, stop, prompt_length)
         return
     rng = np.random.default_rng(settings.seed)
     generated: list[int] = []
     while True:
-        logits = logits[:known]
         refuse_damage(logits)
         if settings.temperature > 0:
             chances = probabilities(warp(logits[None], settings)[0])
@@ -194,12 +187,7 @@ class Finished:
 
 
 def beam_search(
-    logits: np.ndarray,
-    model: Model,
-    settings: Settings,
-    stop: Stop,
-    prompt_length: int,
-    known: int | None = None,
+    logits: np.ndarray, model: Model, settings: Settings, stop: Stop, prompt_length: int
 ) -> list[int]:
     """The tokens of the best of `num_beams` continuations; with a temperature, they are drawn."""
     n, sampling, rng = settings.num_beams, settings.temperature > 0, np.random.default_rng(settings.seed)
@@ -234,7 +222,7 @@ def beam_search(
         scores = np.array([total for total, _, _ in running], np.float32)
         if length < prompt_length + settings.max_new_tokens:
             model.reorder(np.array([parent for _, parent, _ in running]))
-            rows = model.step(np.array([answer[-1] for answer in beams]))[:, :known]
+            rows = model.step(np.array([answer[-1] for answer in beams]))
     for total, _, answer in running:
         finished.add(total / length, answer)
     return finished.best()

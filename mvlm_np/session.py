@@ -67,7 +67,10 @@ class Session:
         watch: Watch,
         known: int | None = None,
     ) -> Iterator[int]:
-        """The tokens that follow the prompt, one after another; see `generation.generate`."""
+        """The tokens that follow the prompt, one after another; see `generation.generate`.
+
+        known: only ids below this one are chosen, those that the tokenizer has; None: all.
+        """
         if logits.min() == logits.max():
             raise GenerationError(
                 "logits",
@@ -76,10 +79,10 @@ class Session:
             )
         steps: Single | Beams
         if settings.num_beams == 1:
-            steps = Single(self, watch)
+            steps = Single(self, watch, known)
         else:
-            steps = Beams(self, settings.num_beams, settings.max_new_tokens, watch)
-        yield from generate(logits, steps, settings, stop, prompt_length, known)
+            steps = Beams(self, settings.num_beams, settings.max_new_tokens, watch, known)
+        yield from generate(logits[:known], steps, settings, stop, prompt_length)
 
     def logits(self, tokens: np.ndarray, cache: KVCache | BeamCache) -> np.ndarray:
         """Tokens (T,) behind what is in `cache` -> logits (T, vocabulary)."""
@@ -90,8 +93,8 @@ class Session:
 class Single:
     """One continuation: its tokens become part of the session's sequence."""
 
-    def __init__(self, session: Session, watch: Watch):
-        self.session, self.watch = session, watch
+    def __init__(self, session: Session, watch: Watch, known: int | None):
+        self.session, self.watch, self.known = session, watch, known
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
         """See `generation.Model`."""
@@ -99,7 +102,7 @@ class Single:
         with self.watch.phase("decode"):
             logits = session.logits(tokens, session.cache)
         session.ids = np.append(session.ids[: session.cache.length - 1], tokens)
-        return logits
+        return logits[:, : self.known]
 
     def reorder(self, parents: np.ndarray) -> None:
         """Never called."""
@@ -109,14 +112,14 @@ class Single:
 class Beams:
     """Several continuations side by side; the session stays where the prompt ended."""
 
-    def __init__(self, session: Session, beams: int, room: int, watch: Watch):
-        self.session, self.watch = session, watch
+    def __init__(self, session: Session, beams: int, room: int, watch: Watch, known: int | None):
+        self.session, self.watch, self.known = session, watch, known
         self.cache = BeamCache(session.config, session.cache, beams, room)
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
         """See `generation.Model`."""
         with self.watch.phase("decode"):
-            return self.session.logits(tokens, self.cache)
+            return self.session.logits(tokens, self.cache)[:, : self.known]
 
     def reorder(self, parents: np.ndarray) -> None:
         """See `generation.Model`."""
