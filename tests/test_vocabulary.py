@@ -12,6 +12,7 @@ from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.cli import main
 from mvlm_np.converting import convert_to_gguf
 from mvlm_np.errors import PromptError, TokenizerError
+from mvlm_np.look.looking import look
 from tests.checkpoints.adapters import BASE
 from tests.conftest import DATA
 
@@ -55,6 +56,17 @@ def test_ids_that_the_tokenizer_does_not_have_are_never_chosen(
     assert stages["logits"].shape[-1] == ROWS + 56  # as the model computed them
     (note,) = model.tokenizer.notes()
     assert note == "the model has 56 ids more than the tokenizer; they are never chosen"
+
+
+@pytest.mark.parametrize("value", [9.0, -9.0])
+def test_a_look_chooses_among_the_same_ids(tmp_path: Path, value: float) -> None:
+    folders = padded(tmp_path / "padded", value), BASE
+    models = (mvlm_np.load(folder, backend="numpy") for folder in folders)
+    seen, expected = (look(model, PICTURE, "What is this?", max_new_tokens=12) for model in models)
+    for one, other in zip(seen.answered.steps, expected.answered.steps, strict=True):
+        assert one.token == other.token
+        assert one.likeliest.ids.tolist() == other.likeliest.ids.tolist()
+        assert one.lens.ids.max() < ROWS
 
 
 def test_a_token_beyond_the_model_is_told_where_it_is_met(

@@ -199,8 +199,8 @@ def answer(
     rows: list[np.ndarray] = []  # (H, 1, S) of each block, of the last position so far
     session = watching(model, record, rows.append).session()
     text, steps = Answer(model.tokenizer, stop), []
-    decoding = _Decoding(session, record)
-    decoding.logits = session.prefill(x, at, settings.max_new_tokens, record)
+    decoding = _Decoding(session, record, model.tokenizer.vocab_size)
+    decoding.logits = session.prefill(x, at, settings.max_new_tokens, record)[: decoding.known]
     for token in generate(decoding.logits, decoding, settings, ended, len(prompt_ids)):
         with record.beside():
             text.push(token)
@@ -301,17 +301,17 @@ def attention_weights(q: np.ndarray, k: np.ndarray) -> np.ndarray:
 class _Decoding:
     """`generation.Model` for one continuation, whose hidden states and logits are kept."""
 
-    logits: np.ndarray  # (vocabulary,), from which the next token is chosen
+    logits: np.ndarray  # (known,), of the ids that the tokenizer has: the next token is one of them
 
-    def __init__(self, session: Session, record: Record):
-        self.session, self.record = session, record
+    def __init__(self, session: Session, record: Record, known: int):
+        self.session, self.record, self.known = session, record, known
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
         weights = self.session.weights
         with self.record.phase("decode"):
             logits = weights.lm_head(self.session.forward(weights.embed_tokens(tokens), self.record))
-        self.logits = logits[0]
-        return logits
+        self.logits = logits[0, : self.known]
+        return self.logits[None]
 
     def reorder(self, parents: np.ndarray) -> None:
         raise AssertionError("there is only one continuation")
@@ -322,7 +322,8 @@ def _step(
 ) -> Step:
     states = np.stack([hidden[f"decoder.hidden_states.{i}"] for i in range(len(model.decoder.layers))])
     states = model.ops.rms_norm(states, model.decoder.norm, model.config.decoder.rms_norm_eps)  # (L, D)
-    lens = probabilities(np.concatenate([model.decoder.lm_head(states), logits[None]]))  # (L + 1, vocabulary)
+    depths = model.decoder.lm_head(states)[:, : len(logits)]
+    lens = probabilities(np.concatenate([depths, logits[None]]))  # (L + 1, known)
     ids = lens.argmax(axis=-1)
     best = top(logits, LIKELIEST)
     return Step(
