@@ -1,5 +1,14 @@
 """Errors that a user can mend. Each says, in one line, what is wrong and what to do."""
 
+from collections.abc import Iterable
+
+
+def some(names: Iterable[str], most: int = 4) -> str:
+    """The first few of many names, and how many there are besides."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
 
 class UserError(ValueError):
     """Something outside the program is wrong: a file, a setting, an argument.

@@ -73,7 +73,9 @@ def build() -> None:
     done = python("cortex-a76", "-c", "import numba, platform; print(platform.machine(), numba.__version__)")
     if done.stdout.split() != ["aarch64", version("numba")]:
         PYTHON.unlink()
-        raise UserError(FOLDER, _last_line(done), "a Python that runs", "remove the folder and try again")
+        raise UserError(
+            FOLDER, debian.last_line(done), "a Python that runs", "remove the folder and try again"
+        )
 
 
 def _install_packages() -> None:
@@ -89,10 +91,6 @@ def _install_packages() -> None:
     (partial / "pins.txt").write_text(pins(), "utf-8")
     shutil.rmtree(SITE, ignore_errors=True)
     partial.rename(SITE)
-
-
-def _last_line(done: subprocess.CompletedProcess[str]) -> str:
-    return (done.stderr.strip() or done.stdout.strip() or f"ended with {done.returncode}").splitlines()[-1]
 
 
 # ---------------------------------------------------------------- testing

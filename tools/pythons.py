@@ -63,7 +63,7 @@ def find(version: str) -> Path:
         done = subprocess.run([place, "-c", code], capture_output=True, text=True, env=environment(version))
         if done.stdout.split() == [version]:
             return place
-        reason = f"({place}) cannot make environments: {_last_line(done)}"
+        reason = f"({place}) cannot make environments: {debian.last_line(done)}"
     if version not in FROM_DEBIAN:
         raise UserError(f"Python {version}", reason)
     return _from_debian(version)
@@ -89,7 +89,7 @@ def _from_debian(version: str) -> Path:
     program.chmod(0o755)
     done = subprocess.run([program, "--version"], capture_output=True, text=True)
     if f"Python {version}." not in done.stdout:
-        raise UserError(root, _last_line(done), "a Python that runs", "remove the folder and try again")
+        raise UserError(root, debian.last_line(done), "a Python that runs", "remove the folder and try again")
     return program
 
 
@@ -170,7 +170,7 @@ def _test_one(version: str, python: Path, wheel: Path) -> bool:
     seconds = f"{installed - started:.0f} s to install, {perf_counter() - installed:.0f} s to test"
     print(f"---- {version}, {python}: {'good' if good else 'FAILED'}, {seconds}")
     for run in runs:
-        print(run.stdout.strip() if run.returncode else _last_line(run), flush=True)
+        print(run.stdout.strip() if run.returncode else debian.last_line(run), flush=True)
     return good
 
 
@@ -179,11 +179,6 @@ def _run(version: str, command: Sequence[str], folder: Path) -> subprocess.Compl
     return subprocess.run(
         command, cwd=folder, env=environment(version), stdout=pipe, stderr=together, text=True
     )
-
-
-def _last_line(done: subprocess.CompletedProcess[str]) -> str:
-    said = (done.stderr or "").strip() or done.stdout.strip() or f"ended with {done.returncode}"
-    return said.splitlines()[-1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,7 +24,7 @@ from mvlm_np.checkpoints.json_files import Fields
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.checkpoints.tokenizer_files import read_folder
 from mvlm_np.config import OPENAI_CLIP, Config, ImageConfig
-from mvlm_np.errors import CheckpointError, ConfigError
+from mvlm_np.errors import CheckpointError, ConfigError, some
 
 NO_MMPROJ = (
     "for pictures a GGUF needs its mmproj, and none lies beside it: name it with --mmproj (mmproj= in Python)"
@@ -268,9 +268,8 @@ def _unsqueezed(tensor: Tensor, name: str) -> Tensor:
 def _renamed(gguf: GGUFFile, name: Callable[[str], str | None], ignored: str = "") -> dict[str, Tensor]:
     unknown = [show(theirs) for theirs in gguf.tensors if name(theirs) is None and theirs != ignored]
     if unknown:
-        more = f" and {len(unknown) - 6} more" if len(unknown) > 6 else ""
         raise CheckpointError(
-            gguf.file.path, f"holds tensors that this engine has no use for: {', '.join(unknown[:6])}{more}",
+            gguf.file.path, f"holds tensors that this engine has no use for: {some(unknown, 6)}",
             "a MobileVLM or a plain LLaMA",
         )  # fmt: skip
     return {ours: tensor for theirs, tensor in gguf.tensors.items() if (ours := name(theirs))}

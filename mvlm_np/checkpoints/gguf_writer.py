@@ -26,7 +26,7 @@ from mvlm_np.checkpoints.gguf_tokenizer import tokenizer_settings
 from mvlm_np.checkpoints.packed import PackedTensor, matrix
 from mvlm_np.checkpoints.tensors import CHUNK, Tensor
 from mvlm_np.config import Config, VisionConfig
-from mvlm_np.errors import CheckpointError, ConfigError
+from mvlm_np.errors import CheckpointError, ConfigError, some
 from mvlm_np.kernels import pack
 from mvlm_np.quantize import quantize
 
@@ -238,8 +238,7 @@ def _chosen(tensors: Mapping[str, Weight], names: Mapping[str, str]) -> Iterator
     """llama.cpp's names with the tensors for them."""
     missing = [name for name in names.values() if name not in tensors]
     if missing:
-        more = f" and {len(missing) - 6} more" if len(missing) > 6 else ""
-        raise CheckpointError("GGUF export", f"{len(missing)} are missing: {', '.join(missing[:6])}{more}")
+        raise CheckpointError("GGUF export", f"{len(missing)} are missing: {some(missing, 6)}")
     return ((theirs, tensors[ours]) for theirs, ours in names.items())
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from mvlm_np.checkpoints.folder import has_weights
 from mvlm_np.checkpoints.gguf_model import ggufs
 from mvlm_np.checkpoints.hub import newest_snapshot
-from mvlm_np.errors import CheckpointError
+from mvlm_np.errors import CheckpointError, some
 
 ADAPTER = "adapter_config.json"
 DEPTH, MOST = 3, 2000  # how far down models are looked for, and among how many folders
@@ -111,7 +111,5 @@ def _by_numbers(path: Path) -> list[str | int]:
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]{1,18})", path.name))]
 
 
-def listed(paths: list[Path], most: int = 4) -> str:
-    names = [ascii(path.name)[1:-1] for path in paths]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def listed(paths: list[Path]) -> str:
+    return some(ascii(path.name)[1:-1] for path in paths)

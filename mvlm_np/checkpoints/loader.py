@@ -1,7 +1,7 @@
 """From stored tensors to a model's weights, strictly: nothing is guessed, filled in or skipped."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from math import inf
 
 import numpy as np
@@ -11,7 +11,7 @@ from mvlm_np.binder import Binder
 from mvlm_np.checkpoints.packed import packed
 from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tensors import Tensor
-from mvlm_np.errors import CheckpointError
+from mvlm_np.errors import CheckpointError, some
 from mvlm_np.kernels.pack import BITS, Packed
 from mvlm_np.linear import Dense, Embedding, Linear, Quantized
 
@@ -116,7 +116,7 @@ def check(
         if name in tensors and tensors[name].shape != shape
     ]
     problems = [
-        f"{len(names)} {kind}: {_some(names)}"
+        f"{len(names)} {kind}: {some(names)}"
         for kind, names in (("missing", missing), ("not known", extra), ("misshapen", misshapen))
         if names
     ]
@@ -132,9 +132,3 @@ def check(
 def unused(name: str) -> bool:
     """Whether a checkpoint may hold this tensor although the model does not read it."""
     return _UNUSED.fullmatch(name) is not None
-
-
-def _some(names: Iterable[str], most: int = 4) -> str:
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -89,3 +89,9 @@ def must(program: str, arguments: Sequence[str], fix: str) -> None:
     if done.returncode:
         print(done.stdout, file=sys.stderr)
         raise UserError(Path(program).name, f"ended with {done.returncode}", "0", fix)
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
+    """What a program said last, on stderr if it said anything there."""
+    said = (done.stderr or "").strip() or done.stdout.strip() or f"ended with {done.returncode}"
+    return said.splitlines()[-1]

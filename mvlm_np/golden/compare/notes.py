@@ -6,6 +6,7 @@ from math import log10
 
 import numpy as np
 
+from mvlm_np.errors import some
 from mvlm_np.golden.compare.candidates import Candidate
 from mvlm_np.golden.compare.tolerance import CLASSES, bounds
 from mvlm_np.golden.compare.verdict import (
@@ -150,7 +151,7 @@ def _neighbours(before: list[StageResult], first: StageResult, after: list[Stage
     gap = [s.name for s in before[start + 1 :] if s.verdict == MISSING]
     if gap:
         since = f"After {before[start].name}, which is right," if start >= 0 else "Before it,"
-        yield f"{since} {_some(gap)} were not given: dump them, and the fault has fewer places to be."
+        yield f"{since} {some(gap)} were not given: dump them, and the fault has fewer places to be."
 
 
 def _only_the_dump(first: StageResult, after: list[StageResult]) -> bool:
@@ -205,7 +206,7 @@ def _precision(
 def _whole(golden: Golden, candidate: Candidate, kind: str, stages: list[StageResult]) -> Iterator[str]:
     unjudged = [s.name for s in stages if s.verdict == UNJUDGED and s.distance]
     if unjudged:
-        yield f"Not judged: {_some(unjudged)}. In {kind}, rounding alone may leave nothing of them."
+        yield f"Not judged: {some(unjudged)}. In {kind}, rounding alone may leave nothing of them."
     if not golden.floors and (kind != "float32" or any(s.verdict in FAILED for s in stages)):
         yield (
             "This golden holds no rounding floors, so general bounds were taken. One recorded with --float64 "
@@ -214,15 +215,10 @@ def _whole(golden: Golden, candidate: Candidate, kind: str, stages: list[StageRe
     if candidate.unknown:
         close = {name: get_close_matches(name, golden.names, 1, 0.75) for name in candidate.unknown}
         listed = [name + (f" (is it {m[0]}?)" if m else "") for name, m in close.items()]
-        yield f"No stage of the golden has these names: {_some(listed)}. Say which is which with --names."
+        yield f"No stage of the golden has these names: {some(listed)}. Say which is which with --names."
     if candidate.absent:
-        yield f"The name map has these names, and the candidate has not: {_some(list(candidate.absent))}."
+        yield f"The name map has these names, and the candidate has not: {some(candidate.absent)}."
 
 
 def _of(golden: Golden, key: str) -> str:
     return f" ({golden.metadata[key]!r})" if key in golden.metadata else ""
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
