@@ -47,7 +47,7 @@ def about() -> dict[str, Any]:
     sizes = [path.stat().st_size for path in folder.iterdir()] if folder and folder.is_dir() else []
     features = cpu.features()
     return {
-        "cpu": code_cache.cpu_target.target_context.codegen().magic_tuple()[1],
+        "cpu": cpu.target()[1],
         "features": sorted(features),
         "instruction_set": cpu.INSTRUCTION_SET,
         "instruction_sets": {

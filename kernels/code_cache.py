@@ -21,10 +21,10 @@ import numpy as np
 from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
-from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
 
 from mvlm_np import ops
+from mvlm_np.kernels.cpu import target
 
 ROOM = 4 << 20  # bytes that the kernels of an answer take, and more
 
@@ -102,5 +102,4 @@ def fingerprint():
     versions = sys.version, numba.__version__, llvmlite.__version__, np.__version__
     config = numba.config
     settings = config.OPT, config.BOUNDSCHECK, config.DEBUGINFO_DEFAULT, os.environ.get("MVLM_SIMD")
-    cpu = cpu_target.target_context.codegen().magic_tuple()
-    return hashlib.sha256(repr((sources, versions, settings, cpu)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((sources, versions, settings, target())).encode()).hexdigest()[:16]

@@ -26,9 +26,14 @@ INSTRUCTION_SETS = {
 }
 
 
+def target() -> tuple[str, str, str]:
+    """What Numba compiles for: the machine, the CPU's name, its features with a sign before each."""
+    return cpu_target.target_context.codegen().magic_tuple()
+
+
 def features() -> set[str]:
     """The CPU features that Numba compiles for."""
-    triple, _, listed = cpu_target.target_context.codegen().magic_tuple()
+    triple, _, listed = target()
     found = {name[1:] for name in listed.split(",") if name.startswith("+")}
     return found | ({"neon"} if triple.startswith("aarch64") else set())  # part of the architecture
 

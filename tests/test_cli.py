@@ -320,9 +320,23 @@ def test_a_question_that_was_forgotten_is_missed(
     assert err.startswith(f"mvlm: the question: is missing, for {given[-1]} is a file's name; mvlm ask ")
 
 
-def test_a_question_before_its_picture_is_told_its_place(run: Callable[..., tuple[int, str, str]]) -> None:
-    code, _, err = run("ask", "What is this?", CAT)
-    assert (code, err) == (2, "mvlm: What is this?: stands before a picture, wanted the question last\n")
+@pytest.mark.parametrize("question", ["What is this?", "What?"])
+def test_a_question_before_its_picture_is_told_its_place(
+    question: str, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, err = run("ask", question, CAT)
+    assert (code, err) == (2, f"mvlm: {question}: stands before a picture, wanted the question last\n")
+
+
+def test_forgotten_quotes_are_missed(run: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, err = run("ask", CAT, "Describe", "the", "lamp")
+    assert code == 2
+    assert err.endswith(f"wanted a question of several words in quotes; mvlm ask {CAT} 'Describe the lamp'\n")
+
+
+def test_an_option_before_the_verb_is_told_its_place(run: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, err = run("--json", "ask", CAT, "What?")
+    assert (code, err.startswith("mvlm: --json: stands before the verb, wanted it behind")) == (2, True)
 
 
 def test_a_question_may_speak_of_a_file(run: Callable[..., tuple[int, str, str]], folder: str) -> None:

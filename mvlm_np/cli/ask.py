@@ -67,19 +67,30 @@ def run(args: argparse.Namespace) -> int:
 
 
 def require_question(pictures: list[str], question: str, verb: str = "ask") -> None:
-    """PromptError: what stands in the question's place is a picture, since the question was forgotten."""
+    """PromptError: the question was forgotten, stands before a picture, or lacks its quotes."""
     if not question:
         return  # is asked as it is
     from mvlm_np.errors import PromptError
+
+    # A path that leads nowhere is told as that, when pictures are read.
+    words = [t for t in pictures if not _is_file(t) and (t.split()[1:] or not {".", os.sep} & {*t})]
+    if _is_file(question):
+        if words:
+            raise PromptError(words[0], "stands before a picture", "the question last")
+        fix = f'mvlm {verb} {shlex.join([*pictures, question])} "What is this?"'
+        raise PromptError("the question", f"is missing, for {question} is a file's name", fix=fix)
+    if words:
+        rest = [text for text in pictures if text not in words]
+        fix = f"mvlm {verb} {shlex.join([*rest, ' '.join([*words, question])])}"
+        raise PromptError(words[0], "there is no such picture", "a question of several words in quotes", fix)
+
+
+def _is_file(text: str) -> bool:
+    """Whether an argument is a file or folder, or is called as a picture that is not there would be."""
     from mvlm_np.paths import local
 
-    path = local(question)
-    # Without a space in it, the name of a picture that is not there is no question either.
-    named = not question.split()[1:] and question.lower().endswith((".jpg", ".jpeg", ".png", ".webp", ".gif"))
-    if not (named or os.path.isfile(path) or (os.sep in path and os.path.isdir(path))):
-        return
-    first = next((text for text in pictures if not os.path.exists(local(text))), None)
-    if first is not None and first.split()[1:]:
-        raise PromptError(first, "stands before a picture", "the question last")
-    fix = f'mvlm {verb} {shlex.join([*pictures, question])} "What is this?"'
-    raise PromptError("the question", f"is missing, for {question} is a file's name", fix=fix)
+    path = local(text)
+    if text.split()[1:]:  # no question is taken for a name because of how it ends
+        return os.path.isfile(path)
+    named = text.lower().endswith((".jpg", ".jpeg", ".png", ".webp", ".gif"))
+    return named or os.path.isfile(path) or (os.sep in path and os.path.isdir(path))

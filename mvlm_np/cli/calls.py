@@ -66,6 +66,8 @@ def read(argv: Sequence[str], known: Mapping[str, str]) -> argparse.Namespace:
     if argv and not argv[0].startswith("-") and argv[0] not in known:
         fix = f"mvlm ask {shlex.join(argv)}" if os.path.isfile(argv[0]) else "see mvlm --help"
         raise UserError(argv[0], "is no verb", f"one of {', '.join(known)}", fix)
+    if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version") and argv[1:]:
+        raise UserError(argv[0], "stands before the verb", "it behind", "mvlm VERB --help says what there is")
     top = Parser(prog="mvlm", description="MobileVLM in NumPy and Numba.")
     top.add_argument("--version", action="version", version=f"mvlm {mvlm_np.__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)

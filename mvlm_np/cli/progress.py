@@ -95,7 +95,8 @@ class ProgressWatch(Watch):
     def __init__(self, count_tokens: int | None = None):
         super().__init__()
         self._bar: tqdm | None = None
-        self._tokens = bar("decode", count_tokens) if count_tokens else None
+        self._tokens: tqdm | None = None
+        self._count_tokens = count_tokens
 
     def __call__(self, name: str, array: np.ndarray) -> None:
         if self._bar is not None and ".hidden_states." in name:
@@ -105,6 +106,8 @@ class ProgressWatch(Watch):
     def phase(self, name: str, steps: int | None = None) -> Iterator[None]:
         with super().phase(name, steps):
             if name == "decode":
+                if self._count_tokens and self._tokens is None:  # now, so that its rate is that of tokens
+                    self._tokens = bar("decode", self._count_tokens)
                 yield
                 if self._tokens is not None:
                     self._tokens.update()

@@ -78,7 +78,7 @@ def by_hand(name: str) -> Iterator[str]:
     from mvlm_np.checkpoints.download import SETTINGS
 
     size, folder = PUBLISHED.get(name), name.split("/")[1]
-    yield "On a machine that reaches it, download these files, and lay them out here as"
+    yield "On a machine that reaches the hub, download these files, and put them here under the names shown:"
     weights = "pytorch_model.bin"
     if size is None:
         weights = "model.safetensors or pytorch_model.bin, or the index and the files that it names"

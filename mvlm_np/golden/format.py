@@ -16,7 +16,7 @@ from mvlm_np.checkpoints.safetensors import Entry, read_with_metadata, write_saf
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.errors import GoldenError
 from mvlm_np.golden.compact import Sketch, sketch
-from mvlm_np.golden.stages import Stages, numbers, order, stored_stages
+from mvlm_np.golden.stages import Stages, is_stage, numbers, order, stored_stages
 
 FORMAT = "mvlm-golden 1"
 SKETCH = ("rows", "columns", "sample")
@@ -81,7 +81,7 @@ def read_golden(path: Path) -> Golden:
         raise GoldenError(f"{path}: __metadata__", found, "a golden file", again) from None
     names = sorted((name for name in tensors if "/" not in name), key=order)
     stages = stored_stages({name: tensors[name] for name in names}, _without_batch)
-    if not stages and not sketches:
+    if not any(map(is_stage, [*stages, *sketches])):
         raise GoldenError(path, "holds no stages", "a golden file", again)
     return Golden(stages, metadata, floors, sketches, choices, path)
 

@@ -29,6 +29,11 @@ def order(name: str) -> tuple:
     return (head, *rest, (9, 0, "")) if head == _PARTS.index("projector") else (head, *rest, (0, 0, name))
 
 
+def is_stage(name: str) -> bool:
+    """Whether a stage of the model may have this name."""
+    return order(name)[0] < len(_PARTS)
+
+
 def _rank(part: str) -> tuple[int, int, str]:
     if part.isdigit():
         return 0, int(part), ""

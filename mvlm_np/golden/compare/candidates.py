@@ -181,16 +181,25 @@ def _files(files: Mapping[str, Path]) -> _Found:
     def read(file: Path) -> Callable[[], np.ndarray]:
         if file.suffix == ".npy" or file.suffix not in RAW:
             return partial(np.load, file, mmap_mode="r", allow_pickle=False)
-        return partial(np.memmap, file, RAW[file.suffix], "r")
+        return partial(_raw, file)
 
     reads = {name: partial(_read, file, name, read(file)) for name, file in files.items()}
     return _Found(StoredStages(reads))
+
+
+def _raw(file: Path) -> np.ndarray:
+    dtype, size = np.dtype(RAW[file.suffix]), file.stat().st_size
+    if not size or size % dtype.itemsize:
+        raise GoldenError(file, f"has {size} bytes", f"{dtype.itemsize} for each number, as {dtype} has")
+    return np.memmap(file, dtype, "r")
 
 
 def _read(path: Path, name: str, read: Callable[[], np.ndarray]) -> np.ndarray:
     """The array as numbers that can be compared: half precision in float32, everything else as it is."""
     try:
         array = read()
+    except GoldenError:
+        raise
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise GoldenError(
             f"{path}: {show(name)}", f"cannot be read ({error})", "an array of numbers"
