@@ -86,22 +86,16 @@ def examine() -> dict[str, Any]:
 
 def _model(path: str) -> dict[str, Any]:
     """What all values of a model show."""
-    from mvlm_np.checkpoints.opening import open_checkpoint
-    from mvlm_np.checkpoints.soundness import examine as examine_values
+    from mvlm_np.cli.inspect import examine_model
     from mvlm_np.cli.progress import counting_bytes
     from mvlm_np.errors import UserError
-    from mvlm_np.loading import bound_tensors, open_tokenizer
 
     try:
-        checkpoint = open_checkpoint(path)
-        tensors = bound_tensors(checkpoint)
-        notes = [*checkpoint.notes, *open_tokenizer(checkpoint).notes()]
         with counting_bytes("read") as count:
-            found = examine_values(tensors.values(), count)
+            tensors, problems, notes = examine_model(path, None, None, count)
     except UserError as error:
         return {"path": path, "tensors": None, "problems": [str(error)], "notes": []}
-    problems = [f"{path}: {problem}" for problem in found.problems]
-    return {"path": path, "tensors": len(tensors), "problems": problems, "notes": [*notes, *found.notes]}
+    return {"path": path, "tensors": tensors, "problems": [f"{path}: {p}" for p in problems], "notes": notes}
 
 
 def _versions() -> dict[str, str | None]:

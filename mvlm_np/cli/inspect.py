@@ -79,7 +79,10 @@ def _verify(args: argparse.Namespace) -> int:
             problems = verify(folder, count)
             sound = "every file is as it was written"
         else:
-            problems, notes, sound = _examine(args, count)
+            tensors, problems, notes = examine_model(args.path, args.vision_tower, args.mmproj, count)
+            sound = (
+                f"there are no checksums, but all values of its {tensors} tensors are numbers, and not zeros"
+            )
     if args.json:
         print(json.dumps({"path": args.path, "problems": problems, "notes": notes}))
     else:
@@ -89,20 +92,25 @@ def _verify(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _examine(
-    args: argparse.Namespace, progress: Callable[[int, int], object]
-) -> tuple[list[str], list[str], str]:
-    """Problems, notes, and what is said if there is no problem."""
+def examine_model(
+    path: str,
+    vision_tower: str | None,
+    mmproj: str | None,
+    progress: Callable[[int, int], object],
+) -> tuple[int, list[str], list[str]]:
+    """Reads every value of a model: how many tensors it has, what is wrong with them, and notes on it.
+
+    UserError: it cannot be loaded.
+    """
     from mvlm_np.checkpoints.opening import open_checkpoint
     from mvlm_np.checkpoints.soundness import examine
     from mvlm_np.loading import bound_tensors, open_tokenizer
 
-    checkpoint = open_checkpoint(args.path, args.vision_tower, args.mmproj)
+    checkpoint = open_checkpoint(path, vision_tower, mmproj)
     tensors = bound_tensors(checkpoint)
     notes = open_tokenizer(checkpoint).notes()
     found = examine(tensors.values(), progress)
-    sound = f"there are no checksums, but all values of its {len(tensors)} tensors are numbers, and not zeros"
-    return found.problems, [*checkpoint.notes, *notes, *found.notes], sound
+    return len(tensors), found.problems, [*checkpoint.notes, *notes, *found.notes]
 
 
 def _print(report: dict[str, Any]) -> None:
