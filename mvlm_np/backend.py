@@ -15,7 +15,7 @@ from mvlm_np import kv_store, ops
 from mvlm_np.errors import UserError
 from mvlm_np.kernels import pack
 from mvlm_np.kernels.pack import Packed
-from mvlm_np.kv_store import Stored
+from mvlm_np.kv_store import Sequences, Stored
 
 NAMES = ("auto", "numba", "numpy")
 Array = np.ndarray
@@ -47,6 +47,9 @@ class Ops(Protocol):
         self, q: Array, k: Array, v: Array, keys: Stored, values: Stored, past: int
     ) -> Array:
         """`kv_store.cached_attention`"""
+
+    def several_attention(self, q: Array, k: Array, v: Array, sequences: Sequences, layer: int) -> Array:
+        """`kv_store.several_attention`"""
 
     def beam_attention(
         self, q: Array, k: Array, v: Array,

@@ -4,6 +4,9 @@ These are the only operations of the model that write to what they are given, th
 function is the definition of its operation, which a kernel of the same name may replace.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -102,4 +105,41 @@ def beam_attention(
             for shared, own in ((keys, own_keys), (values, own_values))
         )
         out[:, b : b + 1] = ops.attention(q[:, b : b + 1], k, v, causal=True)
+    return out
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Several sequences whose next positions are computed together: their rows lie one after another.
+
+    keys, values  of each sequence, all layers: numbers (L, KV, capacity, d), each with its own capacity and
+                  all of one type
+    pasts         positions that each of them holds
+    counts        rows that belong to each of them: 1 for a decoding step, more for a piece of a prompt
+    """
+
+    keys: Sequence[Stored]
+    values: Sequence[Stored]
+    pasts: Sequence[int]
+    counts: Sequence[int]
+
+    @cached_property
+    def rows(self) -> list[slice]:
+        """The rows of each sequence."""
+        stops = np.cumsum(self.counts).tolist()
+        return [slice(stop - count, stop) for stop, count in zip(stops, self.counts, strict=True)]
+
+
+def several_attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, sequences: Sequences, layer: int
+) -> np.ndarray:
+    """Causal attention of the next positions of several sequences: `cached_attention` of each, in a layer.
+
+    q (H, rows, d), k and v (KV, rows, d) -> (H, rows, d), where `rows` is the sum of the sequences' counts.
+    """
+    out = np.empty_like(q)
+    each = zip(sequences.rows, sequences.keys, sequences.values, sequences.pasts, strict=True)
+    for rows, keys, values, past in each:
+        stored = part(keys, (layer,)), part(values, (layer,))
+        out[:, rows] = cached_attention(q[:, rows], k[:, rows], v[:, rows], *stored, past)
     return out

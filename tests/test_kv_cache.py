@@ -62,6 +62,30 @@ def test_beams_attend_to_the_prompt_and_to_their_own(seed, dtype, beams, before)
         assert np.array_equal(found[row], kv_store.cached_attention(q[row], k[row], v[row], *one, 5 + before))
 
 
+@given(seeds, st.sampled_from(TYPES), st.lists(st.tuples(st.integers(0, 4), st.integers(1, 3)), min_size=1))
+def test_several_sequences_attend_as_each_of_them_alone(seed, dtype, sizes):
+    rng, (L, H, KV, d) = np.random.default_rng(seed), (2, 4, 2, 8)
+    pasts, counts = zip(*sizes, strict=True)
+
+    def normal(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    q, k, v = (normal(n, sum(counts), d) for n in (H, KV, KV))
+    keys, values = (
+        [kv_store.quantize(normal(L, KV, sum(size) + 2, d), dtype) for size in sizes] for _ in range(2)
+    )
+    alone = [[kv_store.Stored(*(a.copy() for a in stored)) for stored in pair] for pair in (keys, values)]
+    found = kv_store.several_attention(q, k, v, kv_store.Sequences(keys, values, pasts, counts), 1)
+    start = 0
+    for past, count, *pair in zip(pasts, counts, *alone, strict=True):
+        rows = np.s_[:, start : start + count]
+        layer = [kv_store.part(stored, (1,)) for stored in pair]
+        assert np.array_equal(found[rows], kv_store.cached_attention(q[rows], k[rows], v[rows], *layer, past))
+        start += count
+    for ours, theirs in zip((*keys, *values), (*alone[0], *alone[1]), strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_position_takes_as_many_bytes_as_we_say(dtype):
     config = DecoderConfig(64, 96, 3, 4, 2)
