@@ -103,20 +103,43 @@ def generate(
     if settings.num_beams > 1:
         yield from beam_search(logits, model, settings, stop, prompt_length)
         return
-    rng = np.random.default_rng(settings.seed)
-    generated: list[int] = []
+    choice = Choice(settings, stop)
     while True:
+        yield choice.take(logits)
+        if choice.ended:
+            return
+        logits = model.step(np.array(choice.tokens[-1:]))[0]
+
+
+class Choice:
+    """One answer's tokens as they are chosen, greedily or by sampling, by whoever computes the logits.
+
+    tokens  those chosen so far, the one that ends the answer included
+    ended   whether the answer is complete
+    """
+
+    def __init__(self, settings: Settings, stop: Stop):
+        assert settings.num_beams == 1, "beams are chosen together, by beam_search"
+        self.settings, self.stop = settings, stop
+        self.tokens: list[int] = []
+        self.ended = settings.max_new_tokens == 0
+        self._rng = np.random.default_rng(settings.seed)
+
+    def take(self, logits: np.ndarray) -> int:
+        """The token that comes next, by the logits (vocabulary,) after the one before.
+
+        GenerationError: they are damaged.
+        """
+        assert not self.ended, "the answer is complete"
         refuse_damage(logits)
-        if settings.temperature > 0:
-            chances = probabilities(warp(logits[None], settings)[0])
-            token = int(rng.choice(chances.size, p=chances))
+        if self.settings.temperature > 0:
+            chances = probabilities(warp(logits[None], self.settings)[0])
+            token = int(self._rng.choice(chances.size, p=chances))
         else:
             token = int(logits.argmax())
-        generated.append(token)
-        yield token
-        if len(generated) == settings.max_new_tokens or stop(generated):
-            return
-        logits = model.step(np.array([token]))[0]
+        self.tokens.append(token)
+        self.ended = len(self.tokens) == self.settings.max_new_tokens or self.stop(self.tokens)
+        return token
 
 
 def refuse_damage(logits: np.ndarray) -> None:

@@ -13,7 +13,16 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from mvlm_np import generation
 from mvlm_np.errors import GenerationError
-from mvlm_np.generation import Settings, beam_search, draw, generate, log_softmax, probabilities, warp
+from mvlm_np.generation import (
+    Choice,
+    Settings,
+    beam_search,
+    draw,
+    generate,
+    log_softmax,
+    probabilities,
+    warp,
+)
 from tests.arrays import U
 
 seeds = st.integers(0, 2**32 - 1)
@@ -129,6 +138,19 @@ def test_logits_that_are_not_numbers_are_an_error(beams, temperature, when, dama
 
     with pytest.raises(GenerationError, match=r"^logits: .*; "):
         answer(Damaged(0, 4, beams), Settings(5, temperature, num_beams=beams, seed=0))
+
+
+@given(st.lists(seeds, min_size=1, max_size=4), st.sampled_from([0.0, 1.0]), st.integers(0, 6))
+def test_choices_that_take_turns_are_those_made_one_after_another(models, temperature, n):
+    toys = [Toy(seed, 5) for seed in models]
+    settings = [Settings(n, temperature, seed=seed) for seed in models]
+    choices = [Choice(each, ends_with(3)) for each in settings]
+    while any(not choice.ended for choice in choices):
+        for toy, choice in zip(toys, choices, strict=True):
+            if not choice.ended:
+                choice.take(toy.logits(tuple(choice.tokens)))
+    for seed, each, choice in zip(models, settings, choices, strict=True):
+        assert choice.tokens == answer(Toy(seed, 5), each, ends_with(3))
 
 
 @given(seeds, st.integers(2, 6))
