@@ -172,6 +172,21 @@ def test_bench_prints_each_figure_beside_its_limit(
     assert "% of reading memory" in lines["decode"]
 
 
+def test_bench_measures_beside_a_busy_neighbour(
+    run: Callable[..., tuple[int, str, str]], folder: str
+) -> None:
+    small = ["--rounds", "1", "--prompt", "8", "--new", "3", "--model", folder, "--backend", "numpy"]
+    code, out, _ = run("bench", "--neighbour", "--json", *small)
+    assert code == 0
+    beside = json.loads(out)["neighbour"]
+    assert beside.keys() == {"encode_seconds", "prefill_tokens_per_second", "decode_tokens_per_second"}
+    assert all(value > 0 for value in beside.values())
+    code, out, _ = run("bench", "--neighbour", *small)
+    names = [line[:24].strip() for line in out.splitlines()]
+    for name in ("image encode", "prompt of 8", "decode"):
+        assert names[names.index(name) + 1] == "with a busy neighbour"
+
+
 BAD = {
     "no model": (["bench"], "--model"),
     "no such model": (["ask", "hi", "--model", "/nowhere/at/all"], "/nowhere/at/all"),

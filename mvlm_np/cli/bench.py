@@ -2,10 +2,13 @@
 
 Each time is the median of several rounds, in which everything takes turns. "of the limit" is the part of
 the machine's own rate that is reached: of multiplying bytes in registers where weights are int8 or int4, of
-a plain float32 matrix product where they are not, and of plainly reading memory for decode.
+a plain float32 matrix product where they are not, and of plainly reading memory for decode. --neighbour
+measures everything a second time in each round while another program keeps one of the cores busy, as on a
+board that has other work to do.
 
-example:
+examples:
   mvlm bench --model mtgv/MobileVLM_V2-1.7B --json
+  mvlm bench --model FOLDER --neighbour
 """
 
 import argparse
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mvlm_np.cli import options
 from mvlm_np.cli.calls import whole
+from mvlm_np.cli.neighbour import neighbour
 
 if TYPE_CHECKING:
     from mvlm_np.model import MobileVLM
@@ -30,6 +34,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", metavar="T", type=whole, default=200, help="tokens to prefill (200)")
     parser.add_argument("--new", metavar="T", type=whole, default=32, help="tokens to decode a round (32)")
     parser.add_argument("--rounds", metavar="N", type=whole, default=5, help="rounds of each measurement (5)")
+    parser.add_argument("--neighbour", action="store_true", help="measure beside a busy program, too")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
@@ -48,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     imported = perf_counter()
     model = load_with_bar(**arguments)
     figures = {"import_seconds": imported - start, "load_seconds": perf_counter() - imported}
-    figures |= measure(model, args.prompt, args.new, args.rounds)
+    figures |= measure(model, args.prompt, args.new, args.rounds, args.neighbour)
     if args.json:
         json.dump(figures, sys.stdout)
         print()
@@ -57,10 +62,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def measure(model: "MobileVLM", prompt: int, new: int, rounds: int) -> dict[str, Any]:
+def measure(
+    model: "MobileVLM", prompt: int, new: int, rounds: int, with_neighbour: bool = False
+) -> dict[str, Any]:
     """The figures, all of them taken in turn in each round, so that a disturbance meets all alike.
 
     Those that end in _limit are parts of the machine's rate that `limits_of` names: "read", "dot" or "sgemm".
+    `neighbour` holds the same figures beside a busy program, if that was asked for.
     """
     import numpy as np
 
@@ -93,23 +101,21 @@ def measure(model: "MobileVLM", prompt: int, new: int, rounds: int) -> dict[str,
         machine |= {"read": lambda: limits.read(large.reshape(-1)), "dot": lambda: limits.multiply(GROUPS)}
     for work in machine.values():
         work()
-    seconds: dict[str, list[float]] = {name: [] for name in works | machine}
+    quiet, beside = dict[str, list[float]](), dict[str, list[float]]()
     for _ in range(rounds):
-        for name, work in (works | machine).items():
-            start = perf_counter()
-            result = work()
-            seconds[name].append(result if name == "decode" else perf_counter() - start)
-    taken = {name: median(values) for name, values in seconds.items()}
+        _time(works | machine, quiet)
+        if with_neighbour:
+            with neighbour():
+                _time(works, beside)
+    taken = _medians(quiet)
 
     rates = {"sgemm": 2 * a.size * I / taken["sgemm"], "read": large.nbytes / taken["sgemv"]}
     if limits is not None:
         rates["read"] = max(rates["read"], large.nbytes / taken["read"])
         rates["dot"] = limits.operations(GROUPS) / taken["dot"]
     limits_of = {"decode": "read", "prefill": _product(model.decoder.layers[0].o_proj, rates)}
-    figures: dict[str, Any] = {
-        "prefill_tokens_per_second": prompt / taken["prefill"],
+    figures: dict[str, Any] = _speeds(taken, prompt) | {
         "prefill_limit": _decoder_operations(config, prompt) / taken["prefill"] / rates[limits_of["prefill"]],
-        "decode_tokens_per_second": 1 / taken["decode"],
         "decode_limit": _bytes_of_a_token(model, prompt + new / 2) / taken["decode"] / rates["read"],
         "peak_memory_gb": (peak or 0) / 1e9,
         "read_gb_per_second": rates["read"] / 1e9,
@@ -120,8 +126,31 @@ def measure(model: "MobileVLM", prompt: int, new: int, rounds: int) -> dict[str,
     if model.vision is not None:
         limits_of["encode"] = _product(model.vision.layers[0].out_proj, rates)
         reached = _encoder_operations(model.config) / taken["encode"] / rates[limits_of["encode"]]
-        figures = {"encode_seconds": taken["encode"], "encode_limit": reached} | figures
+        figures["encode_limit"] = reached
+    if with_neighbour:
+        figures["neighbour"] = _speeds(_medians(beside), prompt)
     return figures | {"limits_of": limits_of}
+
+
+def _time(works: dict[str, Callable[[], Any]], seconds: dict[str, list[float]]) -> None:
+    """Adds the seconds that each takes; decoding tells them itself."""
+    for name, work in works.items():
+        start = perf_counter()
+        result = work()
+        seconds.setdefault(name, []).append(result if name == "decode" else perf_counter() - start)
+
+
+def _medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def _speeds(taken: dict[str, float], prompt: int) -> dict[str, float]:
+    """The figures that say how fast we are, from seconds."""
+    speeds = {
+        "prefill_tokens_per_second": prompt / taken["prefill"],
+        "decode_tokens_per_second": 1 / taken["decode"],
+    }
+    return {"encode_seconds": taken["encode"]} | speeds if "encode" in taken else speeds
 
 
 # ---------------------------------------------------------------- works
@@ -201,16 +230,18 @@ def _print(figures: dict[str, Any], prompt: int) -> None:
         "dot": f"multiplying bytes in registers, {figures.get('dot_gops', 0):.0f} GOPS",
     }
 
-    def line(name: str, value: float, unit: str, work: str = "") -> None:
-        text = f"{name:24} {value:9.2f} {unit:9}"
+    def line(name: str, figure: str, unit: str, work: str = "") -> None:
+        text = f"{name:24} {figures[figure]:9.2f} {unit:9}"
         if work:
             text += f" {figures[f'{work}_limit']:5.0%} of {limits[figures['limits_of'][work]]}"
         print(text.rstrip())
+        if figure in figures.get("neighbour", ()):
+            print(f"{'  with a busy neighbour':24} {figures['neighbour'][figure]:9.2f} {unit}")
 
-    line("import", figures["import_seconds"], "s")
-    line("load", figures["load_seconds"], "s")
+    line("import", "import_seconds", "s")
+    line("load", "load_seconds", "s")
     if "encode_seconds" in figures:
-        line("image encode", figures["encode_seconds"], "s", "encode")
-    line(f"prompt of {prompt}", figures["prefill_tokens_per_second"], "tokens/s", "prefill")
-    line("decode", figures["decode_tokens_per_second"], "tokens/s", "decode")
-    line("peak memory", figures["peak_memory_gb"], "GB")
+        line("image encode", "encode_seconds", "s", "encode")
+    line(f"prompt of {prompt}", "prefill_tokens_per_second", "tokens/s", "prefill")
+    line("decode", "decode_tokens_per_second", "tokens/s", "decode")
+    line("peak memory", "peak_memory_gb", "GB")
