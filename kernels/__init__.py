@@ -11,7 +11,9 @@ def operations() -> dict[str, Callable]:
     an odd shape) it passes on to it. Nothing is compiled before it is called.
     """
     from mvlm_np.kernels import activations, attention, images, norms, quantized
+    from mvlm_np.kernels.machine_code import require
 
+    require()
     return {
         "layer_norm": norms.layer_norm,
         "rms_norm": norms.rms_norm,
@@ -33,6 +35,7 @@ def operations() -> dict[str, Callable]:
 def all_kernels() -> list[Any]:
     """Every kernel, with its `name` and, as `compiled`, its machine code. ImportError: no Numba."""
     operations()
+    from mvlm_np.kernels import limits  # noqa: F401 (it has kernels of its own)
     from mvlm_np.kernels.kernel import KERNELS
 
     return KERNELS
@@ -40,14 +43,15 @@ def all_kernels() -> list[Any]:
 
 def about() -> dict[str, Any]:
     """What the kernels are compiled for and where their machine code is kept. ImportError: no Numba."""
-    from mvlm_np.kernels import code_cache, cpu
+    from mvlm_np.kernels import cpu
+    from mvlm_np.kernels.code import code_cache
 
     folder = code_cache.cache_folder()
     writable = code_cache.can_keep()  # which makes the folder
     sizes = [path.stat().st_size for path in folder.iterdir()] if folder and folder.is_dir() else []
     features = cpu.features()
     return {
-        "cpu": cpu.target()[1],
+        "cpu": code_cache.target()[1],
         "features": sorted(features),
         "instruction_set": cpu.INSTRUCTION_SET,
         "instruction_sets": {

@@ -1,18 +1,23 @@
-"""Which instruction set the kernels use: it follows from the features that Numba compiles for.
+"""Which instruction set the kernels use: it follows from the features of the CPU.
 
     avx512vnni   vpdpbusd on 64 bytes           neon_i8mm      smmla, sdot for one token (Cortex-A710)
     avxvnni      vpdpbusd on 32 bytes           neon_dotprod   sdot (Cortex-A76)
     avx2         vpmaddubsw, vpmaddwd           neon           smull, smlal, sadalp (Cortex-A72)
                                                 generic        whatever LLVM makes of plain products
 
-MVLM_SIMD names another one to use, of those that the CPU has.
+MVLM_SIMD names another one to use, of those that the CPU has. NUMBA_CPU_NAME and NUMBA_CPU_FEATURES stand for
+another CPU than this one, as they do for Numba.
 """
 
+import ctypes
 import os
-
-from numba.core.registry import cpu_target
+import platform
+from functools import cache
+from pathlib import Path
 
 from mvlm_np.errors import UserError
+
+MACHINE = platform.machine()  # x86_64 or aarch64
 
 # Each instruction set and the features it needs, best first. The last one needs none.
 INSTRUCTION_SETS = {
@@ -25,17 +30,56 @@ INSTRUCTION_SETS = {
     "generic": set[str](),
 }
 
+CPUINFO = Path("/proc/cpuinfo")
 
-def target() -> tuple[str, str, str]:
-    """What Numba compiles for: the machine, the CPU's name, its features with a sign before each."""
-    return cpu_target.target_context.codegen().magic_tuple()
+# Features that Linux calls otherwise than LLVM, whose names are used here.
+_LLVM_NAMES = {
+    "pni": "sse3",
+    "sse4_1": "sse4.1",
+    "sse4_2": "sse4.2",
+    "lahf_lm": "sahf",
+    "abm": "lzcnt",
+    "bmi1": "bmi",
+}
+_LLVM_NAMES |= {"avx512_vnni": "avx512vnni", "avx_vnni": "avxvnni"}
+
+# On ARM the kernel tells each program in two words of bits (arch/arm64/include/uapi/asm/hwcap.h): word, bit.
+_HWCAP, _HWCAP2 = 16, 26
+_ARM_FEATURES = {
+    "fp-armv8": (_HWCAP, 0), "neon": (_HWCAP, 1), "aes": (_HWCAP, 3), "crc": (_HWCAP, 7), "lse": (_HWCAP, 8),
+    "fullfp16": (_HWCAP, 10), "rdm": (_HWCAP, 12), "rcpc": (_HWCAP, 15), "dotprod": (_HWCAP, 20),
+    "i8mm": (_HWCAP2, 13),
+}  # fmt: skip
 
 
-def features() -> set[str]:
-    """The CPU features that Numba compiles for."""
-    triple, _, listed = target()
-    found = {name[1:] for name in listed.split(",") if name.startswith("+")}
-    return found | ({"neon"} if triple.startswith("aarch64") else set())  # part of the architecture
+@cache
+def features() -> frozenset[str]:
+    """The CPU's features, by LLVM's names; of those with a name of their own, all that kernels may need."""
+    listed = os.environ.get("NUMBA_CPU_FEATURES")
+    if listed is None and os.environ.get("NUMBA_CPU_NAME", "").lower() == "generic":
+        listed = ""  # so Numba takes it
+    if listed is not None:
+        found = {name[1:] for name in listed.split(",") if name.startswith("+")}
+    else:
+        found = _arm_features() if MACHINE == "aarch64" else _x86_features()
+    return frozenset(found | ({"neon"} if MACHINE == "aarch64" else set()))  # part of the architecture
+
+
+def _x86_features() -> set[str]:
+    """The flags of the first processor. Linux leaves out what it does not support."""
+    try:
+        lines = CPUINFO.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return set()
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return {_LLVM_NAMES.get(flag, flag) for flag in flags}
+
+
+def _arm_features() -> set[str]:
+    """From getauxval, which knows the CPU even where /proc shows another machine's, as under emulation."""
+    ask = ctypes.CDLL(None).getauxval
+    ask.argtypes, ask.restype = [ctypes.c_ulong], ctypes.c_ulong
+    return {name for name, (word, bit) in _ARM_FEATURES.items() if ask(word) >> bit & 1}
 
 
 def choose_instruction_set() -> str:

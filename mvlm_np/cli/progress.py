@@ -50,7 +50,7 @@ def load_with_bar(**arguments: Any) -> Any:
 
 def say_what_is_compiled() -> None:
     """From now on, the first kernel that has to be compiled is announced, on stderr."""
-    log = logging.getLogger("mvlm_np.kernels.compile")
+    log = logging.getLogger("mvlm_np.kernels.code.compile")
     if not log.handlers:
         log.addHandler(_Announcement())
         log.setLevel(logging.INFO)

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 pytest.importorskip("numba")
-code_cache = pytest.importorskip("mvlm_np.kernels.code_cache")
+code_cache = pytest.importorskip("mvlm_np.kernels.code.code_cache")
 
 # Runs two kernels, and says whether each came off the disk.
 RUN = """
@@ -63,7 +63,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_processes_that_compile_at_once_leave_one_good_file_a_kernel(filled: Path) -> None:
     names = [path.name for path in files(filled)]
-    assert names == ["mvlm_np.kernels.activations.run_quick_gelu", "mvlm_np.kernels.activations.run_silu"]
+    assert names == [f"mvlm_np.kernels.code.activations.run_{name}" for name in ("quick_gelu", "silu")]
 
 
 def test_the_next_process_compiles_nothing(filled: Path) -> None:
@@ -91,13 +91,13 @@ def test_without_a_place_to_write_every_process_compiles(tmp_path: Path) -> None
 FULL = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-from mvlm_np.kernels import code_cache
+from mvlm_np.kernels.code import code_cache
 """
 
 
 def test_a_full_disk_gets_no_files_and_is_no_error(tmp_path: Path) -> None:
     listen = """
-from mvlm_np.kernels import compile
+from mvlm_np.kernels.code import compile
 compile.LOG.setLevel("INFO")
 compile.LOG.handle = lambda record: print(record.kept)
 """
@@ -136,7 +136,7 @@ def test_the_cache_is_in_the_users_home_unless_xdg_says_otherwise(
 def test_a_change_in_any_source_gives_another_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = shutil.copytree(Path(code_cache.__file__).parent, tmp_path / "kernels")
+    copy = shutil.copytree(Path(code_cache.__file__).parent, tmp_path / "kernels" / "code")
     monkeypatch.setattr(code_cache, "__file__", str(copy / "code_cache.py"))
     before = code_cache.fingerprint()
     assert before == code_cache.fingerprint()
@@ -168,7 +168,7 @@ for bits in ORDER:
 
 def test_no_two_processes_give_functions_the_same_numbers() -> None:
     code = """
-from mvlm_np.kernels import code_cache
+from mvlm_np.kernels.code import code_cache
 from numba.core.bytecode import FunctionIdentity
 print(FunctionIdentity.from_function(code_cache.fingerprint).unique_id)
 """

@@ -12,7 +12,7 @@ from tools.parts.assembly import of_kernel, with_instruction
 
 ir = pytest.importorskip("llvmlite.ir")
 binding = pytest.importorskip("llvmlite.binding")
-dot = pytest.importorskip("mvlm_np.kernels.dot")
+dot = pytest.importorskip("mvlm_np.kernels.code.dot")
 quantized = pytest.importorskip("mvlm_np.kernels.quantized")
 
 # Path, small weights or not -> the CPU to compile for, its features, and instructions that must be there.

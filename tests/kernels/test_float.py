@@ -24,7 +24,7 @@ from tests.arrays import TINY, U, any_floats, examples, floats32, frozen, seeds,
 from tests.kernels.teams import threads
 
 numba = pytest.importorskip("numba")
-activations = pytest.importorskip("mvlm_np.kernels.activations")
+activations = pytest.importorskip("mvlm_np.kernels.code.activations")
 
 FAST = kernels.operations()
 CACHED = {"cached_attention", "beam_attention"}  # see test_cached.py

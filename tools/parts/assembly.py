@@ -152,10 +152,12 @@ def of_kernel(kernel: Any) -> str:
     """What a `kernels.kernel.Kernel` is compiled to, for the CPU that Numba compiles for."""
     from numba import njit
 
-    from mvlm_np.kernels.compile import OPTIONS
+    from mvlm_np.kernels.code.compile import OPTIONS
+    from mvlm_np.kernels.machine_code import definition
 
     # Numba shows no assembly of what it had from the disk.
-    fresh = njit(nogil=True, **OPTIONS)(kernel.function)
-    fresh.compile(kernel.signature)
+    defined = definition(kernel.name)
+    fresh = njit(nogil=True, **OPTIONS)(defined.function)
+    fresh.compile(defined.signature)
     (text,) = fresh.inspect_asm().values()
     return str(text)

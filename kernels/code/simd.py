@@ -14,9 +14,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from mvlm_np.kernels import llvm
+from mvlm_np.kernels.code import llvm
+from mvlm_np.kernels.code.llvm import F32, FLOATS, I8, I16, I32, INTS, LANES
 from mvlm_np.kernels.cpu import INSTRUCTION_SET
-from mvlm_np.kernels.llvm import F32, FLOATS, I8, I16, I32, INTS, LANES
 
 
 class Vector(types.Type):

@@ -9,8 +9,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
-from mvlm_np.kernels import llvm
-from mvlm_np.kernels.llvm import F32, FLOATS, I8, I32, I64, INTS, LANES
+from mvlm_np.kernels.code import llvm
+from mvlm_np.kernels.code.llvm import F32, FLOATS, I8, I32, I64, INTS, LANES
 
 
 class Tile(types.Type):

@@ -9,24 +9,11 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from mvlm_np.kernels import llvm
-from mvlm_np.kernels.cpu import INSTRUCTION_SET, features
-from mvlm_np.kernels.llvm import F32, I8, I16, I32, I64, INTS, LANES
-from mvlm_np.kernels.simd import load_halves
-
-# Tokens of a tile, and columns of 16 rows, when there are many tokens. A row of sums for each token and
-# column has to stay in registers: there are 32 of 64 bytes, 16 of 32 bytes, and on ARM 32 of 16 bytes. AMD's
-# cores load a word of activations for free with each product; Intel's are faster if two products share it.
-# AVX2's and plain NEON's products take registers of their own.
-_AMD = "sse4a" in features()
-SHAPE = {"avx512vnni": (12, 1) if _AMD else (8, 2), "avx2": (3, 1), "neon": (3, 1)}.get(
-    INSTRUCTION_SET, (4, 1)
-)
-FEW = {"avx2": 2, "neon": 3}.get(INSTRUCTION_SET, 4)  # tokens of a tile when there are few
-
-# vpdpbusd takes one operand unsigned, so int8 weights are moved up by this much, and a sum starts from minus
-# as many times the sum of its activations. Nibbles are stored with 8 added for every instruction set.
-OFFSET = {8: 128 if INSTRUCTION_SET.endswith("vnni") else 0, 4: 8}
+from mvlm_np.kernels.code import llvm
+from mvlm_np.kernels.code.llvm import F32, I8, I16, I32, I64, INTS, LANES
+from mvlm_np.kernels.code.simd import load_halves
+from mvlm_np.kernels.cpu import INSTRUCTION_SET
+from mvlm_np.kernels.shapes import OFFSET
 
 
 @intrinsic(prefer_literal=True)

@@ -7,7 +7,7 @@ Each function writes instructions where `builder` stands and returns the LLVM va
 from llvmlite import ir
 from numba.core import cgutils
 
-LANES = 16  # of a vector: rows of weights, or neighbouring floats
+from mvlm_np.kernels.shapes import LANES
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()

@@ -21,10 +21,10 @@ import numpy as np
 from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
+from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
 
 from mvlm_np import ops
-from mvlm_np.kernels.cpu import target
 
 ROOM = 4 << 20  # bytes that the kernels of an answer take, and more
 
@@ -68,6 +68,11 @@ class DiskCache(NullCache):
                 raise
 
 
+def target():
+    """What Numba compiles for: the machine, the CPU's name, its features with a sign before each."""
+    return cpu_target.target_context.codegen().magic_tuple()
+
+
 @cache
 def cache_folder():
     """The folder of this installation's machine code, there or not yet; None if nobody has a home."""
@@ -97,7 +102,8 @@ def can_keep():
 
 def fingerprint():
     """A hash of all that the machine code depends on: sources, versions, CPU, settings."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    code = Path(__file__).parent
+    files = sorted([*code.glob("*.py"), *code.parent.glob("*.py")])
     sources = [path.read_bytes() for path in [*files, Path(ops.__file__)]]  # ops has erf's coefficients
     versions = sys.version, numba.__version__, llvmlite.__version__, np.__version__
     config = numba.config

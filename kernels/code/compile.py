@@ -10,10 +10,16 @@ from functools import cache
 import numba
 from numba import njit
 
-from mvlm_np.kernels.code_cache import DiskCache, cache_folder, can_keep
+from mvlm_np.kernels.code.code_cache import DiskCache, cache_folder, can_keep, target
+from mvlm_np.kernels.cpu import INSTRUCTION_SET, INSTRUCTION_SETS, MACHINE
 
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set")
+_lacking = {f"+{name}" for name in INSTRUCTION_SETS[INSTRUCTION_SET]} - {*target()[2].split(",")}
+if _lacking - ({"+neon"} if MACHINE == "aarch64" else set()):  # which is part of the architecture
+    raise ImportError(
+        f"Numba compiles for a CPU without {', '.join(sorted(_lacking))}; set MVLM_SIMD=generic"
+    )
 
 # "contract" lets a * b + c become one instruction, rounded once. It is the only licence: nothing may
 # change the order of a sum. Division by zero gives what IEEE 754 says, not an exception.

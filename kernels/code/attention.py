@@ -1,0 +1,277 @@
+"""Attention, softmax and rotary positions.
+
+Many queries are attended to block by block, on the same matrix product of tiles for scores and for values;
+one query of a sequence, a decoding step, is a single pass over the cache. Neither asks BLAS, so no bit
+depends on threads. Keys and values are read where they lie: float32, float16 or int8.
+"""
+
+import numpy as np
+from numba import types
+
+from mvlm_np.kernels.code.activations import exp
+from mvlm_np.kernels.code.compile import inline
+from mvlm_np.kernels.code.kernel import kernel, reads, writes
+from mvlm_np.kernels.code.simd import (
+    LANES,
+    add,
+    larger,
+    largest,
+    load,
+    multiply,
+    multiply_add,
+    splat,
+    store,
+    total,
+)
+from mvlm_np.kernels.code.tiles import add_outer, store_tile, zeros
+from mvlm_np.kernels.cpu import INSTRUCTION_SET
+
+# Queries of a tile: their sums, 16 lanes each, fill most registers of AVX-512, or AVX2's and NEON's.
+TILE = 12 if INSTRUCTION_SET == "avx512vnni" else 6
+BLOCK = 24  # queries whose scores are in the cache together
+
+
+@kernel(reads(3), reads(2), reads(2), writes(3))
+def _rope(first, stop, x, cos, sin, out):
+    _, H, d = x.shape
+    half = d // 2
+    for t in range(first, stop):
+        for head in range(H):
+            for i in range(half):
+                left, right = x[t, head, i], x[t, head, i + half]
+                out[head, t, i] = left * cos[t, i] - right * sin[t, i]
+                out[head, t, i + half] = right * cos[t, i] + left * sin[t, i]
+
+
+# ---------------------------------------------------------------- softmax
+
+
+@inline
+def _up(n):
+    """The next multiple of 16."""
+    return (n + LANES - 1) // LANES * LANES
+
+
+@kernel(reads(2), writes(2))
+def _softmax(first, stop, x, out):
+    for i in range(first, stop):
+        row = np.empty(_up(x.shape[1]), np.float32)
+        for j in range(x.shape[1]):
+            row[j] = x[i, j]
+        s = exponentials(row, x.shape[1])
+        for j in range(x.shape[1]):
+            out[i, j] = row[j] / s
+
+
+@inline
+def exponentials(row, n):
+    """row[:n] becomes exp(row - its largest), the rest 0. Returns their sum.
+
+    The row's length is a multiple of 16.
+    """
+    for j in range(n, len(row)):
+        row[j] = -np.inf
+    lanes = splat(np.float32(-np.inf))
+    for j in range(0, len(row), LANES):
+        lanes = larger(load(row, (j,)), lanes)
+    top = largest(lanes)
+    for j in range(len(row)):
+        row[j] = exp(row[j] - top)
+    lanes = splat(np.float32(0))
+    for j in range(0, len(row), LANES):
+        lanes = add(lanes, load(row, (j,)))
+    return total(lanes)
+
+
+# ---------------------------------------------------------------- many queries
+
+
+def _many_queries(dtype, scale_of):
+    """The kernel for many queries of one sequence, whose keys and values are of some type."""
+
+    @inline
+    def _key_panels(k, scales, head, seen):
+        """-> (seen / 16, d, 16): 16 positions side by side, for scores."""
+        d = k.shape[2]
+        panels = np.empty((_up(seen) // LANES, d, LANES), np.float32)
+        row = np.empty(d, np.float32)
+        for s in range(seen):
+            scale = splat(scale_of(scales, head, s))
+            for i in range(0, d, LANES):
+                store(row, (i,), multiply(load(k, (head, s, i)), scale))
+            for i in range(d):
+                panels[s // LANES, i, s % LANES] = row[i]
+        return panels
+
+    @inline
+    def _value_panels(v, scales, head, seen):
+        """-> (d / 16, seen, 16): 16 elements of each position, for their weighted sum."""
+        d = v.shape[2]
+        panels = np.empty((d // LANES, seen, LANES), np.float32)
+        for s in range(seen):
+            scale = splat(scale_of(scales, head, s))
+            for i in range(0, d, LANES):
+                store(panels, (i // LANES, s, 0), multiply(load(v, (head, s, i)), scale))
+        return panels
+
+    @kernel(
+        reads(3, "A"), reads(3, "A", dtype), reads(3, "A"), reads(3, "A", dtype), reads(3, "A"),
+        types.int64, types.int64, writes(3), name=f"_many_queries_{dtype}",
+    )  # fmt: skip
+    def body(first, stop, q, k, k_scales, v, v_scales, past, parts, out):
+        """Query t sees min(S, past + t + 1) positions."""
+        H, T, _ = q.shape
+        group = H // len(k)
+        length = (T + parts - 1) // parts
+        for step in range(first, stop):
+            head, query = step // parts, step % parts * length
+            query_stop = min(T, query + length)
+            seen = min(k.shape[1], past + query_stop)  # positions that any of these queries sees
+            keys = _key_panels(k, k_scales, head // group, seen)
+            values = _value_panels(v, v_scales, head // group, seen)
+            _attend(q[head], keys, values, past, query, query_stop, out[head])
+
+    return body
+
+
+@inline
+def _attend(q, keys, values, past, start, stop, out):
+    """Queries start .. stop - 1 of one head. q and out (T, d)."""
+    d, seen = keys.shape[1], values.shape[1]
+    # Rows and lanes that are beyond an end hold anything. What is computed from them is left there.
+    queries = np.empty((BLOCK, d), np.float32)
+    scores = np.empty((BLOCK, len(keys) * LANES), np.float32)
+    mixed = np.empty((BLOCK, d), np.float32)
+    sums = np.empty(BLOCK, np.float32)
+    scale = np.float32(1 / np.sqrt(d))
+    for first in range(start, stop, BLOCK):
+        n = min(BLOCK, stop - first)
+        for r in range(n):
+            for i in range(d):
+                queries[r, i] = q[first + r, i] * scale
+        width = min(seen, past + first + n)
+        for column in range(0, width, LANES):
+            for r in range(0, n, TILE):
+                _tile(queries, r, keys[column // LANES], d, scores, column)
+        for r in range(n):
+            sums[r] = exponentials(scores[r, : _up(width)], min(seen, past + first + r + 1))
+        for column in range(0, d, LANES):
+            for r in range(0, n, TILE):
+                _tile(scores, r, values[column // LANES], width, mixed, column)
+        for r in range(n):
+            for i in range(d):
+                out[first + r, i] = mixed[r, i] / sums[r]
+
+
+@inline
+def _tile(rows, first, panel, n, out, column):
+    """out[first : first + TILE, column : column + 16] = rows[first : first + TILE, :n] @ panel[:n]"""
+    sums = zeros(TILE, 1)
+    for i in range(n):
+        sums = add_outer(sums, rows, first, i, load(panel, (i, 0)))
+    store_tile(sums, out, first, column)
+
+
+# ---------------------------------------------------------------- one query
+
+
+def _last_query(dtype, scale_of, put):
+    """The kernel for the next position of sequences that begin alike: q and out (H, beams, d).
+
+    k and v (KV, S, d) are what they share. k2 and v2 (beams, KV, capacity, d) hold how each goes on, for
+    `past` positions and the one that is stored now, new_k and new_v (KV, beams, d).
+    """
+    new, shared = reads(3, "A"), (reads(3, "A", dtype), reads(3, "A"))
+    own = writes(4, "A", dtype), writes(4, "A")
+
+    @inline
+    def store_new(q, new_k, new_v, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, past, out):
+        for beam in range(len(k2)):
+            for head in range(len(new_k)):
+                put(new_k[head, beam], k2[beam, head, past], k2_scales[beam, head, past])
+                put(new_v[head, beam], v2[beam, head, past], v2_scales[beam, head, past])
+        return q, new_k, new_v, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, past, out
+
+    @inline
+    def _scores(q, k, scales, head, n, scores, start):
+        d = q.shape[1]
+        root = np.float32(1 / np.sqrt(d))
+        for s in range(n):
+            scale = root * scale_of(scales, head, s)
+            for g in range(len(q)):
+                lanes = splat(np.float32(0))
+                for i in range(0, d, LANES):
+                    lanes = multiply_add(load(q, (g, i)), load(k, (head, s, i)), lanes)
+                scores[g, start + s] = total(lanes) * scale
+
+    @inline
+    def _mix(scores, start, v, scales, head, n, out):
+        d = out.shape[1]
+        for s in range(n):
+            scale = scale_of(scales, head, s)
+            for g in range(len(out)):
+                weight = splat(scores[g, start + s] * scale)
+                for i in range(0, d, LANES):
+                    store(out, (g, i), multiply_add(weight, load(v, (head, s, i)), load(out, (g, i))))
+
+    @kernel(
+        new, new, new, *shared, *shared, *own, *own, types.int64, writes(3),
+        name=f"_last_query_{dtype}", prepare=store_new,
+    )  # fmt: skip
+    def body(first, stop, q, new_k, new_v, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, past, out):
+        KV, S, own = len(new_k), k.shape[1], past + 1
+        group, n = len(q) // KV, S + own
+        scores = np.empty((group, _up(n)), np.float32)
+        for step in range(first, stop):
+            beam, head = step // KV, step % KV
+            queries, mixed = (
+                q[head * group : (head + 1) * group, beam],
+                out[head * group : (head + 1) * group, beam],
+            )
+            _scores(queries, k, k_scales, head, S, scores, 0)
+            _scores(queries, k2[beam], k2_scales[beam], head, own, scores, S)
+            mixed[:] = np.float32(0)
+            for g in range(group):
+                norm = np.float32(1) / exponentials(scores[g], n)
+                for s in range(n):
+                    scores[g, s] *= norm
+            _mix(scores, 0, v, v_scales, head, S, mixed)
+            _mix(scores, S, v2[beam], v2_scales[beam], head, own, mixed)
+
+    return body
+
+
+@inline
+def _one(scales, head, s):
+    return np.float32(1)
+
+
+@inline
+def _stored(scales, head, s):
+    return scales[head, s, 0]
+
+
+@inline
+def _put_floats(row, numbers, scale):
+    for i in range(0, len(row), LANES):
+        store(numbers, (i,), load(row, (i,)))
+
+
+@inline
+def _put_int8(row, numbers, scale):
+    largest = np.float32(0)
+    for x in row:
+        largest = max(largest, abs(x))
+    scale[0] = largest / np.float32(127)
+    divisor = scale[0] if scale[0] > 0 else np.float32(1)
+    for i in range(len(row)):  # clipped, since a denormal scale is imprecise
+        numbers[i] = np.int8(min(max(np.rint(row[i] / divisor), np.float32(-127)), np.float32(127)))
+
+
+for _kind in (
+    (types.float32, _one, _put_floats),
+    (types.uint16, _one, _put_floats),  # the bits of float16, which Numba does not know
+    (types.int8, _stored, _put_int8),
+):
+    _many_queries(*_kind[:2])
+    _last_query(*_kind)
