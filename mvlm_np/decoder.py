@@ -16,7 +16,7 @@ import numpy as np
 from mvlm_np.backend import Ops
 from mvlm_np.binder import Binder
 from mvlm_np.config import DecoderConfig
-from mvlm_np.kv_cache import BeamCache, KVCache
+from mvlm_np.kv_cache import BatchCache, BeamCache, KVCache
 from mvlm_np.linear import Embedding, Joined, Linear
 from mvlm_np.trace import Trace
 
@@ -78,7 +78,7 @@ def forward(
     x: np.ndarray,
     weights: DecoderWeights,
     config: DecoderConfig,
-    cache: KVCache | BeamCache,
+    cache: KVCache | BatchCache | BeamCache,
     ops: Ops,
     trace: Trace,
 ) -> np.ndarray:

@@ -119,7 +119,8 @@ class Choice:
     """
 
     def __init__(self, settings: Settings, stop: Stop):
-        assert settings.num_beams == 1, "beams are chosen together, by beam_search"
+        if settings.num_beams > 1:
+            raise GenerationError("num_beams", f"found {settings.num_beams}", "1 for one sequence of several")
         self.settings, self.stop = settings, stop
         self.tokens: list[int] = []
         self.ended = settings.max_new_tokens == 0

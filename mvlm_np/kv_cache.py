@@ -5,12 +5,14 @@ read, int8 with a float32 scale for each position of each head a quarter, plus 1
 how they are rounded; docs/quantisation.md what that does to the logits.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import DTypeLike
 
 from mvlm_np.backend import Ops
 from mvlm_np.config import DecoderConfig
-from mvlm_np.kv_store import Stored, empty, part
+from mvlm_np.kv_store import Sequences, Stored, empty, part
 
 TYPES = ("float32", "float16", "int8")
 
@@ -62,6 +64,33 @@ class KVCache:
     def advance(self, T: int) -> None:
         """All layers have stored T more positions."""
         self.length += T
+
+
+class BatchCache:
+    """The caches of several sequences as one, for a step that they take together.
+
+    The next counts[i] rows of the i-th sequence lie behind those of the sequence before it, and go to its
+    own cache. Lives for one step.
+    """
+
+    def __init__(self, caches: Sequence[KVCache], counts: Sequence[int]):
+        self.caches, self.counts = caches, counts
+        keys, values = [cache.keys for cache in caches], [cache.values for cache in caches]
+        self.sequences = Sequences(keys, values, [cache.length for cache in caches], counts)
+
+    def positions(self, T: int) -> np.ndarray:
+        """Positions of the next T tokens, each in its own sequence."""
+        each = zip(self.caches, self.counts, strict=True)
+        return np.concatenate([cache.positions(count) for cache, count in each])
+
+    def attend(self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, ops: Ops) -> np.ndarray:
+        """Stores layer i's k and v (KV, T, d) in their caches; each row attends to its own: (H, T, d)."""
+        return ops.several_attention(q, k, v, self.sequences, i)
+
+    def advance(self, T: int) -> None:
+        """All layers have stored T more positions."""
+        for cache, count in zip(self.caches, self.counts, strict=True):
+            cache.advance(count)
 
 
 class BeamCache:
