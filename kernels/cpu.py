@@ -21,9 +21,9 @@ MACHINE = platform.machine()  # x86_64 or aarch64
 
 # Each instruction set and the features it needs, best first. The last one needs none.
 INSTRUCTION_SETS = {
-    "avx512vnni": {"avx512vnni", "avx512bw", "avx512vl", "f16c"},
-    "avxvnni": {"avxvnni", "avx2", "f16c"},
-    "avx2": {"avx2", "f16c"},
+    "avx512vnni": {"avx512vnni", "avx512bw", "avx512vl", "f16c", "fma"},
+    "avxvnni": {"avxvnni", "avx2", "f16c", "fma"},
+    "avx2": {"avx2", "f16c", "fma"},
     "neon_i8mm": {"neon", "dotprod", "i8mm"},
     "neon_dotprod": {"neon", "dotprod"},
     "neon": {"neon"},

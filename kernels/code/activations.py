@@ -6,6 +6,7 @@ from numpy.polynomial import Polynomial
 from mvlm_np import ops
 from mvlm_np.kernels.code.compile import inline
 from mvlm_np.kernels.code.kernel import kernel, reads, writes
+from mvlm_np.kernels.code.simd import fma
 from mvlm_np.kernels.shapes import ACTIVATED as BLOCK
 
 
@@ -58,7 +59,7 @@ def silu_of(x):
 @inline
 def gelu_of(x):
     half = np.float32(0.5) * x
-    return half + half * erf(x * np.float32(0.5**0.5))
+    return fma(half, erf(x * np.float32(0.5**0.5)), half)
 
 
 # ---------------------------------------------------------------- exp
@@ -70,8 +71,9 @@ LN_2, LN_2_REST = np.float32(0.693359375), np.float32(-2.12194440e-4)
 # Added to a small number, this leaves no bits behind the point, and the nearest whole one in the last bits.
 ROUND = np.float32(1.5 * 2**23)
 ROUND_BITS = np.int32(ROUND.view(np.int32))
-# (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2, a least-squares fit; exp is 3e-9 from it, relatively.
-C2, C3, C4, C5, C6 = map(np.float32, (0.49999994, 0.16666521, 0.041668389, 0.0083687454, 0.0013814538))
+# (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2, the highest power first, a least-squares fit; exp is 3e-9 from it,
+# relatively.
+POWERS = tuple(map(np.float32, (0.0013814538, 0.0083687454, 0.041668389, 0.16666521, 0.49999994)))
 
 
 @inline
@@ -79,10 +81,10 @@ def exp(x):
     """exp in float32: within 1.01 units in the last place, 0 and infinity where float32 ends; NaN stays."""
     x = np.float32(-104) if x < np.float32(-104) else x
     x = np.float32(89) if x > np.float32(89) else x
-    shifted = np.float32(x * LOG2_E + ROUND)
+    shifted = fma(x, LOG2_E, ROUND)
     n = shifted - ROUND
-    r = x - n * LN_2 - n * LN_2_REST
-    e = np.float32(1) + (r + r * r * (C2 + r * (C3 + r * (C4 + r * (C5 + r * C6)))))
+    r = fma(-n, LN_2_REST, fma(-n, LN_2, x))
+    e = np.float32(1) + fma(r * r, _polynomial(POWERS, r), r)
     k = np.float32(shifted).view(np.int32) - ROUND_BITS  # n again; exp(x) = e * 2^k
     half = k >> 1  # 2^k itself may be out of range where exp(x) is not
     return e * _power_of_two(half) * _power_of_two(k - half)
@@ -97,16 +99,16 @@ def _power_of_two(k):
 
 
 # The polynomial that `ops` evaluates, in powers of u = x^2 / 8 - 1: the even and the odd ones, highest first.
-_POWERS = ops.erf_series().convert(kind=Polynomial, window=[-1, 1], domain=[0, 16]).coef[::-1].tolist()
-EVEN, ODD = tuple(_POWERS[::2]), tuple(_POWERS[1::2])
+_ALL = ops.erf_series().convert(kind=Polynomial, window=[-1, 1], domain=[0, 16]).coef[::-1].tolist()
+EVEN, ODD = tuple(_ALL[::2]), tuple(_ALL[1::2])
 
 
 @inline
 def erf(x):
     """erf of a float32, computed in float64 and rounded. NaN gives some number."""
     wide = min(max(np.float64(x), -4.0), 4.0)
-    u = wide * wide * 0.125 - 1.0
-    return np.float32(wide * (_polynomial(EVEN, u * u) + u * _polynomial(ODD, u * u)))
+    u = fma(wide * wide, 0.125, -1.0)
+    return np.float32(wide * fma(u, _polynomial(ODD, u * u), _polynomial(EVEN, u * u)))
 
 
 @inline
@@ -115,5 +117,5 @@ def _polynomial(coefficients, x):
     # that is why erf has two polynomials of degree 9 and 8 instead of one of 18.
     s = coefficients[0]
     for c in coefficients[1:]:
-        s = s * x + c
+        s = fma(s, x, c)
     return s

@@ -14,6 +14,7 @@ from mvlm_np.kernels.code.kernel import kernel, reads, writes
 from mvlm_np.kernels.code.simd import (
     LANES,
     add,
+    fma,
     larger,
     largest,
     load,
@@ -39,8 +40,8 @@ def _rope(first, stop, x, cos, sin, out):
         for head in range(H):
             for i in range(half):
                 left, right = x[t, head, i], x[t, head, i + half]
-                out[head, t, i] = left * cos[t, i] - right * sin[t, i]
-                out[head, t, i + half] = right * cos[t, i] + left * sin[t, i]
+                out[head, t, i] = fma(left, cos[t, i], -(right * sin[t, i]))
+                out[head, t, i + half] = fma(right, cos[t, i], left * sin[t, i])
 
 
 # ---------------------------------------------------------------- softmax

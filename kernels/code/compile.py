@@ -21,9 +21,9 @@ if _lacking - ({"+neon"} if MACHINE == "aarch64" else set()):  # which is part o
         f"Numba compiles for a CPU without {', '.join(sorted(_lacking))}; set MVLM_SIMD=generic"
     )
 
-# "contract" lets a * b + c become one instruction, rounded once. It is the only licence: nothing may
-# change the order of a sum. Division by zero gives what IEEE 754 says, not an exception.
-OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy"}
+# LLVM has no licence with floats: every operation is rounded as it is written, on every CPU; see `simd.fma`.
+# Division by zero gives what IEEE 754 says, not an exception.
+OPTIONS = {"error_model": "numpy"}
 
 LOG = logging.getLogger(__name__)  # of what is compiled, just before it is, and of whether it can be kept
 

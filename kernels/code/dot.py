@@ -110,8 +110,7 @@ def _add_scaled(builder, totals, sums, scales, act_scale, part):
         column, token = divmod(i, tokens)
         scale = llvm.splat(builder, llvm.load(builder, act_scale, F32, 4, token), lanes)
         scale = builder.fmul(halves[column], scale)
-        term = builder.fmul(builder.sitofp(exact, floats), scale, flags=("contract",))
-        done.append(builder.fadd(term, total, flags=("contract",)))
+        done.append(llvm.multiply_add(builder, builder.sitofp(exact, floats), scale, total))
     return done
 
 

@@ -4,6 +4,7 @@ import numpy as np
 from numba import types
 
 from mvlm_np.kernels.code.kernel import kernel, reads, writes
+from mvlm_np.kernels.code.simd import fma
 
 
 @kernel(reads(3), reads(3), reads(1), types.int64, writes(3))
@@ -19,7 +20,7 @@ def _depthwise_conv(first, stop, x, taps, bias, stride, out):
                 for col in range(max(0, -left), min(n, w - left)):
                     pixel, tap = x[top + row, left + col], taps[row, col]
                     for c in range(C):
-                        to[c] += pixel[c] * tap[c]
+                        to[c] = fma(pixel[c], tap[c], to[c])
             for c in range(C):
                 to[c] += bias[c]
 

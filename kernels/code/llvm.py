@@ -7,6 +7,7 @@ Each function writes instructions where `builder` stands and returns the LLVM va
 from llvmlite import ir
 from numba.core import cgutils
 
+from mvlm_np.kernels.cpu import INSTRUCTION_SET
 from mvlm_np.kernels.shapes import LANES
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
@@ -40,6 +41,19 @@ def call(builder, name, result_type, *arguments):
     """What a function of this name returns: one of LLVM's own (`llvm.…`), or of the C library."""
     function = ir.FunctionType(result_type, [a.type for a in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, function, name), arguments)
+
+
+def multiply_add(builder, a, b, total):
+    """a * b + total, of vectors or of numbers: rounded once, but with "generic" twice, for want of FMA.
+
+    All rounding is written down: LLVM is not allowed to join a product and a sum by itself, or which ones it
+    joins, and so the last bit, would differ from CPU to CPU.
+    """
+    if INSTRUCTION_SET == "generic":
+        return builder.fadd(builder.fmul(a, b), total)
+    lanes = f"v{a.type.count}" if isinstance(a.type, ir.VectorType) else ""
+    element = a.type.element if lanes else a.type
+    return call(builder, f"llvm.fma.{lanes}{'f32' if element == F32 else 'f64'}", a.type, a, b, total)
 
 
 def pieces(builder, v, count):

@@ -5,7 +5,7 @@ from numba import types
 
 from mvlm_np.kernels.code.compile import inline
 from mvlm_np.kernels.code.kernel import kernel, reads, writes
-from mvlm_np.kernels.code.simd import LANES, add, load, multiply_add, splat, total
+from mvlm_np.kernels.code.simd import LANES, add, fma, load, multiply_add, splat, total
 
 
 @kernel(reads(2), reads(1), reads(1), types.float64, writes(2))
@@ -20,7 +20,7 @@ def layer_norm_row(x, weight, bias, eps, out):
     mean = _sum(x) / n
     scale = np.float32(1) / np.sqrt(_sum_of_squares(x, mean) / n + eps)
     for j in range(len(x)):
-        out[j] = (x[j] - mean) * scale * weight[j] + bias[j]
+        out[j] = fma((x[j] - mean) * scale, weight[j], bias[j])
 
 
 @kernel(reads(2), reads(1), types.float64, writes(2))
@@ -59,5 +59,5 @@ def _sum_of_squares(x, centre):
         lanes = multiply_add(centred, centred, lanes)
     s = total(lanes)
     for j in range(whole, len(x)):
-        s += (x[j] - centre) * (x[j] - centre)
+        s = fma(x[j] - centre, x[j] - centre, s)
     return s

@@ -135,14 +135,18 @@ def multiply(typing, v, w):
 
 @intrinsic
 def multiply_add(typing, v, w, total):
-    """v * w + total; rounded once where the CPU can, else twice."""
+    """v * w + total, rounded as `fma` is."""
+    return vector(v, w, total), lambda context, builder, _, arguments: llvm.multiply_add(builder, *arguments)
 
-    def generate(context, builder, signature, arguments):
-        v, w, total = arguments
-        product = builder.fmul(v, w, flags=("contract",))
-        return builder.fadd(product, total, flags=("contract",))
 
-    return vector(v, w, total), generate
+@intrinsic
+def fma(typing, a, b, total):
+    """a * b + total of three float32 or three float64; rounded once, but with "generic" twice.
+
+    A loop that uses it becomes vector code like any other.
+    """
+    assert a == b == total, (a, b, total)
+    return a(a, b, total), lambda context, builder, _, arguments: llvm.multiply_add(builder, *arguments)
 
 
 @intrinsic

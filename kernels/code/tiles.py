@@ -49,8 +49,8 @@ def add_outer(typing, totals, a, row, i, v):
         for m in range(signature.args[0].rows):
             index = builder.add(row, ir.Constant(I64, m)), i
             x = llvm.load(builder, llvm.element(context, builder, signature.args[1], a, *index), F32, 4)
-            product = builder.fmul(llvm.splat(builder, x), v, flags=("contract",))
-            total = builder.fadd(product, builder.extract_value(totals, m), flags=("contract",))
+            total = builder.extract_value(totals, m)
+            total = llvm.multiply_add(builder, llvm.splat(builder, x), v, total)
             totals = builder.insert_value(totals, total, m)
         return totals
 

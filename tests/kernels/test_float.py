@@ -20,11 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvlm_np import backend, kernels, ops
+from mvlm_np.kernels import cpu
 from tests.arrays import TINY, U, any_floats, examples, floats32, frozen, seeds, sizes
 from tests.kernels.teams import threads
 
 numba = pytest.importorskip("numba")
 activations = pytest.importorskip("mvlm_np.kernels.code.activations")
+compile = pytest.importorskip("mvlm_np.kernels.code.compile")
 
 FAST = kernels.operations()
 CACHED = {"cached_attention", "beam_attention"}  # see test_cached.py
@@ -281,6 +283,24 @@ def test_erf_is_rounded_from_something_more_precise() -> None:
     # Half a unit for rounding, and 4e-10 of erf for the polynomial, which is less than a hundredth of a unit.
     unit = np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
     assert (np.abs(found - exact) <= 0.51 * unit).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_product_and_a_sum_are_joined_where_that_is_written_and_nowhere_else(dtype: type) -> None:
+    fma = pytest.importorskip("mvlm_np.kernels.code.simd").fma
+
+    @numba.njit(**compile.OPTIONS)
+    def both(x: np.ndarray, y: np.ndarray, apart: np.ndarray, joined: np.ndarray) -> None:
+        for i in range(len(x)):
+            apart[i] = x[i] * x[i] + y[i]
+            joined[i] = fma(x[i], x[i], y[i])
+
+    little = dtype(2.0 ** -(np.finfo(dtype).nmant // 2 + 1))
+    x = np.full(40, 1 + little)  # its square is 1 + 2 little + little^2, of which the last is rounded off
+    apart, joined = np.empty_like(x), np.empty_like(x)
+    both(x, -(1 + 2 * little) * np.ones_like(x), apart, joined)
+    assert (apart == 0).all()
+    assert (joined == (0 if cpu.INSTRUCTION_SET == "generic" else little * little)).all()
 
 
 # ---------------------------------------------------------------- attention
