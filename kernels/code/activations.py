@@ -71,8 +71,8 @@ LN_2, LN_2_REST = np.float32(0.693359375), np.float32(-2.12194440e-4)
 # Added to a small number, this leaves no bits behind the point, and the nearest whole one in the last bits.
 ROUND = np.float32(1.5 * 2**23)
 ROUND_BITS = np.int32(ROUND.view(np.int32))
-# (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2, the highest power first, a least-squares fit; exp is 3e-9 from it,
-# relatively.
+# (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2, the highest power first: a least-squares fit, from which exp is
+# 3e-9 off, relatively.
 POWERS = tuple(map(np.float32, (0.0013814538, 0.0083687454, 0.041668389, 0.16666521, 0.49999994)))
 
 
