@@ -6,6 +6,7 @@ how they are rounded; docs/quantisation.md what that does to the logits.
 """
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -40,14 +41,24 @@ class KVCache:
 
     def reserve(self, capacity: int) -> None:
         """Makes room for at least `capacity` positions; those that are filled are kept."""
-        numbers = self.keys.numbers
-        if numbers.shape[2] < capacity:
-            shape = (*numbers.shape[:2], capacity, numbers.shape[3])
-            for name in ("keys", "values"):
-                new = empty(shape, numbers.dtype)
-                for old, to in zip(getattr(self, name), new, strict=True):
-                    to[:, :, : self.length] = old[:, :, : self.length]
-                setattr(self, name, new)
+        if self.values.numbers.shape[2] < capacity:
+            keys, values = (
+                self._empty(capacity),
+                self._empty(capacity),
+            )  # both, or an error and all is as before
+            self.keys = filled(keys, self.keys, self.length)
+            self.values = filled(values, self.values, self.length)
+
+    def copy(self) -> "KVCache":
+        """Another cache that holds the same positions, with room for no more."""
+        other = copy(self)
+        other.keys = filled(self._empty(self.length), self.keys, self.length)
+        other.values = filled(self._empty(self.length), self.values, self.length)
+        return other
+
+    def _empty(self, capacity: int) -> Stored:
+        layers, heads, _, d = self.keys.numbers.shape
+        return empty((layers, heads, capacity, d), self.keys.numbers.dtype)
 
     def positions(self, T: int) -> np.ndarray:
         """Positions of the next T tokens."""
@@ -64,6 +75,13 @@ class KVCache:
     def advance(self, T: int) -> None:
         """All layers have stored T more positions."""
         self.length += T
+
+
+def filled(to: Stored, stored: Stored, length: int) -> Stored:
+    """`to`, with the first positions of what is stored in another one."""
+    for new, old in zip(to, stored, strict=True):
+        new[:, :, :length] = old[:, :, :length]
+    return to
 
 
 class BatchCache:

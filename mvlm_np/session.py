@@ -5,6 +5,7 @@ conversation does), only the rest goes through the decoder. Sessions in a `Batch
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Protocol
 
 import numpy as np
@@ -51,6 +52,12 @@ class Session:
             for start in starts:
                 h = self.forward(x[start : start + chunk], watch)
             return self.weights.lm_head(h[-1:])[0]
+
+    def fork(self) -> "Session":
+        """Another session that stands where this one does, with a cache of its own."""
+        other = copy(self)
+        other.cache = self.cache.copy()
+        return other
 
     def set_back(self, ids: np.ndarray) -> None:
         """Keeps those first positions of the cache that a prompt (T,) has too; its others are to be computed.

@@ -14,7 +14,7 @@ from mvlm_np.errors import GenerationError, UserError
 from mvlm_np.generation import Choice, Settings
 from mvlm_np.session import CHUNK, PIECE, Batch, Member
 from tests.models import assert_as_close_as_torch
-from tests.test_decoder import SMALL, seeds, small
+from tests.test_decoder import SMALL, seeds, small, tokens
 
 
 def ends(tokens: list[int]) -> bool:
@@ -39,9 +39,6 @@ class Given:
         self.logits.append(logits.copy())
         self.tokens.append(self.wanted[len(self.tokens)])
         return self.tokens[-1]
-
-
-tokens = st.lists(st.integers(0, SMALL.vocab_size - 1), min_size=1, max_size=7)
 
 
 @settings(max_examples=30)

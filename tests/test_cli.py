@@ -187,6 +187,21 @@ def test_bench_measures_beside_a_busy_neighbour(
         assert names[names.index(name) + 1] == "with a busy neighbour"
 
 
+def test_bench_decodes_several_sequences_together(
+    run: Callable[..., tuple[int, str, str]], folder: str
+) -> None:
+    small = ["--rounds", "1", "--prompt", "8", "--new", "3", "--model", folder, "--backend", "numpy"]
+    code, out, _ = run("bench", "--json", *small, "--together")
+    assert code == 0
+    together = json.loads(out)["together"]
+    assert list(together) == ["1", "4", "8"]
+    assert all(value > 0 for value in together.values())
+    code, out, _ = run("bench", *small, "--together", "2", "3")
+    lines = [line for line in out.splitlines() if "together" in line]
+    assert [line[:24].strip() for line in lines] == ["decode, 2 together", "decode, 3 together"]
+    assert lines[0].endswith("1.00 ×")
+
+
 BAD = {
     "no model": (["bench"], "--model"),
     "no such model": (["ask", "hi", "--model", "/nowhere/at/all"], "/nowhere/at/all"),
@@ -200,6 +215,7 @@ BAD = {
     "threads": (["ask", "hi", "--threads", "0"], "threads"),
     "too long": (["ask", "word " * 5000], "positions"),
     "rounds": (["bench", "--rounds", "0"], "--rounds"),
+    "together": (["bench", "--together", "1", "99"], "--together"),
     "inspect": (["inspect", "/nowhere"], "/nowhere"),
 }
 

@@ -29,6 +29,7 @@ OPS = backend.choose("numpy")
 
 seeds = st.integers(0, 2**32 - 1)
 SMALL = DecoderConfig(16, 24, 2, 4, 2, vocab_size=13)
+tokens = st.lists(st.integers(0, SMALL.vocab_size - 1), min_size=1, max_size=7)
 
 
 @st.composite
@@ -267,6 +268,20 @@ def test_a_session_reads_only_what_is_new_and_answers_like_a_fresh_one(prompts, 
         # The last token has not been fed back, and beams leave no trace.
         read = keys + (answer[:-1] if beams == 1 else [])
         assert session.cache.length == len(read)
+
+
+@given(tokens, tokens, tokens, seeds)
+def test_a_fork_goes_its_own_way(prompt, left, right, seed):
+    both = small(seed % 4)
+    session = both.session()
+    session.prefill(both.embed(prompt), np.array(prompt), 0, Watch())
+    fork = session.fork()
+    assert fork.cache.length == session.cache.length == len(prompt)
+    for one, more in ((session, left), (fork, right), (session, left)):
+        whole = prompt + more
+        logits = one.prefill(both.embed(whole), np.array(whole), 0, Watch())
+        single, double = both.theirs(both.embed(whole))
+        assert_as_close_as_torch("logits", logits, single[-1], double[-1])
 
 
 @settings(max_examples=20)

@@ -4,16 +4,18 @@ Each time is the median of several rounds, in which everything takes turns. "of 
 the machine's own rate that is reached: of multiplying bytes in registers where weights are int8 or int4, of
 a plain float32 matrix product where they are not, and of plainly reading memory for decode. --neighbour
 measures everything a second time in each round while another program keeps one of the cores busy, as on a
-board that has other work to do.
+board that has other work to do. --together decodes several sequences that share each reading of the weights:
+tokens/s of all of them, and how many times that of the first number asked for.
 
 examples:
   mvlm bench --model mtgv/MobileVLM_V2-1.7B --json
   mvlm bench --model FOLDER --neighbour
+  mvlm bench --model FOLDER --together 1 2 4 8
 """
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from mvlm_np.cli import options
 from mvlm_np.cli.calls import whole
 from mvlm_np.cli.neighbour import neighbour
+from mvlm_np.cli.together import COUNTS, MOST, Together
 
 if TYPE_CHECKING:
     from mvlm_np.model import MobileVLM
@@ -35,6 +38,9 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--new", metavar="T", type=whole, default=32, help="tokens to decode a round (32)")
     parser.add_argument("--rounds", metavar="N", type=whole, default=5, help="rounds of each measurement (5)")
     parser.add_argument("--neighbour", action="store_true", help="measure beside a busy program, too")
+    parser.add_argument(
+        "--together", metavar="N", type=whole, nargs="*", help="decode N sequences at a time, too (1 4 8)"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
@@ -48,12 +54,16 @@ def run(args: argparse.Namespace) -> int:
 
     if args.new < 2 or min(args.prompt, args.rounds) < 1:
         raise UserError("--prompt, --new, --rounds", "found too small a number", "at least 1, 2 and 1")
+    if args.together is not None:
+        args.together = args.together or list(COUNTS)
+        if not 1 <= min(args.together) <= max(args.together) <= MOST:
+            raise UserError("--together", f"found {args.together}", f"numbers from 1 to {MOST}")
     start = perf_counter()
     backend.choose(args.backend)  # what a first load would import
     imported = perf_counter()
     model = load_with_bar(**arguments)
     figures = {"import_seconds": imported - start, "load_seconds": perf_counter() - imported}
-    figures |= measure(model, args.prompt, args.new, args.rounds, args.neighbour)
+    figures |= measure(model, args.prompt, args.new, args.rounds, args.neighbour, args.together or ())
     if args.json:
         json.dump(figures, sys.stdout)
         print()
@@ -63,12 +73,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(
-    model: "MobileVLM", prompt: int, new: int, rounds: int, with_neighbour: bool = False
+    model: "MobileVLM",
+    prompt: int,
+    new: int,
+    rounds: int,
+    with_neighbour: bool = False,
+    counts: Sequence[int] = (),
 ) -> dict[str, Any]:
     """The figures, all of them taken in turn in each round, so that a disturbance meets all alike.
 
     Those that end in _limit are parts of the machine's rate that `limits_of` names: "read", "dot" or "sgemm".
-    `neighbour` holds the same figures beside a busy program, if that was asked for.
+    `neighbour` holds the same figures beside a busy program, if that was asked for; `together` the tokens/s
+    of several sequences, by their number, for the numbers in `counts`.
     """
     import numpy as np
 
@@ -101,9 +117,13 @@ def measure(
         machine |= {"read": lambda: limits.read(large.reshape(-1)), "dot": lambda: limits.multiply(GROUPS)}
     for work in machine.values():
         work()
+    together = Together(model, counts, ids, new)
+    for count in counts:
+        together.step(count)
     quiet, beside = dict[str, list[float]](), dict[str, list[float]]()
     for _ in range(rounds):
         _time(works | machine, quiet)
+        together.measure()
         if with_neighbour:
             with neighbour():
                 _time(works, beside)
@@ -127,6 +147,8 @@ def measure(
         limits_of["encode"] = _product(model.vision.layers[0].out_proj, rates)
         reached = _encoder_operations(model.config) / taken["encode"] / rates[limits_of["encode"]]
         figures["encode_limit"] = reached
+    if counts:
+        figures["together"] = together.tokens_per_second()
     if with_neighbour:
         figures["neighbour"] = _speeds(_medians(beside), prompt)
     return figures | {"limits_of": limits_of}
@@ -244,4 +266,7 @@ def _print(figures: dict[str, Any], prompt: int) -> None:
         line("image encode", "encode_seconds", "s", "encode")
     line(f"prompt of {prompt}", "prefill_tokens_per_second", "tokens/s", "prefill")
     line("decode", "decode_tokens_per_second", "tokens/s", "decode")
+    for count, speed in figures.get("together", {}).items():
+        times = speed / next(iter(figures["together"].values()))
+        print(f"{f'decode, {count} together':24} {speed:9.2f} tokens/s {times:5.2f} ×")
     line("peak memory", "peak_memory_gb", "GB")
