@@ -104,6 +104,11 @@ REFERENCE: dict[str, Callable] = {
 }
 
 
+def compiled(chosen: Ops) -> bool:
+    """Whether products with packed weights are computed by a kernel."""
+    return chosen.packed_product is not pack.packed_product
+
+
 def about_kernels() -> dict[str, Any]:
     """`kernels.about`. ImportError: there is no Numba; UserError: MVLM_SIMD names what this CPU lacks."""
     from mvlm_np import kernels

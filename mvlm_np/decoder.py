@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mvlm_np.backend import Ops
+from mvlm_np.backend import Ops, compiled
 from mvlm_np.binder import Binder
 from mvlm_np.config import DecoderConfig
 from mvlm_np.kv_cache import BatchCache, BeamCache, KVCache
-from mvlm_np.linear import Embedding, Joined, Linear
+from mvlm_np.linear import Embedding, Joined, Linear, Quantized
 from mvlm_np.trace import Trace
 
 
@@ -41,6 +41,12 @@ class DecoderWeights:
     layers: list[DecoderLayer]
     norm: np.ndarray  # (D,)
     lm_head: Linear  # D -> vocabulary
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a token reads: all but the table of embeddings."""
+        parts = [part for layer in self.layers for part in vars(layer).values()]
+        return sum(part.nbytes for part in (*parts, self.norm, self.lm_head))
 
 
 def bind(config: DecoderConfig, get: Binder) -> DecoderWeights:
@@ -72,6 +78,20 @@ def bind(config: DecoderConfig, get: Binder) -> DecoderWeights:
         norm=get.array("model.norm.weight", D),
         lm_head=get.linear(head, vocabulary, D, bias=False),
     )
+
+
+def exact(weights: DecoderWeights, config: DecoderConfig, ops: Ops) -> bool:
+    """Whether `forward` and lm_head give a position the same bits, however many are computed with it.
+
+    They do where every product is one of int8 or int4 weights and kernels compute it. BLAS sums in an order
+    that changes with the number of rows.
+    """
+    products = [weights.lm_head]
+    for layer in weights.layers:
+        products += [*layer.qkv.layers, layer.o_proj, *layer.gate_up.layers, layer.down_proj]
+    packed = all(isinstance(product, Quantized) for product in products)
+    # Attention's kernels are made for heads in whole 16s.
+    return packed and compiled(ops) and config.head_dim % 16 == 0
 
 
 def forward(

@@ -10,7 +10,7 @@ log-probability is.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from math import inf
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -111,6 +111,16 @@ def generate(
         logits = model.step(np.array(choice.tokens[-1:]))[0]
 
 
+class Drafted(NamedTuple):
+    """A token that is tried in some place of an answer; see `speculation`.
+
+    chances  (vocabulary,) float64, with which it was drawn; None: it was not drawn
+    """
+
+    token: int
+    chances: np.ndarray | None = None
+
+
 class Choice:
     """One answer's tokens as they are chosen, greedily or by sampling, by whoever computes the logits.
 
@@ -126,21 +136,34 @@ class Choice:
         self.ended = settings.max_new_tokens == 0
         self._rng = np.random.default_rng(settings.seed)
 
-    def take(self, logits: np.ndarray) -> int:
+    def take(self, logits: np.ndarray, drafted: Drafted | None = None) -> int:
         """The token that comes next, by the logits (vocabulary,) after the one before.
 
-        GenerationError: they are damaged.
+        drafted: what a draft drew for its place; see `_draw`. GenerationError: the logits are damaged.
         """
         assert not self.ended, "the answer is complete"
         refuse_damage(logits)
         if self.settings.temperature > 0:
-            chances = probabilities(warp(logits[None], self.settings)[0])
-            token = int(self._rng.choice(chances.size, p=chances))
+            token = self._draw(probabilities(warp(logits[None], self.settings)[0]), drafted)
         else:
             token = int(logits.argmax())
         self.tokens.append(token)
         self.ended = len(self.tokens) == self.settings.max_new_tokens or self.stop(self.tokens)
         return token
+
+    def _draw(self, chances: np.ndarray, drafted: Drafted | None) -> int:
+        """A token with these chances p.
+
+        If a draft drew x with chances q, it is x with the chance p(x) / q(x), at most 1; else it is drawn by
+        what p has more than q. In all, each token has its chance p (Leviathan et al. 2023, appendix A.1).
+        """
+        if drafted is not None and drafted.chances is not None:
+            x = drafted.token
+            if self._rng.random() * drafted.chances[x] < chances[x]:
+                return x
+            more = np.maximum(chances - drafted.chances, 0)
+            chances = more / more.sum()
+        return int(self._rng.choice(chances.size, p=chances))
 
 
 def refuse_damage(logits: np.ndarray) -> None:

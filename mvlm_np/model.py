@@ -21,6 +21,7 @@ from mvlm_np.backend import Ops
 from mvlm_np.chat import Chat
 from mvlm_np.config import Config
 from mvlm_np.decoder import DecoderWeights
+from mvlm_np.drafts import draft_for
 from mvlm_np.errors import PromptError
 from mvlm_np.generation import settings_of
 from mvlm_np.inputs.conversation import History
@@ -85,25 +86,40 @@ class MobileVLM:
         history: History | None = None,
         exif: bool = True,
         watch: Watch | None = None,
+        draft: "MobileVLM | str | None" = None,
         **settings: Any,
     ) -> Iterator[str]:
         """The same answer in pieces, as they become certain: whole characters, and never a stop string."""
-        return Chat(self, image, conv_mode, history, exif, watch).stream(question, forget=False, **settings)
+        chat = Chat(self, image, conv_mode, history, exif, watch, draft)
+        return chat.stream(question, forget=False, **settings)
 
     def chat(self, image: Pictures = None, **options: Any) -> Chat:
         """A conversation of several turns; options as for `Chat`."""
         return Chat(self, image, **options)
 
-    def generate(self, ids: Sequence[int], image: Pictures = None, **settings: Any) -> list[int]:
-        """The ids that follow these, up to the end of sequence or the limit; -200 stands for a picture."""
+    def generate(
+        self,
+        ids: Sequence[int],
+        image: Pictures = None,
+        *,
+        draft: "MobileVLM | str | None" = None,
+        **settings: Any,
+    ) -> list[int]:
+        """The ids that follow these, up to the end of sequence or the limit; -200 stands for a picture.
+
+        draft: as for `Chat`.
+        """
         config, pictures, watch = self.config, len(as_list(image)), Watch()
         length = len(checked_ids(ids, pictures, config.decoder.vocab_size))
         checked = within_context(positions(length, pictures, config), settings_of(settings), config)
+        drafting = draft_for(self, draft)
         x, at = self.embed(ids, self.encode_images(image))
         session = self.session()
         logits = session.prefill(x, at, checked.max_new_tokens, watch)
         end = config.decoder.end_tokens
-        return list(session.generate(logits, checked, lambda new: new[-1] in end, len(ids), watch))
+        return list(
+            session.generate(logits, checked, lambda new: new[-1] in end, len(ids), watch, draft=drafting)
+        )
 
     def session(self) -> Session:
         """A decoder with an empty cache."""

@@ -15,8 +15,9 @@ from mvlm_np.backend import Ops
 from mvlm_np.config import DecoderConfig
 from mvlm_np.decoder import DecoderWeights
 from mvlm_np.errors import GenerationError, UserError
-from mvlm_np.generation import Settings, Stop, generate
+from mvlm_np.generation import Choice, Settings, Stop, generate
 from mvlm_np.kv_cache import BatchCache, BeamCache, KVCache
+from mvlm_np.speculation import Draft, speculate
 from mvlm_np.trace import Watch, ignore
 
 CHUNK = 512  # positions of a prompt that go through the decoder at a time: it bounds the activations' memory
@@ -82,13 +83,18 @@ class Session:
         prompt_length: int,
         watch: Watch,
         known: int | None = None,
+        draft: Draft | None = None,
     ) -> Iterator[int]:
         """The tokens that follow the prompt, one after another; see `generation.generate`.
 
-        known: only ids below this one are chosen, those that the tokenizer has; None: all.
+        known  only ids below this one are chosen, those that the tokenizer has; None: all
+        draft  says what may follow; see `speculation`. Beams do without
         """
         refuse_constant(logits)
         steps: Single | Beams
+        if draft is not None and settings.num_beams == 1:
+            yield from speculate(self, draft, logits, Choice(settings, stop), watch, known)
+            return
         if settings.num_beams == 1:
             steps = Single(self, watch, known)
         else:

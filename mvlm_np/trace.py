@@ -19,6 +19,7 @@ class Watch:
     """Sees a run. Subclasses override what they need; this one only measures the phases.
 
     seconds  {phase: seconds spent in it}, of "preprocess", "encode", "project", "prefill", "decode"
+    counts   {what: how many}, of "drafted" and "accepted" tokens; see `speculation`
     everything  whether to compute what no answer depends on too, such as the encoder's last block
     """
 
@@ -26,18 +27,23 @@ class Watch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
 
     def __call__(self, name: str, array: np.ndarray) -> None:
         """Stage `name` has been computed. Copy what you keep; what you write to it, the next stage sees."""
 
     @contextmanager
     def phase(self, name: str, steps: int | None = None) -> Iterator[None]:
-        """Around a phase of about `steps` stages; "decode" is entered once a token."""
+        """Around a phase of about `steps` stages; "decode" is entered once a step of the decoder."""
         start = perf_counter()
         try:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
+
+    def count(self, what: str, n: int = 1) -> None:
+        """There were n more of something."""
+        self.counts[what] = self.counts.get(what, 0) + n
 
     def within(self, prefix: str) -> Trace:
         """The same watch for a part of the model that does not know where it stands."""

@@ -23,7 +23,7 @@ LAYERS = [
     {"loading"},
     {"model"},
     {"chat", "stages"},
-    {"answer", "session", "prompt_limits"},
+    {"answer", "drafts", "session", "speculation", "prompt_limits"},
     {"vision", "projector", "decoder", "generation", "inputs"},
     {"checkpoints"},
     {"binder"},

@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     shown = not args.json and args.num_beams == 1
     watch = ProgressWatch(None if shown else args.max_new_tokens)
     try:
-        chat = model.chat(args.image or None, conv_mode=args.conv_mode, watch=watch)
+        draft = options.draft(args)
+        chat = model.chat(args.image or None, conv_mode=args.conv_mode, watch=watch, draft=draft)
         if not named:
             print(f"mvlm: note: {demo.NOTE}", file=sys.stderr)
         text = ""
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         "prompt_tokens": len(chat.prompt_ids),
         "image_tokens": sum(len(image) for image in chat.images),
         "new_tokens": len(chat.answer_ids),
+        **{f"{what}_tokens": watch.counts.get(what, 0) for what in ("drafted", "accepted")},
         "seconds": {"load": loaded, **watch.seconds},
     }
     json.dump(result, sys.stdout, ensure_ascii=False)

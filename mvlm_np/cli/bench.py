@@ -5,12 +5,15 @@ the machine's own rate that is reached: of multiplying bytes in registers where 
 a plain float32 matrix product where they are not, and of plainly reading memory for decode. --neighbour
 measures everything a second time in each round while another program keeps one of the cores busy, as on a
 board that has other work to do. --together decodes several sequences that share each reading of the weights:
-tokens/s of all of them, and how many times that of the first number asked for.
+tokens/s of all of them, and how many times that of the first number asked for. --speculate measures decoding with
+a draft instead, of the shape of JackFram/llama-68m and random weights: how fast it is if this or that share of
+what it drafts is right.
 
 examples:
   mvlm bench --model mtgv/MobileVLM_V2-1.7B --json
   mvlm bench --model FOLDER --neighbour
   mvlm bench --model FOLDER --together 1 2 4 8
+  mvlm bench --model FOLDER --speculate --new 64
 """
 
 import argparse
@@ -41,6 +44,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--together", metavar="N", type=whole, nargs="*", help="decode N sequences at a time, too (1 4 8)"
     )
+    parser.add_argument("--speculate", action="store_true", help="measure decoding with a draft instead")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
@@ -63,10 +67,17 @@ def run(args: argparse.Namespace) -> int:
     imported = perf_counter()
     model = load_with_bar(**arguments)
     figures = {"import_seconds": imported - start, "load_seconds": perf_counter() - imported}
-    figures |= measure(model, args.prompt, args.new, args.rounds, args.neighbour, args.together or ())
+    if args.speculate:
+        from mvlm_np.cli import speculate
+
+        figures |= speculate.measure(model, args.prompt, args.new, args.rounds)
+    else:
+        figures |= measure(model, args.prompt, args.new, args.rounds, args.neighbour, args.together or ())
     if args.json:
         json.dump(figures, sys.stdout)
         print()
+    elif args.speculate:
+        speculate.show(figures)
     else:
         _print(figures, args.prompt)
     return 0
@@ -238,8 +249,7 @@ def _encoder_operations(config: Any) -> int:
 
 def _bytes_of_a_token(model: "MobileVLM", positions: float) -> float:
     """The weights and the cache, which decoding a token reads once."""
-    weights = sum(part.nbytes for layer in model.decoder.layers for part in vars(layer).values())
-    return weights + model.decoder.lm_head.nbytes + model.session().cache.bytes_per_position * positions
+    return model.decoder.nbytes + model.session().cache.bytes_per_position * positions
 
 
 # ---------------------------------------------------------------- the table

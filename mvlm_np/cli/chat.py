@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     settings = options.settings(args)
     Settings(**settings)
     model = load_with_bar(**arguments)
-    chat = model.chat(args.image or None, conv_mode=args.conv_mode, watch=ProgressWatch())
+    draft = options.draft(args)
+    chat = model.chat(args.image or None, conv_mode=args.conv_mode, watch=ProgressWatch(), draft=draft)
     if not named:
         print(f"mvlm: note: {demo.NOTE}", file=sys.stderr)
     while question := _next_question():

@@ -51,6 +51,12 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
         "--num-beams", metavar="N", type=whole, default=1, help="continuations side by side (1)"
     )
     group.add_argument("--seed", metavar="N", type=whole, help="makes sampling repeatable")
+    group.add_argument(
+        "--draft",
+        metavar="D",
+        default="none",
+        help="drafts tokens, which are checked several at a time: ngrams, or a small model's folder (none)",
+    )
     group.add_argument("--conv-mode", metavar="NAME", default="v1", help="prompt template (v1)")
 
 
@@ -70,6 +76,19 @@ def model_arguments(args: argparse.Namespace, or_demo: bool = False) -> dict[str
         "vision_tower": args.vision_tower,
         "mmproj": args.mmproj,
     }
+
+
+def draft(args: argparse.Namespace) -> Any:
+    """What `Chat` takes as `draft`. A model is loaded, in int8 unless it is stored in int8 or int4."""
+    if args.draft in ("none", "ngrams"):
+        return args.draft
+    from mvlm_np.checkpoints.opening import open_checkpoint
+    from mvlm_np.cli.progress import load_with_bar
+    from mvlm_np.loading import bound_tensors, quantized
+
+    stored = quantized(bound_tensors(open_checkpoint(args.draft)), None)
+    arguments = {"precision": None if stored else "int8", "backend": args.backend, "threads": args.threads}
+    return load_with_bar(path_or_name=args.draft, **arguments)
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -116,6 +116,11 @@ class ProgressWatch(Watch):
                 yield
             self._bar = None
 
+    def count(self, what: str, n: int = 1) -> None:
+        super().count(what, n)
+        if what == "accepted" and self._tokens is not None:  # a token without a step of its own
+            self._tokens.update(n)
+
     def close(self) -> None:
         """Removes the bar of the generated tokens."""
         if self._tokens is not None:
