@@ -5,9 +5,9 @@ the machine's own rate that is reached: of multiplying bytes in registers where 
 a plain float32 matrix product where they are not, and of plainly reading memory for decode. --neighbour
 measures everything a second time in each round while another program keeps one of the cores busy, as on a
 board that has other work to do. --together decodes several sequences that share each reading of the weights:
-tokens/s of all of them, and how many times that of the first number asked for. --speculate measures decoding with
-a draft instead, of the shape of JackFram/llama-68m and random weights: how fast it is if this or that share of
-what it drafts is right.
+tokens/s of all of them, and how many times that of the first number asked for. --speculate measures decoding
+with a draft instead, of the shape of JackFram/llama-68m and random weights: how fast it is if this or that
+share of what it drafts is right.
 
 examples:
   mvlm bench --model mtgv/MobileVLM_V2-1.7B --json
