@@ -4,13 +4,20 @@
     mvlm convert V2-1.7B V2-int4 --precision int4
     python tools/bench_llama_cpp.py V2-int4 --gguf model-q4_0.gguf --mmproj mmproj-f16.gguf mmproj-q8_0.gguf
 
-The GGUF files may come from llama.cpp's own converters or from `mvlm convert --to gguf`. Its programs
-llama-bench and llama-mtmd-cli are looked for in the folder --llama-cpp or $LLAMA_CPP names, and on the PATH.
+The GGUF files may come from llama.cpp's own converters or from `mvlm convert --to gguf`; its llama-quantize
+makes the Q8_0 of an mmproj. Its programs llama-bench, llama-mtmd-cli and llama-batched-bench are looked for
+in the folder --llama-cpp or $LLAMA_CPP names, and on the PATH. Ours is the mvlm_np that this Python imports:
+a wheel's if one is installed, else this checkout's.
 
 First every figure is taken with each mmproj and each of llama.cpp's flags that may matter, and the best
 are kept. Then come the rounds: each measures everything once, ours and theirs in turn, every time in a
 new process. The table has medians; ours go through `model.stream`, `model.encode_image` and `mvlm ask`, so
 the tokenizer, the embedding, lm_head and sampling are in them. llama-bench samples nothing.
+
+"of the limit" is what our figure reaches of what the machine can do, measured in the same process: reading
+memory for decode, multiplying bytes in registers for the prompt and the picture. "Never run here" is the
+question with an empty cache of machine code, where kernels that are not prebuilt have to be compiled.
+--neighbour takes the figures of both once more while another program keeps one core busy.
 """
 
 import argparse
@@ -21,18 +28,22 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile, gettempdir
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the checkout, when run as a script
+sys.path.append(str(ROOT))  # the checkout, if none is installed
+OURS_LIES_IN = Path(find_spec("mvlm_np").origin or "").parents[1]  # type: ignore[union-attr]
 
 # Nothing heavy is imported here: the memory of a process starts from that of the one that starts it.
+from mvlm_np.cli.neighbour import neighbour  # noqa: E402
+
 PROMPT, NEW, SHORT, LONG = 200, 32, 200, 1900  # tokens to read, to generate; positions behind which they are
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -46,19 +57,32 @@ class Figure(NamedTuple):
 
     name: str
     unit: str
-    more_is_better: bool
+    more_is_better: bool = True
+
+    def beside_a_neighbour(self) -> "Figure":
+        return self._replace(name=f"{self.name}, busy neighbour")
 
 
-DECODE, DECODE_LONG = (Figure(f"decode behind {n} positions", "tokens/s", True) for n in (SHORT, LONG))
-READ = Figure(f"prompt of {PROMPT}", "tokens/s", True)
+class Measured(NamedTuple):
+    """A figure in one round. theirs: None where llama.cpp has no like; of_limit: see above."""
+
+    ours: float
+    theirs: float | None = None
+    of_limit: float | None = None
+
+
+DECODE, DECODE_LONG = (Figure(f"decode behind {n} positions", "tokens/s") for n in (SHORT, LONG))
+READ = Figure(f"prompt of {PROMPT}", "tokens/s")
 ENCODE = Figure("image encode", "s", False)
 VQA = Figure(f"one question about a picture, {NEW} tokens, whole process", "s", False)
 MEMORY = Figure("peak memory of that", "GB", False)
+FIRST = Figure("the question, never run here", "s", False)
+TOGETHER = {n: Figure(f"{n} sequences together, behind {SHORT}", "times one") for n in (4, 8)}
 LOAD = Figure("load", "s", False)
-FIGURES = (DECODE, DECODE_LONG, READ, ENCODE, VQA, MEMORY, LOAD)
-ALL = ("decode", "long", "prompt", "encode", "ask", "load")
-
-Result = dict[Figure, float]
+TUNED = (DECODE, DECODE_LONG, READ, ENCODE, VQA, LOAD)  # those that llama.cpp's flags are sought for
+# What is measured, in this order; the first ones beside a neighbour, too.
+BESIDE = ("decode", "long", "prompt", "encode", "ask")
+ALL = (*BESIDE, "first", "together", "load")
 
 
 class Ran(NamedTuple):
@@ -68,11 +92,18 @@ class Ran(NamedTuple):
     err: str
 
 
-def run(command: Sequence[str]) -> Ran:
+def run(command: Sequence[str], **environment: str) -> Ran:
     """Runs a program to its end. The peak of its memory is VmHWM, mapped pages included."""
     with TemporaryFile() as out, TemporaryFile() as err:
         start = perf_counter()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=ROOT)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            cwd=gettempdir(),
+            env={**os.environ, "PYTHONPATH": str(OURS_LIES_IN), **environment},
+        )
         _, status, usage = os.wait4(process.pid, 0)
         seconds = perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -88,76 +119,124 @@ def run(command: Sequence[str]) -> Ran:
 # ---------------------------------------------------------------- ours
 
 
-def ours_in_a_process(what: str, args: argparse.Namespace) -> Any:
+def ours_in_a_process(what: str, args: argparse.Namespace) -> list[float]:
     """The result of one of the functions below, in a Python of its own."""
     command = [sys.executable, __file__, args.folder, "--ours", what, "--image", args.image]
     return json.loads(run(command).out)
 
 
-def ours_load(folder: str, image: str) -> float:
+def ours_load(folder: str, image: str) -> list[float]:
     import mvlm_np
 
     mvlm_np.load(folder)  # imports the engine
-    start = perf_counter()
-    mvlm_np.load(folder)
-    return perf_counter() - start
+    return [timed(lambda: mvlm_np.load(folder), 1)]
 
 
-def ours_decode(folder: str, image: str, positions: int = SHORT) -> float:
+def ours_decode(folder: str, image: str, positions: int = SHORT) -> list[float]:
     import mvlm_np
-    from mvlm_np.cli.bench import decode, question_of
+    from mvlm_np.cli.bench import bytes_of_a_token, decode, question_of
 
     model = mvlm_np.load(folder)
     question = question_of(model, positions - NEW // 2)  # compiles, and brings the weights into memory
-    return 1 / decode(model, question, NEW)
+    before, seconds, after = read_rate(), decode(model, question, NEW), read_rate()
+    return [1 / seconds, bytes_of_a_token(model, positions) / seconds / median((before, after))]
 
 
-def ours_long(folder: str, image: str) -> float:
+def ours_long(folder: str, image: str) -> list[float]:
     return ours_decode(folder, image, LONG)
 
 
-def ours_prompt(folder: str, image: str) -> float:
+def ours_prompt(folder: str, image: str) -> list[float]:
     import mvlm_np
+    from mvlm_np.cli.bench import decoder_operations
 
     model = mvlm_np.load(folder)
     ids = [1, *range(100, 100 + PROMPT - 1)]
     model.generate(ids, max_new_tokens=1)  # compiles
-    seconds = []
-    for _ in range(3):
-        start = perf_counter()
-        model.generate(ids, max_new_tokens=1)
-        seconds.append(perf_counter() - start)
-    return PROMPT / median(seconds)
+    before = dot_rate()
+    seconds = timed(lambda: model.generate(ids, max_new_tokens=1))
+    rate = median((before, dot_rate()))
+    return [PROMPT / seconds, decoder_operations(model.config.decoder, PROMPT) / seconds / rate]
 
 
-def ours_encode(folder: str, image: str) -> float:
+def ours_encode(folder: str, image: str) -> list[float]:
     import mvlm_np
+    from mvlm_np.cli.bench import encoder_operations
 
     model = mvlm_np.load(folder)
     model.encode_image(image)
-    seconds = []
+    before = dot_rate()
+    seconds = timed(lambda: model.encode_image(image))
+    return [seconds, encoder_operations(model.config) / seconds / median((before, dot_rate()))]
+
+
+def ours_together(folder: str, image: str) -> list[float]:
+    import mvlm_np
+    from mvlm_np.cli.together import Together
+
+    ids = [1, *range(100, 100 + SHORT - NEW // 2 - 1)]
+    together = Together(mvlm_np.load(folder), (1, *TOGETHER), ids, NEW)
+    for count in together.seconds:
+        together.step(count)  # compiles
     for _ in range(3):
+        together.measure()
+    rates = together.tokens_per_second()
+    return [rates[count] / rates[1] for count in TOGETHER]
+
+
+def timed(work: Callable[[], object], times: int = 3) -> float:
+    """Seconds that it takes, the median of some times."""
+    seconds = []
+    for _ in range(times):
         start = perf_counter()
-        model.encode_image(image)
+        work()
         seconds.append(perf_counter() - start)
     return median(seconds)
 
 
-OURS: dict[str, Callable[[str, str], Any]] = {
+def read_rate() -> float:
+    """Bytes a second of plainly reading memory."""
+    import numpy as np
+
+    from mvlm_np.kernels import limits
+
+    large = np.ones(1 << 26, np.float32)  # 268 MB, more than any cache holds
+    limits.read(large)  # compiles
+    return large.nbytes / timed(lambda: limits.read(large))
+
+
+def dot_rate() -> float:
+    """Operations a second of multiplying bytes in registers."""
+    from mvlm_np.cli.bench import GROUPS
+    from mvlm_np.kernels import limits
+
+    limits.multiply(1)  # compiles
+    return limits.operations(GROUPS) / timed(lambda: limits.multiply(GROUPS))
+
+
+OURS: dict[str, Callable[[str, str], list[float]]] = {
     "load": ours_load,
     "decode": ours_decode,
     "long": ours_long,
     "prompt": ours_prompt,
     "encode": ours_encode,
+    "together": ours_together,
 }
 
 
-def ask(args: argparse.Namespace) -> Ran:
+def ask(args: argparse.Namespace, **environment: str) -> Ran:
     command = [sys.executable, "-m", "mvlm_np", "ask", args.image, QUESTION, "--json"]
-    ran = run([*command, "--model", args.folder, "--max-new-tokens", str(NEW)])
+    ran = run([*command, "--model", args.folder, "--max-new-tokens", str(NEW)], **environment)
     if (new := json.loads(ran.out)["new_tokens"]) != NEW:
         print(f"note: our answer ended after {new} tokens", file=sys.stderr)
     return ran
+
+
+def ask_first(args: argparse.Namespace) -> tuple[Ran, bool]:
+    """The question with an empty cache of machine code, and whether something had to be compiled."""
+    with TemporaryDirectory() as folder:
+        ran = ask(args, XDG_CACHE_HOME=folder)
+        return ran, any(path.is_file() for path in Path(folder).rglob("*"))
 
 
 # ---------------------------------------------------------------- theirs
@@ -168,12 +247,15 @@ class LlamaCpp:
 
     def __init__(self, args: argparse.Namespace):
         folders = os.pathsep.join(filter(None, (args.llama_cpp, os.environ.get("PATH"))))
-        found = {name: shutil.which(name, path=folders) for name in ("llama-bench", "llama-mtmd-cli")}
+        programs = ["llama-bench", "llama-mtmd-cli", "llama-batched-bench"]
+        found = {name: shutil.which(name, path=folders) for name in programs}
         for name, path in found.items():
-            if path is None:
+            if path is None and (name != "llama-batched-bench" or "together" in args.only):
                 sys.exit(f"{name} is neither on the PATH nor where --llama-cpp or $LLAMA_CPP points")
         threads = ["-t", str(args.threads)]
         self._bench = [str(found["llama-bench"]), "-m", args.gguf, *threads, "-o", "json"]
+        self._batched = [str(found["llama-batched-bench"]), "-m", args.gguf, *threads, "-c", "2048"]
+        self._batched += ["-npp", str(SHORT), "-ntg", str(NEW), "-pps", "--output-format", "jsonl"]
         picture = ["--image", args.image, "-p", QUESTION, "-sys", SYSTEM]
         sampling = ["--temp", "0", "-c", "2048", "--chat-template", "vicuna"]
         self._cli = [str(found["llama-mtmd-cli"]), "-m", args.gguf, *threads, *picture, *sampling]
@@ -184,6 +266,14 @@ class LlamaCpp:
         """Tokens per second, the mean of llama-bench's repetitions."""
         (test,) = json.loads(run([*self._bench, *flags]).out)
         return test["avg_ts"]
+
+    def together(self) -> list[float]:
+        """Tokens per second of several sequences, divided by those of one. They share the prompt's cache."""
+        counts = [1, *TOGETHER]
+        lines = run([*self._batched, "-npl", ",".join(map(str, counts))]).out.splitlines()
+        tests = [json.loads(line) for line in lines if line.startswith("{")]
+        rates = {test["pl"]: test["speed_tg"] for test in tests}
+        return [rates[n] / rates[1] for n in TOGETHER]
 
     def cli(self, new: int, flags: Sequence[str]) -> tuple[Ran, float]:
         """A whole run, and the seconds that its encoder took."""
@@ -212,7 +302,7 @@ class LlamaCpp:
                 rates[tuple(flags)] = rate
                 print(f"  {abs(rate):6.1f} {figure.unit}  {shlex.join(flags)}", file=sys.stderr)
             self.commands[figure] = [*max(rates, key=rates.__getitem__)]
-        if not {"encode", "ask"} & set(only) or VQA in self.commands:
+        if not {"encode", "ask", "first"} & set(only) or VQA in self.commands:
             return
         encode, whole = {}, {}
         variants = ["", "-fa on", "-fa off", "-lm none", "--no-repack", "--no-warmup"]
@@ -229,7 +319,7 @@ class LlamaCpp:
         """Takes the flags that an earlier run left in a file."""
         if path.exists():
             found = json.loads(path.read_text())
-            self.commands = {f: found[f.name] for f in FIGURES if f.name in found}
+            self.commands = {f: found[f.name] for f in TUNED if f.name in found}
 
     def keep(self, path: Path) -> None:
         path.write_text(json.dumps({f.name: flags for f, flags in self.commands.items()}, indent=1) + "\n")
@@ -252,25 +342,46 @@ class LlamaCpp:
 # ---------------------------------------------------------------- the rounds
 
 
-def one_round(args: argparse.Namespace, llama: LlamaCpp) -> tuple[Result, Result]:
-    """Everything once, ours and theirs in turn."""
-    ours: Result = {}
-    theirs: Result = {}
-    for what, figure, repeats in (("decode", DECODE, "1"), ("long", DECODE_LONG, "1"), ("prompt", READ, "3")):
-        if what in args.only:
-            ours[figure] = ours_in_a_process(what, args)
-            theirs[figure] = llama.bench([*llama.commands[figure], "-r", repeats])
-    if "encode" in args.only:
-        ours[ENCODE] = ours_in_a_process("encode", args)
-        _, theirs[ENCODE] = llama.cli(1, llama.commands[ENCODE])
-    if "ask" in args.only:
-        asked = ask(args)
-        answered, _ = llama.cli(NEW, llama.commands[VQA])
-        ours[VQA], ours[MEMORY] = asked.seconds, asked.peak / 1e9
-        theirs[VQA], theirs[MEMORY] = answered.seconds, answered.peak / 1e9
-    if "load" in args.only:
-        ours[LOAD], theirs[LOAD] = ours_in_a_process("load", args), llama.load(llama.commands[LOAD])
-    return ours, theirs
+def measure(what: str, args: argparse.Namespace, llama: LlamaCpp) -> dict[Figure, Measured]:
+    """One of `ALL`, ours and theirs in turn."""
+    match what:
+        case "decode" | "long" | "prompt":
+            figure = {"decode": DECODE, "long": DECODE_LONG, "prompt": READ}[what]
+            ours, of_limit = ours_in_a_process(what, args)
+            repeats = "3" if what == "prompt" else "1"
+            return {figure: Measured(ours, llama.bench([*llama.commands[figure], "-r", repeats]), of_limit)}
+        case "encode":
+            ours, of_limit = ours_in_a_process(what, args)
+            return {ENCODE: Measured(ours, llama.cli(1, llama.commands[ENCODE])[1], of_limit)}
+        case "ask":
+            asked, (answered, _) = ask(args), llama.cli(NEW, llama.commands[VQA])
+            memory = Measured(asked.peak / 1e9, answered.peak / 1e9)
+            return {VQA: Measured(asked.seconds, answered.seconds), MEMORY: memory}
+        case "first":
+            (asked, compiled), (answered, _) = ask_first(args), llama.cli(NEW, llama.commands[VQA])
+            how = "kernels compiled" if compiled else "kernels prebuilt"
+            figure = FIRST._replace(name=f"{FIRST.name} ({how})")
+            return {figure: Measured(asked.seconds, answered.seconds)}
+        case "together":
+            both = zip(TOGETHER.values(), ours_in_a_process(what, args), llama.together(), strict=True)
+            return {figure: Measured(ours, theirs) for figure, ours, theirs in both}
+        case _:
+            (ours,) = ours_in_a_process("load", args)
+            return {LOAD: Measured(ours, llama.load(llama.commands[LOAD]))}
+
+
+def one_round(args: argparse.Namespace, llama: LlamaCpp) -> dict[Figure, Measured]:
+    """Everything once, and once more beside a busy neighbour, if that was asked for."""
+    found: dict[Figure, Measured] = {}
+    for what in args.only:
+        found |= measure(what, args, llama)
+        if args.neighbour and what in BESIDE:
+            with neighbour():
+                beside = measure(what, args, llama)
+            for figure, (ours, theirs, _) in beside.items():
+                if figure is not MEMORY:
+                    found[figure.beside_a_neighbour()] = Measured(ours, theirs)
+    return found
 
 
 def kept(args: argparse.Namespace) -> float:
@@ -301,6 +412,7 @@ def main() -> None:
     parser.add_argument("--image", default=str(ROOT / "examples" / "chelsea.jpg"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of llama.cpp")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--neighbour", action="store_true", help="once more while another program is busy")
     parser.add_argument("--only", nargs="+", choices=ALL, default=ALL, help="some of the figures alone")
     parser.add_argument("--tuned", type=Path, help="file that keeps llama.cpp's best flags for the next run")
     parser.add_argument("--quick", action="store_true", help="take llama.cpp's flags as they are, untuned")
@@ -330,49 +442,46 @@ def main() -> None:
     for i in range(args.rounds):
         print(f"round {i + 1} of {args.rounds}", file=sys.stderr)
         rounds.append(one_round(args, llama))
-        for figure, ours_now in rounds[-1][0].items():
-            theirs_now = rounds[-1][1][figure]
-            print(
-                f"  {theirs_now:.4g} against our {ours_now:.4g} {figure.unit}, {figure.name}", file=sys.stderr
-            )
-    figures = list(rounds[0][0])
-    ours, theirs = ({f: [both[side][f] for both in rounds] for f in figures} for side in (0, 1))
-    report(ours, theirs, kept(args), llama, args.json)
+        for figure, (ours, theirs, _) in rounds[-1].items():
+            told = f"our {ours:.4g}" if theirs is None else f"{theirs:.4g} against our {ours:.4g}"
+            print(f"  {told} {figure.unit}, {figure.name}", file=sys.stderr)
+    report({f: [found[f] for found in rounds] for f in rounds[0]}, kept(args), llama, args.json)
 
 
 def report(
-    ours: dict[Figure, list[float]],
-    theirs: dict[Figure, list[float]],
-    bytes_leave: float,
-    llama: LlamaCpp,
-    as_json: bool,
+    figures: Mapping[Figure, Sequence[Measured]], bytes_leave: float, llama: LlamaCpp, as_json: bool
 ) -> None:
-    ratios = {f: median(ours[f]) / median(theirs[f]) for f in ours}
-    ratios = {f: ratio if f.more_is_better else 1 / ratio for f, ratio in ratios.items()}
-    both = DECODE in ours and DECODE_LONG in ours
-    keeps = median(ours[DECODE_LONG]) / median(ours[DECODE]) if both else None
+    def column(figure: Figure, name: str) -> list[float]:
+        """ours, theirs, or of_limit in all rounds; empty where there is none."""
+        return [value for found in figures[figure] if (value := getattr(found, name)) is not None]
+
+    def ratio(f: Figure) -> float | None:
+        if not (theirs := column(f, "theirs")):
+            return None
+        quotient = median(column(f, "ours")) / median(theirs)
+        return quotient if f.more_is_better else 1 / quotient
+
+    both = DECODE in figures and DECODE_LONG in figures
+    keeps = median(column(DECODE_LONG, "ours")) / median(column(DECODE, "ours")) if both else None
     if as_json:
         rows = [
-            {"figure": f.name, "unit": f.unit, "ours": ours[f], "theirs": theirs[f], "ratio": ratios[f]}
-            for f in ours
+            {"figure": f.name, "unit": f.unit, "ratio": ratio(f)}
+            | {name: column(f, name) for name in ("ours", "theirs", "of_limit")}
+            for f in figures
         ]
+        long = {"kept": keeps, "bytes_leave": bytes_leave}
         commands = {f.name: llama.shown(f) for f in llama.commands}
-        json.dump(
-            {
-                "figures": rows,
-                "long_context": {"kept": keeps, "bytes_leave": bytes_leave},
-                "commands": commands,
-            },
-            sys.stdout,
-            indent=1,
-        )
+        json.dump({"figures": rows, "long_context": long, "commands": commands}, sys.stdout, indent=1)
         print()
         return
-    print("| | unit | llama.cpp | mvlm-np | times better |")
-    print("| --- | --- | --- | --- | --- |")
-    for f in ours:
-        cells = [f"{median(v):.3g} ({min(v):.3g}–{max(v):.3g})" for v in (theirs[f], ours[f])]
-        print(f"| {f.name} | {f.unit} | {cells[0]} | {cells[1]} | {ratios[f]:.2f} |")
+    print("| | unit | llama.cpp | mvlm-np | times better | of the limit |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for f in figures:
+        values = column(f, "theirs"), column(f, "ours")
+        cells = [f"{median(v):.3g} ({min(v):.3g}–{max(v):.3g})" if v else "–" for v in values]
+        times, limit = ratio(f), column(f, "of_limit")
+        cells += [f"{times:.2f}" if times else "–", f"{median(limit):.0%}" if limit else ""]
+        print(f"| {f.name} | {f.unit} | {' | '.join(cells)} |")
     print("\nMedians of the rounds, and the range.", end="")
     if keeps is not None:
         print(f" Behind {LONG} positions we keep {keeps:.0%} of the rate behind {SHORT};", end="")

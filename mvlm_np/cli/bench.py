@@ -146,8 +146,8 @@ def measure(
         rates["dot"] = limits.operations(GROUPS) / taken["dot"]
     limits_of = {"decode": "read", "prefill": _product(model.decoder.layers[0].o_proj, rates)}
     figures: dict[str, Any] = _speeds(taken, prompt) | {
-        "prefill_limit": _decoder_operations(config, prompt) / taken["prefill"] / rates[limits_of["prefill"]],
-        "decode_limit": _bytes_of_a_token(model, prompt + new / 2) / taken["decode"] / rates["read"],
+        "prefill_limit": decoder_operations(config, prompt) / taken["prefill"] / rates[limits_of["prefill"]],
+        "decode_limit": bytes_of_a_token(model, prompt + new / 2) / taken["decode"] / rates["read"],
         "peak_memory_gb": (peak or 0) / 1e9,
         "read_gb_per_second": rates["read"] / 1e9,
         "sgemm_gflops": rates["sgemm"] / 1e9,
@@ -156,7 +156,7 @@ def measure(
         figures["dot_gops"] = rates["dot"] / 1e9
     if model.vision is not None:
         limits_of["encode"] = _product(model.vision.layers[0].out_proj, rates)
-        reached = _encoder_operations(model.config) / taken["encode"] / rates[limits_of["encode"]]
+        reached = encoder_operations(model.config) / taken["encode"] / rates[limits_of["encode"]]
         figures["encode_limit"] = reached
     if counts:
         figures["together"] = together.tokens_per_second()
@@ -231,14 +231,14 @@ def _product(linear: Any, rates: dict[str, float]) -> str:
     return "dot" if isinstance(linear, Quantized) and "dot" in rates else "sgemm"
 
 
-def _decoder_operations(config: Any, T: int) -> int:
+def decoder_operations(config: Any, T: int) -> int:
     """Of the matrix products of a prompt of T positions; attention, 1 % of them, is left out."""
     D, KVd = config.hidden_size, config.num_key_value_heads * config.head_dim
     layer = 2 * D * D + 2 * D * KVd + 3 * D * config.intermediate_size
     return 2 * (T * config.num_hidden_layers * layer + config.vocab_size * D)
 
 
-def _encoder_operations(config: Any) -> int:
+def encoder_operations(config: Any) -> int:
     """Of the matrix products of one picture, in patches and blocks; the projector takes 2 % more."""
     v = config.vision
     V, T = v.hidden_size, v.grid**2 + 1
@@ -247,7 +247,7 @@ def _encoder_operations(config: Any) -> int:
     return 2 * T * (patches + config.vision_layers * layer)
 
 
-def _bytes_of_a_token(model: "MobileVLM", positions: float) -> float:
+def bytes_of_a_token(model: "MobileVLM", positions: float) -> float:
     """The weights and the cache, which decoding a token reads once."""
     return model.decoder.nbytes + model.session().cache.bytes_per_position * positions
 

@@ -24,6 +24,12 @@ else:
     rate = 10 + (flags.get("-fa") == "on")
 print(json.dumps([{{"avg_ts": rate, "avg_ns": 1e6}}]))
 """
+# llama-batched-bench gains by every other sequence.
+BATCHED = f"""#!{sys.executable}
+import json, sys
+for count in sys.argv[sys.argv.index("-npl") + 1].split(","):
+    print(json.dumps({{"pl": int(count), "speed_tg": 5.0 + 5 * int(count)}}))
+"""
 # llama-mtmd-cli encodes in half the time with the other mmproj.
 CLI = f"""#!{sys.executable}
 import sys
@@ -36,7 +42,8 @@ print("mtmd batch encoding done in", 500 if "q8" in " ".join(sys.argv) else 1000
 @pytest.fixture(scope="module")
 def llama_cpp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llama")
-    for name, program in {"llama-bench": BENCH, "llama-mtmd-cli": CLI}.items():
+    programs = {"llama-bench": BENCH, "llama-mtmd-cli": CLI, "llama-batched-bench": BATCHED}
+    for name, program in programs.items():
         (folder / name).write_text(program)
         (folder / name).chmod(stat.S_IRWXU)
     return folder
@@ -50,7 +57,8 @@ def test_it_finds_their_best_flags_and_tells_how_much_faster_we_are(
     llama_cpp: Path, tiny: Path, tmp_path: Path
 ) -> None:
     files = ("--gguf", "m.gguf", "--mmproj", "f16.gguf", "q8.gguf")
-    done = run(tiny, *files, "--llama-cpp", llama_cpp, "--rounds", 1, "--json", "--tuned", tmp_path / "flags")
+    one = ("--llama-cpp", llama_cpp, "--rounds", 1, "--tuned", tmp_path / "flags")
+    done = run(tiny, *files, *one, "--json", "--neighbour")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     rows = {row["figure"]: row for row in result["figures"]}
@@ -61,6 +69,12 @@ def test_it_finds_their_best_flags_and_tells_how_much_faster_we_are(
     assert encode["theirs"] == [0.5]
     assert encode["ratio"] == pytest.approx(0.5 / encode["ours"][0])
     assert all(value > 0 for row in rows.values() for value in [*row["ours"], *row["theirs"]])
+    assert decode["of_limit"][0] > 0
+    beside = {name for name in rows if name.endswith(", busy neighbour")}
+    assert len(beside) == 5 and {name.removesuffix(", busy neighbour") for name in beside} <= rows.keys()
+    assert rows["4 sequences together, behind 200"]["theirs"] == [2.5]
+    (first,) = (name for name in rows if name.startswith("the question, never run here"))
+    assert first.endswith(("(kernels compiled)", "(kernels prebuilt)"))
     commands = {name: shlex.split(command) for name, command in result["commands"].items()}
     assert "on" in commands["decode behind 200 positions"]
     assert {"off", "128"} <= set(commands["prompt of 200"])
@@ -68,18 +82,7 @@ def test_it_finds_their_best_flags_and_tells_how_much_faster_we_are(
     # One float32 position takes as much as a few weights here, so a long context leaves only a part.
     assert 0 < result["long_context"]["bytes_leave"] < 1
 
-    again = run(
-        tiny,
-        *files,
-        "--llama-cpp",
-        llama_cpp,
-        "--rounds",
-        1,
-        "--tuned",
-        tmp_path / "flags",
-        "--only",
-        "load",
-    )
+    again = run(tiny, *files, *one, "--only", "load")
     told = again.stderr.splitlines()
     assert told[:2] == ["llama.cpp's flags, one by one:", "round 1 of 1"]  # and not one flag tried
     assert "| load | s |" in again.stdout
