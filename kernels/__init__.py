@@ -10,7 +10,7 @@ def operations() -> dict[str, Callable]:
     A twin takes and returns what its namesake does; what it is not made for (another type than float32,
     an odd shape) it passes on to it. Nothing is compiled before it is called.
     """
-    from mvlm_np.kernels import activations, attention, images, norms, quantized
+    from mvlm_np.kernels import activations, attention, images, int8_attention, norms, quantized
     from mvlm_np.kernels.machine_code import require
 
     require()
@@ -23,6 +23,7 @@ def operations() -> dict[str, Callable]:
         "gelu": activations.gelu,
         "softmax": attention.softmax,
         "attention": attention.attention,
+        "int8_attention": int8_attention.int8_attention,
         "cached_attention": attention.cached_attention,
         "beam_attention": attention.beam_attention,
         "rope": attention.rope,

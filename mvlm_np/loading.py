@@ -20,6 +20,7 @@ from mvlm_np.inputs.tokenizer import Tokenizer
 from mvlm_np.inputs.tokenizer import make as make_tokenizer
 from mvlm_np.kv_cache import TYPES as CACHES
 from mvlm_np.kv_cache import bytes_per_position
+from mvlm_np.linear import Quantized
 from mvlm_np.model import MobileVLM
 from mvlm_np.ops import GROUP
 from mvlm_np.projector import Projector
@@ -91,6 +92,8 @@ def load(
 
     loader = Loader(tensors, precision, ops, count)
     weights = bind(checkpoint.config, loader)
+    if weights[0] is not None and isinstance(weights[0].layers[0].out_proj, Quantized):
+        ops = backends.with_int8_attention(ops)
     notes += loader.notes() if precision is None else []
     for_pictures = [tensors[name] for name in tensors if name.startswith((VISION_TOWER, PROJECTOR))]
 

@@ -135,6 +135,20 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> np.n
     return out.reshape(heads, T, d)
 
 
+def int8_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> np.ndarray:
+    """`attention` with both of its products in integers, for a vision tower whose linear layers are int8.
+
+    Groups of 32 that share a scale run along d in queries and keys, and along the positions in the softmax's
+    weights and in values. No grouped queries, and causal is False: a tower needs neither.
+    """
+    assert not causal and q.shape[0] == k.shape[0]
+    out = np.empty_like(q)
+    for head in range(len(q)):
+        scores = quantized_matmul(q[head] * q.shape[2] ** -0.5, *quantize_rows(k[head]))
+        out[head] = quantized_matmul(softmax(scores), *quantize_rows(v[head].T))
+    return out
+
+
 def rope_angles(positions: np.ndarray, d: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin of the rotary angles, each (T, d/2).
 
@@ -183,9 +197,9 @@ def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def quantized_matmul(x: np.ndarray, w: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """x W^T with both sides in integers: x (M, K) is rounded by `quantize_rows`. -> float32 (M, N)
 
-    w int8 (N, K), scales float16 (N, groups), a group being 32 columns. Within a group the products add
-    up exactly, as integers; the groups' sums, each times its two scales, add up in float32 from the first
-    group to the last.
+    w int8 (N, K), scales float16 or float32 (N, groups), a group being 32 columns. Within a group the
+    products add up exactly, as integers; the groups' sums, each times its two scales, add up in float32 from
+    the first group to the last.
     """
     (M, K), N = x.shape, len(w)
     xq, x_scales = quantize_rows(x)

@@ -53,6 +53,7 @@ def examples(dtype: type) -> dict[str, tuple[Any, ...]]:
         "split_heads": (a(3, 8), 2),
         "merge_heads": (a(2, 3, 4),),
         "attention": (a(4, 3, 6), a(2, 5, 6), a(2, 5, 6), True),
+        "int8_attention": (a(2, 3, 40), a(2, 35, 40), a(2, 35, 40), False),
         "rope": (a(2, 3, 8), a(3, 4), a(3, 4)),
         "patches": (a(3, 7, 9), 2),
         "depthwise_conv": (a(5, 6, 4), a(4, 1, 3, 3), a(4), 2),

@@ -97,6 +97,14 @@ def test_progress_counts_every_stored_byte_once(
     assert done == sorted(done) and done[-1] == calls[0][1]
 
 
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_an_int8_tower_has_int8_attention(folder: Path, backend: str) -> None:
+    pytest.importorskip(backend)
+    for precision in (None, "int8", "int4"):
+        operations = mvlm_np.load(folder, precision, backend).ops
+        assert (operations.attention == operations.int8_attention) == (precision is not None)
+
+
 # -- Memory -------------------------------------------------------------------------------------------
 
 

@@ -89,3 +89,51 @@ def test_a_product_with_one_group_is_rounded_twice_and_no_more(x: np.ndarray, se
     sums = (q.astype(np.int64) @ w.astype(np.int64).T).astype(np.float32)  # exact: below 2^24
     expected = sums * (x_scales * scales[:, 0].astype(np.float32))
     np.testing.assert_array_equal(ops.quantized_matmul(x, w, scales), expected)
+
+
+# ---------------------------------------------------------------- attention
+
+
+def test_int8_attention_of_numbers_that_rounding_leaves_alone_is_attention() -> None:
+    rng = np.random.default_rng(1)
+    q, k, v = (rng.integers(-126, 127, (2, n, 64)).astype(np.float32) for n in (9, 40, 40))
+    q[..., ::32], k[..., ::32], v[:, ::32] = 127, -127, 127  # each group's largest
+    k[:, 7] *= 2  # a scale of its own
+    out = ops.int8_attention(q, k, v, False)
+    exact = ops.attention(q, k, v, False)
+    assert np.isin(exact, v).all()  # scores lie so far apart that each query takes the value of one position
+    assert np.allclose(out, exact, rtol=1e-6, atol=0)
+
+
+def half_steps(x: np.ndarray) -> np.ndarray:
+    """How far rounding may move each number of float64 (..., K), whose groups of 32 share a scale."""
+    K = x.shape[-1]
+    groups = np.abs(np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -K % 32)])).reshape(*x.shape[:-1], -1, 32)
+    return np.repeat(groups.max(-1) / 254, 32, axis=-1)[..., :K]
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(1, 6),
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.sampled_from([0.1, 1, 3]),
+    st.integers(0, 1 << 16),
+)
+def test_int8_attention_is_attention_up_to_what_it_rounds(
+    H: int, T: int, S: int, d: int, size: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    q, k, v = (size * rng.standard_normal((H, n, d)) for n in (T, S, S))
+    q[:, :, rng.random(d) < 0.2] *= 10  # channels that stand out, as CLIP has them
+    narrow_q, narrow_k, narrow_v = (a.astype(np.float32) for a in (q, k, v))
+    found = ops.int8_attention(narrow_q, narrow_k, narrow_v, False)
+    exact = ops.attention(q, k, v, False)
+    q /= d**0.5
+    weights = ops.softmax(q @ k.swapaxes(1, 2))
+    moved_q, moved_k, moved_v = half_steps(q), half_steps(k), half_steps(v.swapaxes(1, 2)).swapaxes(1, 2)
+    scores = np.abs(q) @ moved_k.swapaxes(1, 2) + moved_q @ (np.abs(k) + moved_k).swapaxes(1, 2)
+    grow = np.exp(2 * scores.max(-1, keepdims=True))  # of a weight, at most
+    moved_weights = (grow - 1) * weights + grow * half_steps(weights)
+    bound = moved_weights @ np.abs(v) + (weights + moved_weights) @ moved_v
+    assert (np.abs(found - exact) <= 1.001 * bound + 1e-5 * size).all()

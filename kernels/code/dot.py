@@ -139,6 +139,22 @@ def group_sums(builder, starts, steps, rows, columns, small):
     return sums
 
 
+def sums_of_positive(builder, steps, rows):
+    """`group_sums` of one column from zero, where no activation is below 0 and neither side has an OFFSET.
+
+    x86's instructions take one operand unsigned: here the activations, so the weights may have any sign.
+    """
+    zero = ir.Constant(ir.VectorType(I32, LANES // REGISTERS[INSTRUCTION_SET]), None)
+    if "avx" not in INSTRUCTION_SET:
+        return group_sums(builder, [zero] * rows, steps, rows, 1, False)
+    dot4 = _dot4_avx2 if INSTRUCTION_SET == "avx2" else _DOT4[INSTRUCTION_SET]
+    sums = [zero] * rows
+    for (chunk,), words in steps:
+        sums = [dot4(builder, total, x, chunk) for total, x in zip(sums, words, strict=True)]
+        sums = _in_step(builder, sums)
+    return sums
+
+
 def _in_step(builder, vectors):
     """The same vectors, computed before anything that follows.
 

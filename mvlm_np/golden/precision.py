@@ -52,7 +52,10 @@ def in_float64(model: MobileVLM) -> MobileVLM:
                 return double(value)
         return lambda ids: double(value(ids))  # the table of embeddings
 
-    return _mapped(model, weight, backend.choose("numpy"))
+    wide = backend.choose("numpy")
+    if model.ops.attention == model.ops.int8_attention:
+        wide = backend.with_int8_attention(wide)
+    return _mapped(model, weight, wide)
 
 
 # The layers of a block whose results are added to its input.
