@@ -1,18 +1,20 @@
 """Questions and answers about the same pictures, turn by turn."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mvlm_np.answer import Answer, ends_answer
 from mvlm_np.drafts import draft_for
-from mvlm_np.generation import Settings, settings_of
+from mvlm_np.generation import Choice, Settings, settings_of
 from mvlm_np.inputs.conversation import IMAGE_MARK, History, pairs, render, stop_string
 from mvlm_np.inputs.image import Pictures, as_list
 from mvlm_np.inputs.tokenizer import tokenize_prompt
 from mvlm_np.prompt_limits import require_room, within_context
+from mvlm_np.session import Batch, Member
 from mvlm_np.trace import Watch
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class Chat:
         self.prompt_ids: list[int] = []  # of the last turn, -200 for each picture
         self.answer_ids: list[int] = []  # of the last turn
         self._turns = 0  # how many have begun
+        self._leave: Callable[[], None] = _nobody  # takes the last turn out of its batch
 
     def ask(self, question: str, **settings: Any) -> str:
         """The answer to the next question."""
@@ -65,6 +68,32 @@ class Chat:
         forget  when the conversation fills the model's context, drop its oldest turns until half of the
                 context is free, and log a warning. Without it, a prompt that is too long is a PromptError.
         """
+        x, at, limited = self._begin(question, forget, settings)
+        return self._reply(question, x, at, limited, self._turns)
+
+    def join(self, batch: Batch, question: str, forget: bool = True, **settings: Any) -> "Turn":
+        """Asks the next question together with others: its answer grows with the batch's steps.
+
+        The turn becomes part of the history with its last token; not if it fails or leaves the batch before.
+        It leaves when the next turn begins. Arguments are those of `stream`, but for beams.
+        """
+        x, at, limited = self._begin(question, forget, settings)
+        turn = Turn(self, question, limited)
+        known = self.model.tokenizer.vocab_size
+        turn.member = batch.join(self.session, x, at, turn, limited.max_new_tokens, known)
+        self._leave = lambda: batch.leave(turn.member)
+        return turn
+
+    def fork(self) -> "Chat":
+        """Another conversation that goes on from here. What this one has read is copied, not read again."""
+        other = copy(self)
+        other.history, other.session, other._leave = list(self.history), self.session.fork(), _nobody
+        return other
+
+    def _begin(
+        self, question: str, forget: bool, settings: dict[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray, Settings]:
+        """A new turn: its embeddings (T, D), what stands at each position (T,), and its settings."""
         checked, context = settings_of(settings), self.model.config.decoder.max_position_embeddings
         history = pairs(self.history)
         ids, length = self._prompt(question, history)
@@ -81,7 +110,8 @@ class Chat:
             self.history = history
         self.prompt_ids, self.answer_ids = ids, []
         self._turns += 1
-        return self._reply(question, x, at, limited, self._turns)
+        self._leave()
+        return x, at, limited
 
     def _prompt(self, question: str, history: History) -> tuple[list[int], int]:
         """The next turn's prompt: its ids, and the positions that it takes."""
@@ -110,6 +140,44 @@ class Chat:
             yield piece
         if turn == self._turns:
             self.history.append((question, answer.text))
+
+
+def _nobody() -> None:
+    """Nobody is to leave."""
+
+
+class Turn(Choice):
+    """A question whose answer grows in a batch.
+
+    member  its place in the batch, with the error that ended it, if one did
+    """
+
+    member: Member
+
+    def __init__(self, chat: Chat, question: str, settings: Settings):
+        super().__init__(settings, chat._ended)
+        self._chat, self._question = chat, question
+        self._answer = Answer(chat.model.tokenizer, chat._stop)
+        chat.answer_ids = self.tokens
+        if self.ended:
+            self._keep()
+
+    @property
+    def text(self) -> str:
+        """Of the answer, as far as it is certain."""
+        return self._answer.text
+
+    def take(self, logits: np.ndarray) -> int:
+        """See `Choice`."""
+        token = super().take(logits)
+        self._answer.push(token)
+        if self.ended:
+            self._answer.finish()
+            self._keep()
+        return token
+
+    def _keep(self) -> None:
+        self._chat.history.append((self._question, self.text))
 
 
 def without_oldest(history: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ import mvlm_np
 from mvlm_np.chat import Chat, without_oldest
 from mvlm_np.errors import PromptError
 from mvlm_np.model import MobileVLM
+from mvlm_np.session import Batch
 from tests.conftest import ROOT
 from tests.golden_sets import cases
 from tools.make_checkpoint import make_checkpoint
@@ -198,3 +199,56 @@ def test_either_of_two_end_tokens_ends_an_answer(tmp_path: Path) -> None:
     both = mvlm_np.load(tmp_path / "model")
     assert both.config.decoder.end_tokens == (2, second)
     assert both.generate([1, 5, 6], max_new_tokens=12) == ids[: ids.index(second) + 1]
+
+
+# ---------------------------------------------------------------- several together
+
+
+def test_turns_that_share_a_batch_are_what_they_are_alone(model: MobileVLM) -> None:
+    asked = [(CAT, "What is it?"), (None, "Who are you?"), (CAT, "What colour is it?")]
+    batch = Batch()
+    chats = [model.chat(image) for image, _ in asked]
+    turns = [chat.join(batch, question, **SHORT) for chat, (_, question) in zip(chats, asked, strict=True)]
+    grown = [""] * len(turns)
+    while batch.members:
+        batch.step()
+        for i, turn in enumerate(turns):
+            assert turn.text.startswith(grown[i])
+            grown[i] = turn.text
+    for chat, turn, (image, question) in zip(chats, turns, asked, strict=True):
+        alone = model.chat(image)
+        assert turn.text == alone.ask(question, **SHORT)
+        assert chat.history == [(question, turn.text)] == alone.history
+        assert chat.answer_ids == turn.tokens == alone.answer_ids
+        assert turn.member.error is None
+    assert chats[0].join(batch, "And?", max_new_tokens=0).text == ""
+    assert batch.members == []
+    assert chats[0].history[1:] == [("And?", "")]
+
+
+def test_a_turn_leaves_its_batch_when_the_next_one_begins(model: MobileVLM) -> None:
+    batch, chat = Batch(), model.chat()
+    first = chat.join(batch, "one", **SHORT)
+    batch.step()
+    second = chat.join(batch, "two", **SHORT)
+    assert batch.members == [second.member]
+    batch.step()
+    alone = model.ask(None, "three", **SHORT)
+    assert chat.ask("three", **SHORT) == alone
+    assert batch.members == []
+    assert len(first.tokens) == len(second.tokens) == 1
+    assert chat.history == [("three", alone)]
+
+
+def test_a_fork_of_a_conversation_goes_its_own_way(model: MobileVLM) -> None:
+    chat = model.chat(CAT)
+    chat.ask("What is it?", **SHORT)
+    batch = Batch()
+    forks = [chat.fork() for _ in range(3)]
+    turns = [fork.join(batch, question, **SHORT) for fork, question in zip(forks, "abc", strict=True)]
+    while batch.members:
+        batch.step()
+    for question, turn in zip("abc", turns, strict=True):
+        assert turn.text == model.ask(CAT, question, history=chat.history, **SHORT)
+    assert len(chat.history) == 1
+    assert [len(fork.history) for fork in forks] == [2, 2, 2]
