@@ -9,7 +9,7 @@ import numpy as np
 
 from mvlm_np.answer import Answer, ends_answer
 from mvlm_np.drafts import draft_for
-from mvlm_np.generation import Choice, Settings, settings_of
+from mvlm_np.generation import Choice, Drafted, Settings, settings_of
 from mvlm_np.inputs.conversation import IMAGE_MARK, History, pairs, render, stop_string
 from mvlm_np.inputs.image import Pictures, as_list
 from mvlm_np.inputs.tokenizer import tokenize_prompt
@@ -167,9 +167,9 @@ class Turn(Choice):
         """Of the answer, as far as it is certain."""
         return self._answer.text
 
-    def take(self, logits: np.ndarray) -> int:
+    def take(self, logits: np.ndarray, drafted: Drafted | None = None) -> int:
         """See `Choice`."""
-        token = super().take(logits)
+        token = super().take(logits, drafted)
         self._answer.push(token)
         if self.ended:
             self._answer.finish()
