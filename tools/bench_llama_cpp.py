@@ -17,6 +17,7 @@ the tokenizer, the embedding, lm_head and sampling are in them. llama-bench samp
 "of the limit" is what our figure reaches of what the machine can do, measured in the same process: reading
 memory for decode, multiplying bytes in registers for the prompt and the picture. "Never run here" is the
 question with an empty cache of machine code, where kernels that are not prebuilt have to be compiled.
+"With a draft" is `mvlm bench --speculate`: a draft model of 68M whose tokens are right that often.
 --neighbour takes the figures of both once more while another program keeps one core busy.
 """
 
@@ -78,11 +79,12 @@ VQA = Figure(f"one question about a picture, {NEW} tokens, whole process", "s", 
 MEMORY = Figure("peak memory of that", "GB", False)
 FIRST = Figure("the question, never run here", "s", False)
 TOGETHER = {n: Figure(f"{n} sequences together, behind {SHORT}", "times one") for n in (4, 8)}
+DRAFTS = {rate: Figure(f"decode with a draft, {rate:.0%} right", "times plain") for rate in (0.6, 0.8)}
 LOAD = Figure("load", "s", False)
 TUNED = (DECODE, DECODE_LONG, READ, ENCODE, VQA, LOAD)  # those that llama.cpp's flags are sought for
 # What is measured, in this order; the first ones beside a neighbour, too.
 BESIDE = ("decode", "long", "prompt", "encode", "ask")
-ALL = (*BESIDE, "first", "together", "load")
+ALL = (*BESIDE, "first", "together", "drafts", "load")
 
 
 class Ran(NamedTuple):
@@ -184,6 +186,29 @@ def ours_together(folder: str, image: str) -> list[float]:
     return [rates[count] / rates[1] for count in TOGETHER]
 
 
+def ours_drafts(folder: str, image: str) -> list[float]:
+    """Nothing, where the model cannot use drafts."""
+    import numpy as np
+
+    import mvlm_np
+    from mvlm_np.cli import speculate
+    from mvlm_np.drafts import draft_for
+    from mvlm_np.errors import UserError
+
+    model = mvlm_np.load(folder)
+    try:
+        draft_for(model, "ngrams")
+    except UserError:
+        return []
+    ids = np.random.default_rng(0).integers(3, model.config.decoder.vocab_size, SHORT).tolist()
+    measured, small = speculate.Measured(model, ids, 2 * NEW), speculate.llama_68m(model)
+    cost = small.decoder.nbytes / model.decoder.nbytes
+    drafts = [None, *(speculate.Controlled(small, cost, measured.answer, rate) for rate in DRAFTS)]
+    rounds = [[measured.decode(draft)[0] for draft in drafts] for _ in range(4)][1:]  # the first one warms up
+    plain, *seconds = map(median, zip(*rounds, strict=True))
+    return [plain / taken for taken in seconds]
+
+
 def timed(work: Callable[[], object], times: int = 3) -> float:
     """Seconds that it takes, the median of some times."""
     seconds = []
@@ -221,6 +246,7 @@ OURS: dict[str, Callable[[str, str], list[float]]] = {
     "prompt": ours_prompt,
     "encode": ours_encode,
     "together": ours_together,
+    "drafts": ours_drafts,
 }
 
 
@@ -365,6 +391,11 @@ def measure(what: str, args: argparse.Namespace, llama: LlamaCpp) -> dict[Figure
         case "together":
             both = zip(TOGETHER.values(), ours_in_a_process(what, args), llama.together(), strict=True)
             return {figure: Measured(ours, theirs) for figure, ours, theirs in both}
+        case "drafts":
+            if not (rates := ours_in_a_process(what, args)):
+                print("note: with this model nothing can be drafted", file=sys.stderr)
+                return {}
+            return {f: Measured(rate) for f, rate in zip(DRAFTS.values(), rates, strict=True)}
         case _:
             (ours,) = ours_in_a_process("load", args)
             return {LOAD: Measured(ours, llama.load(llama.commands[LOAD]))}

@@ -72,6 +72,7 @@ def test_it_finds_their_best_flags_and_tells_how_much_faster_we_are(
     assert decode["of_limit"][0] > 0
     beside = {name for name in rows if name.endswith(", busy neighbour")}
     assert len(beside) == 5 and {name.removesuffix(", busy neighbour") for name in beside} <= rows.keys()
+    assert all(row["theirs"] == [] for name, row in rows.items() if "draft" in name)
     assert rows["4 sequences together, behind 200"]["theirs"] == [2.5]
     (first,) = (name for name in rows if name.startswith("the question, never run here"))
     assert first.endswith(("(kernels compiled)", "(kernels prebuilt)"))
