@@ -16,8 +16,11 @@ from functools import cache
 from pathlib import Path
 
 from mvlm_np.errors import UserError
+from mvlm_np.kernels.targets import TARGETS
 
-MACHINE = platform.machine()  # x86_64 or aarch64
+# What is built for (in TARGETS), where that is not this CPU: the builder says so to its own process.
+BUILD = TARGETS.get(os.environ.get("MVLM_BUILD", ""))
+MACHINE = BUILD.machine if BUILD else platform.machine()  # x86_64 or aarch64
 
 # Each instruction set and the features it needs, best first. The last one needs none.
 INSTRUCTION_SETS = {
@@ -34,14 +37,9 @@ CPUINFO = Path("/proc/cpuinfo")
 
 # Features that Linux calls otherwise than LLVM, whose names are used here.
 _LLVM_NAMES = {
-    "pni": "sse3",
-    "sse4_1": "sse4.1",
-    "sse4_2": "sse4.2",
-    "lahf_lm": "sahf",
-    "abm": "lzcnt",
-    "bmi1": "bmi",
-}
-_LLVM_NAMES |= {"avx512_vnni": "avx512vnni", "avx_vnni": "avxvnni"}
+    "pni": "sse3", "sse4_1": "sse4.1", "sse4_2": "sse4.2", "lahf_lm": "sahf", "abm": "lzcnt", "bmi1": "bmi",
+    "avx512_vnni": "avx512vnni", "avx_vnni": "avxvnni",
+}  # fmt: skip
 
 # On ARM the kernel tells each program in two words of bits (arch/arm64/include/uapi/asm/hwcap.h): word, bit.
 _HWCAP, _HWCAP2 = 16, 26
@@ -55,6 +53,8 @@ _ARM_FEATURES = {
 @cache
 def features() -> frozenset[str]:
     """The CPU's features, by LLVM's names; of those with a name of their own, all that kernels may need."""
+    if BUILD:
+        return BUILD.needs
     listed = os.environ.get("NUMBA_CPU_FEATURES")
     if listed is None and os.environ.get("NUMBA_CPU_NAME", "").lower() == "generic":
         listed = ""  # so Numba takes it

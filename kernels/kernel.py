@@ -10,9 +10,11 @@ Which thread computes which step is not defined, and no step may depend on anoth
 
 from collections.abc import Callable
 from functools import cached_property
+from struct import error as StructError
 from typing import Any
 
-from mvlm_np.kernels.machine_code import machine_code
+from mvlm_np.kernels.machine_code import machine_code, parameters
+from mvlm_np.kernels.parameters import check
 from mvlm_np.kernels.threads import TEAM
 
 # Nanoseconds of work below which a thread is not given steps: handing them over costs about one microsecond.
@@ -31,5 +33,12 @@ class Kernel:
         return machine_code(self.name)
 
     def __call__(self, steps: int, cost: float, *args: Any) -> None:
-        """Runs steps 0 .. steps - 1 on `args`. cost: nanoseconds that a step takes, about."""
-        TEAM.run(self.compiled, steps, max(1, int(WORTH_SHARING // cost)), args)
+        """Runs steps 0 .. steps - 1 on `args`. cost: nanoseconds that a step takes, about.
+
+        TypeError: an argument is not of its declared type, and nothing has been computed.
+        """
+        try:
+            TEAM.run(self.compiled, steps, max(1, int(WORTH_SHARING // cost)), args)
+        except (TypeError, StructError):
+            check(self.name, parameters(self.name)[3:], args)
+            raise

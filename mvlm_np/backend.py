@@ -6,6 +6,7 @@ product of `kernels.pack`. "numba" is the same with the functions that `kernels`
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Protocol, cast
 
@@ -71,7 +72,7 @@ def check(name: str) -> None:
 
 
 def choose(name: str = "auto") -> Ops:
-    """The operations of a backend. "auto" is numba where it can be imported, else numpy."""
+    """The operations of a backend. "auto" is numba where its kernels' machine code can be had, else numpy."""
     check(name)
     if name == "numpy":
         return _namespace(REFERENCE)
@@ -82,8 +83,7 @@ def choose(name: str = "auto") -> Ops:
     except ImportError as error:
         if name == "auto":
             return _namespace(REFERENCE)
-        found = f"numba cannot be imported ({error})"
-        raise UserError("backend", found, fix="install numba, or take numpy") from None
+        raise UserError("backend", _no_code(error), fix="install numba, or take numpy") from None
     return _namespace({**REFERENCE, **fast})
 
 
@@ -116,29 +116,50 @@ def compiled(chosen: Ops) -> bool:
 
 
 def about_kernels() -> dict[str, Any]:
-    """`kernels.about`. ImportError: there is no Numba; UserError: MVLM_SIMD names what this CPU lacks."""
+    """`kernels.about`. UserError: MVLM_SIMD names what this CPU lacks."""
     from mvlm_np import kernels
 
     return kernels.about()
 
 
+def prebuilt() -> bool:
+    """Whether the kernels are compiled already, so that nothing waits for Numba."""
+    from mvlm_np.kernels import library
+
+    return library.choice().library is not None
+
+
+def build_library(kernels: Sequence[str], compiled: Callable[[str], object]) -> Path:
+    """`kernels.code.build.build_for_this_cpu`"""
+    from mvlm_np.kernels.code import build
+
+    return build.build_for_this_cpu(kernels, compiled)
+
+
 def limits() -> ModuleType | None:
-    """`kernels.limits`, which measures what the machine can do; None where there is no Numba."""
+    """`kernels.limits`, which measures what the machine can do; None where no kernel can run."""
     try:
-        from mvlm_np.kernels import limits
+        from mvlm_np.kernels import limits, machine_code
+
+        machine_code.require()
     except ImportError:
         return None
     return limits
 
 
 def all_kernels() -> list[Any]:
-    """`kernels.all_kernels`. UserError: there is no Numba."""
+    """`kernels.all_kernels`. UserError: their machine code cannot be had."""
     try:
         from mvlm_np import kernels
 
         return kernels.all_kernels()
     except ImportError as error:
-        raise UserError("kernels", f"numba cannot be imported ({error})", fix="install numba") from None
+        raise UserError("kernels", _no_code(error), fix="install numba") from None
+
+
+def _no_code(error: ImportError) -> str:
+    why = "".join(f"; {path}: {reason}" for path, reason in about_kernels()["passed_over"].items())
+    return f"numba cannot be imported ({error}), and no library of compiled kernels is there{why}"
 
 
 def limit_threads(threads: int) -> None:
@@ -150,8 +171,6 @@ def limit_threads(threads: int) -> None:
         raise UserError("threads", f"found {threads!r}", "a whole number from 1 to 1024")
     threads = int(threads)
     threadpool_limits(threads)
-    try:
-        from mvlm_np.kernels.threads import TEAM
-    except ImportError:
-        return
+    from mvlm_np.kernels.threads import TEAM
+
     TEAM.resize(threads)

@@ -44,7 +44,8 @@ def load(
 
     path_or_name  a model folder or a GGUF file
     precision     of the linear layers: "float32", "int8", "int4", or None: as stored; see `loader.bits`
-    backend       "numba", "numpy" (the reference), or "auto": numba if it is there and the model is not small
+    backend       "numba", "numpy" (the reference), or "auto": numba if it is there, but numpy for a model so
+                  small that importing Numba would take longer than the answer
     threads       of BLAS and of the kernels, for the whole process; None leaves them alone
     vision_tower  the folder of the CLIP model, where it is not where the config says
     mmproj        the GGUF file with vision tower and projector, where it is not beside the model
@@ -71,7 +72,8 @@ def load(
     if cache is None:
         cache = "float16" if quantized(tensors, precision) else "float32"
     require_memory(checkpoint, tensors, precision, cache)
-    if backend == "auto" and sum(tensor.nbytes for tensor in tensors.values()) < SMALL:
+    small = sum(tensor.nbytes for tensor in tensors.values()) < SMALL
+    if backend == "auto" and small and not backends.prebuilt():
         backend = "numpy"
     ops = backends.choose(backend)
     notes = list(checkpoint.notes)

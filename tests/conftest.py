@@ -8,6 +8,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
 
+# Numba compiles the kernels, even where `mvlm warmup` has left a library of them, unless one is named.
+os.environ.setdefault("MVLM_LIBRARIES", "")
+
 import pytest
 from hypothesis import HealthCheck, settings
 

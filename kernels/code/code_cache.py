@@ -25,6 +25,7 @@ from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
 
 from mvlm_np import ops
+from mvlm_np.kernels.library import cache_home
 
 ROOM = 4 << 20  # bytes that the kernels of an answer take, and more
 
@@ -76,13 +77,8 @@ def target():
 @cache
 def cache_folder():
     """The folder of this installation's machine code, there or not yet; None if nobody has a home."""
-    try:
-        home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        if not home.is_absolute():
-            home = Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return home / "mvlm-np" / fingerprint()
+    home = cache_home()
+    return home / fingerprint() if home else None
 
 
 @cache

@@ -11,11 +11,13 @@ defined, and no step may depend on another. In the file example.py this is the k
 """
 
 from functools import cached_property
+from inspect import getfullargspec
 
 from numba import types
 
 from mvlm_np.kernels.code.compile import compiled
 from mvlm_np.kernels.code.threads import dismiss, job_of, pool_type, share_out, work
+from mvlm_np.kernels.parameters import Parameter
 
 
 def reads(ndim, layout="C", dtype=types.float32):
@@ -40,7 +42,8 @@ def kernel(*signature, name=None, prepare=None, job=None):
         function = _runner(body, len(signature), prepare, job or signature)
         function.__module__, function.__qualname__ = body.__module__, f"run{own}"
         every = types.void(pool_type, types.int64, types.int64, *signature)
-        return _define(body, own, function, every)
+        given = getfullargspec(prepare.py_func).args if prepare else getfullargspec(body).args[2:]
+        return _define(body, own, function, every, ("pool", "steps", "least", *given))
 
     return define
 
@@ -48,18 +51,26 @@ def kernel(*signature, name=None, prepare=None, job=None):
 class Function:
     """A function of one signature, which returns nothing, compiled when it is first asked for."""
 
-    def __init__(self, name, function, signature):
+    def __init__(self, name, function, signature, names):
         self.name, self.function, self.signature = name, function, signature
+        self.parameters = [_parameter(*pair) for pair in zip(names, signature.args, strict=True)]
 
     @cached_property
     def compiled(self):
         return compiled(self.function, self.signature)
 
 
-def _define(body, name, function, signature):
+def _parameter(name, numba_type):
+    if isinstance(numba_type, types.Array):
+        of = numba_type.dtype.name, numba_type.ndim, numba_type.layout == "C", numba_type.mutable
+        return Parameter(name, *of)
+    return Parameter(name, numba_type.name)
+
+
+def _define(body, name, function, signature, names):
     name = f"{body.__module__.rpartition('.')[2]}.{name.lstrip('_')}"
     assert name not in FUNCTIONS, name
-    FUNCTIONS[name] = Function(name, function, signature)
+    FUNCTIONS[name] = Function(name, function, signature, names)
     return FUNCTIONS[name]
 
 
@@ -78,4 +89,4 @@ def run(pool, steps, least, {args}):
 
 FUNCTIONS: dict[str, Function] = {}  # by name: all whose modules are imported, and what the threads run
 for _function in (work, dismiss):
-    _define(_function.py_func, _function.py_func.__name__, _function.py_func, types.void(pool_type))
+    _define(_function.py_func, _function.py_func.__name__, _function.py_func, types.void(pool_type), ["pool"])

@@ -51,13 +51,16 @@ def examine() -> dict[str, Any]:
     kernels: dict[str, Any] | None = None
     try:
         kernels = backend.about_kernels()
-        if kernels["cache"]["folder"] is None:
+        if kernels["missing"]:
+            problems.append(
+                f"there is no Numba ({kernels['missing']}) and no library of compiled kernels that fits: "
+                "only the slow NumPy backend can be used"
+            )
+        elif kernels["cache"] and kernels["cache"]["folder"] is None:
             problems.append(
                 "machine code can be kept neither under $XDG_CACHE_HOME nor under ~/.cache, so every start "
                 "compiles anew; name a folder on a disk with room that can be written"
             )
-    except ImportError as error:
-        problems.append(f"there is no Numba ({error}): only the slow NumPy backend can be used")
     except UserError as error:
         problems.append(str(error))
     available = memory.available()
@@ -159,17 +162,22 @@ def _print(report: dict[str, Any]) -> None:
     line("processor", report["processor"])
     if kernels := report["kernels"]:
         asked = set().union(*kernels["instruction_sets"].values())
-        line("", "compiled for", kernels["cpu"], "with", ", ".join(sorted(asked)) or "nothing special")
+        if kernels["cpu"]:
+            line("", "compiled for", kernels["cpu"], "with", ", ".join(sorted(asked)) or "nothing special")
         others = [name for name in kernels["instruction_sets"] if name != kernels["instruction_set"]]
         line(
             "products",
             kernels["instruction_set"],
             f"(MVLM_SIMD may name {', '.join(others)})" if others else "",
         )
-        cache = kernels["cache"]
-        held = f"{cache['kernels']} compiled, {text(cache['bytes'])}"
-        held += f" in {cache['folder']}" + ("" if cache["writable"] else ", which takes no more")
-        line("kernels", held if cache["folder"] else "not kept")
+        if kernels["library"]:
+            line("kernels", "compiled before, in", kernels["library"])
+        elif cache := kernels["cache"]:
+            held = f"compiled here by Numba: {cache['kernels']}, {text(cache['bytes'])}"
+            held += f" in {cache['folder']}" + ("" if cache["writable"] else ", which takes no more")
+            line("kernels", held if cache["folder"] else "compiled here by Numba, and not kept")
+        for path, reason in kernels["passed_over"].items():
+            line("", f"not used: {path}: {reason}")
     cores = report["cores"]
     line("cores", f"{len(cores['cpus'])} of {cores['of']}:", ", ".join(map(str, cores["cpus"])))
     line("", cores["why"])
