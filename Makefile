@@ -12,12 +12,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL_TEST := $(PIP) install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check test-arm test-pythons lint types fuzz clean
+.PHONY: help demo test check test-prebuilt test-arm test-pythons wheels lint types fuzz clean
 
 help:
 	@echo 'make demo    ask the small model that is in the box about the pictures that are in the box'
 	@echo 'make test    lint, types and all tests; what CI runs (also: make check)'
 	@echo 'make lint, make types    one of these alone'
+	@echo 'make wheels  a wheel for x86-64, one for ARM, both with compiled kernels, and one without: dist/'
+	@echo 'make test-prebuilt    the tests of the kernels, with the libraries of the wheels'
 	@echo 'make test-arm    the kernels on emulated ARM processors; needs Debian or Ubuntu with qemu-user'
 	@echo 'make test-pythons    the wheel on each Python from 3.11 to 3.14 that is here'
 	@echo 'make fuzz    fuzz the readers of weight files for ten minutes'
@@ -35,10 +37,21 @@ test: lint types
 
 check: test
 
-test-arm: $(VENV)/.installed-test
+wheels: $(VENV)/.installed-wheels
+	rm -rf dist
+	$(BIN)/python tools/wheels.py dist
+
+# For this CPU, the kernels as the wheel has them; `make test` compiles them itself.
+test-prebuilt: $(VENV)/.installed-wheels
+	library=$$($(BIN)/python tools/wheels.py --library host | tail -1) && \
+	MVLM_LIBRARIES=$$(dirname $$library) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests/kernels \
+		--ignore tests/kernels/test_compile.py --ignore tests/kernels/test_dot_code.py \
+		--ignore tests/kernels/test_arm.py --ignore tests/kernels/test_limits.py
+
+test-arm: $(VENV)/.installed-wheels
 	$(BIN)/python tools/arm.py test
 
-test-pythons: $(VENV)/.installed-test
+test-pythons: $(VENV)/.installed-wheels
 	$(BIN)/python tools/pythons.py test
 
 lint: $(VENV)/.installed-test
@@ -50,6 +63,10 @@ types: $(VENV)/.installed-test
 fuzz: $(VENV)/.installed-test
 	@$(INSTALL_TEST) -e '.[fuzz]' || echo 'atheris has no build for this machine: fuzzing without coverage guidance.'
 	$(BIN)/python -m tests.checkpoints.fuzz
+
+$(VENV)/.installed-wheels: $(VENV)/.installed-test
+	$(INSTALL_TEST) -e '.[wheels]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .hypothesis build dist mvlm_np.egg-info

@@ -7,7 +7,11 @@
 `build` needs Debian's or Ubuntu's apt-get, dpkg-deb and qemu-user, and a network; no root. Debian's packages
 are those of this machine's release, in a folder of their own (tools/parts/debian.py); Python's have the
 versions of this interpreter's own. What is there and fits is kept: a second `build` does nothing, and one
-that was stopped goes on. Machine code is cached there too, so a second `test` compiles only what has changed.
+that was stopped goes on.
+
+The kernels that are tested come from the libraries of the wheel for ARM, which are built first, here and not
+under emulation. One test compiles three kernels on the emulated A76 too (tests/kernels/test_arm.py). Then the
+wheel is tried out as on a board without Numba.
 
 Emulation shows that code is right, not how fast it is.
 """
@@ -22,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
+from zipfile import ZipFile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
 
@@ -40,6 +45,7 @@ from tools.parts.emulated_arm import (
     python,
     site_fits,
 )
+from tools.parts.wheels import wheels
 
 DEBIAN = ["python3", "libstdc++6", "libgomp1"]  # apt adds what these need
 WHEELS = [
@@ -48,8 +54,17 @@ WHEELS = [
     "manylinux_2_17_aarch64",
     "manylinux2014_aarch64",
 ]
-# Not how machine code is cached, which is the same everywhere and would compile everything many times.
-TESTS = ["tests/kernels", *(f"--ignore=tests/kernels/test_{name}.py" for name in ("arm", "compile"))]
+# Not what compiles under emulation: how machine code is cached, and what LLVM makes of a kernel.
+SLOW = ("arm", "compile", "dot_code", "limits", "library")
+TESTS = ["tests/kernels", *(f"--ignore=tests/kernels/test_{name}.py" for name in SLOW)]
+BOARD = FOLDER / "board"  # the wheel, unpacked, and packages without Numba
+
+# What is used on such a board, and which library.
+NO_NUMBA = """
+from importlib.util import find_spec
+from mvlm_np.kernels import library
+print(library.choice().library.target, "Numba" if find_spec("numba") else "no Numba")
+"""
 
 
 # ---------------------------------------------------------------- building
@@ -102,6 +117,12 @@ def test(cpus: Sequence[str]) -> int:
     if not model.exists():
         maker = [sys.executable, str(ROOT / "tools/make_checkpoint.py"), "tiny", str(model)]
         subprocess.run(maker, check=True)
+    shutil.rmtree(BOARD, ignore_errors=True)
+    (wheel,) = (path for path in wheels(FOLDER / "wheels", ["aarch64"]) if "aarch64" in path.name)
+    ZipFile(wheel).extractall(BOARD)
+    for package in SITE.iterdir():
+        if not package.name.startswith(("numba", "llvmlite")):
+            (BOARD / package.name).symlink_to(package)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(lambda cpu: _test_one(cpu, model), cpus)
         failed = [cpu for cpu, good in zip(cpus, results, strict=True) if not good]
@@ -110,18 +131,28 @@ def test(cpus: Sequence[str]) -> int:
 
 
 def _test_one(cpu: str, model: Path) -> bool:
-    started = perf_counter()
+    started, libraries = perf_counter(), BOARD / "mvlm_np/kernels/native"
     tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=emulated", *TESTS]
-    ask = ["-m", "mvlm_np", "ask", "examples/chelsea.jpg", "What animal is this?", "--model", str(model)]
+    picture = str(ROOT / "examples/chelsea.jpg")
+    ask = ["-m", "mvlm_np", "ask", picture, "What animal is this?", "--model", str(model)]
     ask += ["--precision", "int4", "--max-new-tokens", "2"]
-    runs = [python(cpu, *tests), *(python(cpu, *ask, "--backend", name) for name in ("numba", "numpy"))]
-    tested, fast, plain = runs
+    runs = [
+        python(cpu, *tests, libraries=libraries),
+        *(
+            python(cpu, *ask, "--backend", name, libraries=libraries, site=BOARD)
+            for name in ("numba", "numpy")
+        ),
+        python(cpu, "-c", NO_NUMBA, libraries=libraries, site=BOARD),
+    ]
+    tested, fast, plain, without = runs
     same = fast.stdout == plain.stdout and len(fast.stdout) > 1
+    same = same and without.stdout.split() == [CPUS[cpu].instruction_set, "no", "Numba"]
     good = same and not any(run.returncode for run in runs)
     print(f"---- {cpu}: {'good' if good else 'FAILED'}, {perf_counter() - started:.0f} s")
     print(tested.stdout.strip(), tested.stderr.strip(), sep="\n")
-    for run in (fast, plain):
-        print(f"mvlm ask: exit code {run.returncode}, {run.stdout.strip()!r}", run.stderr.strip(), flush=True)
+    for run in (fast, plain, without):
+        said = run.stderr.strip().splitlines()[-1:] if run.returncode else []
+        print(f"from the wheel: exit code {run.returncode}, {run.stdout.strip()!r}", *said, flush=True)
     return good
 
 

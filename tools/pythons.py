@@ -8,9 +8,11 @@ A Python is here if it is on the PATH or among pyenv's. Python 3.14 may come fro
 instead, unpacked in .cache/pythons, with a C library of its own; that needs Debian's apt-get and dpkg-deb,
 and no root. One that is not to be had is passed over, and it is said why.
 
-The wheel is built once. Each Python gets a fresh environment with the wheel and pytest, and no torch, and
-runs the tests of packaging, of the command line and of the kernels, then the model in the box. The tests run
-in a folder without the sources, so what they test is what was installed.
+The wheel for this machine, with its libraries of compiled kernels, is built once. Each Python gets a fresh
+environment with the wheel and pytest, and no torch, and runs the tests of packaging, of the command line and
+of the kernels, then the model in the box. The tests run in a folder without the sources, so what they test is
+what was installed. Each Python gets a second environment, without Numba, as docs/install.md makes one for a
+board: there every verb that needs no network is tried.
 """
 
 import argparse
@@ -28,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, wh
 
 from mvlm_np.errors import UserError
 from tools.parts import debian
+from tools.parts.wheels import wheels
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".cache" / "pythons"
@@ -36,6 +39,7 @@ VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 FROM_DEBIAN = ("3.14",)  # what Debian's unstable release has
 NEEDED = ["libstdc++6", "libgomp1"]  # by the wheels of NumPy and Numba
 TOOLS = ["pytest", "pytest-xdist", "hypothesis", "setuptools>=77"]
+WITHOUT_NUMBA = ["numpy", "safetensors", "sentencepiece", "pillow", "tqdm", "threadpoolctl"]
 # What the tests read besides the package, and what the wheel is built from.
 FOR_TESTS = ["tests", "tools", "examples", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"]
 FOR_THE_WHEEL = ["mvlm_np", "kernels"]
@@ -117,12 +121,9 @@ def build() -> Path:
             shutil.copytree(ROOT / name, CHECKOUT / name, symlinks=True, ignore=skip)
         else:
             shutil.copy(ROOT / name, CHECKOUT)
-    options = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(WHEEL)]
-    debian.must(sys.executable, ["-m", "pip", *options, str(CHECKOUT)], "see what pip says above")
-    for name in (*FOR_THE_WHEEL, "build", "mvlm_np.egg-info"):
+    for name in FOR_THE_WHEEL:
         shutil.rmtree(CHECKOUT / name, ignore_errors=True)
-    (wheel,) = WHEEL.iterdir()
-    return wheel
+    return next(path for path in wheels(WHEEL, [platform.machine()]) if platform.machine() in path.name)
 
 
 def install(version: str, python: Path, wheel: Path) -> Path:
@@ -133,6 +134,46 @@ def install(version: str, python: Path, wheel: Path) -> Path:
     pip = ["-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     debian.must(str(folder / "bin/python"), [*pip, str(wheel), *TOOLS], "see what pip says above")
     return folder / "bin"
+
+
+def install_without_numba(version: str, python: Path, wheel: Path) -> Path:
+    """An environment as docs/install.md makes one for a board: the folder of its programs."""
+    folder = FOLDER / version / "board"
+    shutil.rmtree(folder, ignore_errors=True)
+    debian.must(str(python), ["-m", "venv", str(folder)], f"Python {version} must be able to make one")
+    pip = ["-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    debian.must(str(folder / "bin/python"), [*pip, *WITHOUT_NUMBA], "see what pip says above")
+    debian.must(str(folder / "bin/python"), [*pip, "--no-deps", str(wheel)], "see what pip says above")
+    return folder / "bin"
+
+
+def verbs_without_numba(version: str, programs: Path) -> list[subprocess.CompletedProcess[str]]:
+    """Every verb that needs no network, once, where there is no Numba."""
+    work = FOLDER / version / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    picture = str(CHECKOUT / "examples/chelsea.jpg")
+    code = """
+import shutil
+from mvlm_np import backend, demo
+assert backend.prebuilt()
+shutil.copytree(demo.__path__[0] + "/model", "model")
+"""
+    calls = [
+        ["doctor"],
+        ["warmup"],
+        ["demo"],
+        ["ask", picture, "Describe the picture.", "--model", "model", "--max-new-tokens", "5"],
+        ["ask", "Who are you?", "--model", "model", "--backend", "numba", "--precision", "int4"],
+        ["inspect", "model"],
+        ["convert", "model", "small", "--precision", "int4"],
+        ["bench", "--model", "small", "--backend", "numba"],
+        ["look", picture, "Describe the picture.", "--model", "model", "--html", "look.html"],
+        ["golden", "record", "model", "--image", picture, "--question", "What?", "-o", "golden.safetensors"],
+        ["golden", "compare", "golden.safetensors", "golden.safetensors"],
+    ]
+    first = _run(version, [str(programs / "python"), "-c", code], work)
+    return [first, *(_run(version, [str(programs / "mvlm"), *call], work) for call in calls)]
 
 
 def test(versions: Sequence[str]) -> int:
@@ -155,6 +196,7 @@ def _test_one(version: str, python: Path, wheel: Path) -> bool:
     started = perf_counter()
     try:
         programs = install(version, python, wheel)
+        board = install_without_numba(version, python, wheel)
     except UserError as error:
         print(f"---- {version}: FAILED: {error}", flush=True)
         return False
@@ -165,6 +207,7 @@ def _test_one(version: str, python: Path, wheel: Path) -> bool:
         _run(version, [*pytest, *TESTS], CHECKOUT),
         _run(version, [*pytest, "tests/test_packaging.py", "-k", "not lint"], ROOT),
         *(_run(version, [str(programs / "mvlm"), *arguments], CHECKOUT) for arguments in DEMO),
+        *verbs_without_numba(version, board),
     ]
     good = not any(run.returncode for run in runs)
     seconds = f"{installed - started:.0f} s to install, {perf_counter() - installed:.0f} s to test"

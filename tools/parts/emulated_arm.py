@@ -40,26 +40,35 @@ def missing() -> str | None:
     return None if site_fits() and PYTHON.exists() else f"{FOLDER} is not built (make test-arm builds it)"
 
 
-def environment(cpu: str) -> Mapping[str, str]:
-    """The environment variables with which `PYTHON` is Python on that CPU, and its children too."""
+def environment(cpu: str, libraries: Path | None = None, site: Path | None = None) -> Mapping[str, str]:
+    """The environment variables with which `PYTHON` is Python on that CPU, and its children too.
+
+    libraries  where the libraries of compiled kernels are; None: there are none, Numba compiles
+    site       what is installed, the project included; None: all packages, and the checkout
+    """
     emulated, compiled_for, features, _ = CPUS[cpu]
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "MVLM_"))}
-    return ours | {
-        "QEMU_CPU": emulated,
-        "QEMU_LD_PREFIX": str(ROOT_FILES),
-        "PYTHONHOME": str(ROOT_FILES / "usr"),
-        "PYTHONPATH": f"{SITE}:{ROOT}",
-        "PYTHONNOUSERSITE": "1",
-        "XDG_CACHE_HOME": str(FOLDER / "machine-code"),
-        "NUMBA_CPU_NAME": compiled_for,
-        "NUMBA_CPU_FEATURES": features,
-    }
+    numba = {"NUMBA_CPU_NAME": compiled_for, "NUMBA_CPU_FEATURES": features, "MVLM_LIBRARIES": ""}
+    return (
+        ours
+        | (numba if libraries is None else {"MVLM_LIBRARIES": str(libraries)})
+        | {
+            "QEMU_CPU": emulated,
+            "QEMU_LD_PREFIX": str(ROOT_FILES),
+            "PYTHONHOME": str(ROOT_FILES / "usr"),
+            "PYTHONPATH": f"{SITE}:{ROOT}" if site is None else str(site),
+            "PYTHONNOUSERSITE": "1",
+            "XDG_CACHE_HOME": str(FOLDER / "machine-code"),
+        }
+    )
 
 
-def python(cpu: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python with these arguments on that CPU, in the checkout."""
-    command, env = [str(PYTHON), *arguments], environment(cpu)
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+def python(
+    cpu: str, *arguments: str, libraries: Path | None = None, site: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python with these arguments on that CPU, in the checkout; `environment` says with what."""
+    command, env = [str(PYTHON), *arguments], environment(cpu, libraries, site)
+    return subprocess.run(command, cwd=site or ROOT, env=env, capture_output=True, text=True, check=False)
 
 
 def pins() -> str:
