@@ -15,7 +15,16 @@ def operations() -> dict[str, Callable]:
     A twin takes and returns what its namesake does; what it is not made for (another type than float32,
     an odd shape) it passes on to it. Nothing is compiled before it is called.
     """
-    from mvlm_np.kernels import activations, attention, images, int8_attention, norms, quantized
+    from mvlm_np.kernels import (
+        activations,
+        attention,
+        dense,
+        images,
+        int8_attention,
+        norms,
+        quantized,
+        rotary,
+    )
     from mvlm_np.kernels.machine_code import require
 
     require()
@@ -31,7 +40,9 @@ def operations() -> dict[str, Callable]:
         "int8_attention": int8_attention.int8_attention,
         "cached_attention": attention.cached_attention,
         "beam_attention": attention.beam_attention,
+        "rope_angles": rotary.rope_angles,
         "rope": attention.rope,
+        "matmul": dense.matmul,
         "depthwise_conv": images.depthwise_conv,
         "adaptive_avg_pool": images.adaptive_avg_pool,
         "packed_product": quantized.packed_product,

@@ -7,6 +7,8 @@ LANES = 16  # of a vector: rows of weights, or neighbouring floats
 # Elements of one step of an activation. It is fixed so that an element is computed by the same
 # instructions whatever the number of threads: LLVM treats the end of a loop differently from its body.
 ACTIVATED = 4096
+# Rows of a tile of float32: their sums, 16 lanes each, fill most registers of AVX-512, or AVX2's and NEON's.
+FLOAT_ROWS = 12 if INSTRUCTION_SET == "avx512vnni" else 6
 READ = 1 << 14  # floats of one step of `limits.read`: 64 kB
 
 # Tokens of a tile, and columns of 16 rows, when there are many tokens. A row of sums for each token and

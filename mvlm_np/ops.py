@@ -7,10 +7,9 @@ width, H heads, KV key-value heads, d head size.
 """
 
 from functools import cache
-from math import erf, sqrt
+from math import erf, factorial, pi, sqrt
 
 import numpy as np
-from numpy.polynomial import Chebyshev
 
 from mvlm_np.errors import GenerationError
 
@@ -82,18 +81,22 @@ def hardswish(x: np.ndarray) -> np.ndarray:
     return x * hardsigmoid(x)
 
 
-@cache
-def erf_series() -> Chebyshev:
-    # erf is odd, so erf(x) / x is a smooth function of x^2. Past |x| = 4, float32 erf is +-1.
-    # This polynomial through points of math.erf stays within 4e-11 of it.
-    return Chebyshev.interpolate(np.vectorize(lambda s: erf(sqrt(s)) / sqrt(s)), 18, domain=[0, 16])
+# erf is odd, so erf(x) / x is a smooth function of x^2. Past |x| = 4, float32 erf is +-1. This is a
+# polynomial in x^2 / 8 - 1, the highest power first, through erf at Chebyshev's 19 points, and within 4e-10
+# of it. It is written down, since fitting it gives other last digits on another CPU.
+ERF = (
+    0.000094038166, -0.000246422015, 0.000173229503, -0.000325519627, 0.001410152893,
+    -0.002909712956, 0.004774946221, -0.008384044276, 0.014381038744, -0.022562558293,
+    0.033053291696, -0.045744312675, 0.059887829583, -0.074730486797, 0.090208941343,
+    -0.107710292886, 0.131675117776, -0.176576235800, 0.353530995643,
+)  # fmt: skip
 
 
 def _erf(x: np.ndarray) -> np.ndarray:
     if x.dtype == np.float64:  # to the last bits, which the series does not reach
         return np.frompyfunc(erf, 1, 1)(x).astype(np.float64)
     wide = np.clip(x.astype(np.float64), -4, 4)
-    return (wide * erf_series()(wide * wide)).astype(x.dtype)
+    return (wide * np.polyval(ERF, wide * wide / 8 - 1)).astype(x.dtype)
 
 
 # ---------------------------------------------------------------- attention
@@ -155,12 +158,48 @@ def rope_angles(positions: np.ndarray, d: int, theta: float) -> tuple[np.ndarray
     The published code computes angles in float32 throughout, and its answers depend on it: more
     precise angles miss the goldens. Only the power is taken in float64 and then rounded: for head
     sizes of 8, 16, 32, 64, 80 and 128 that is bit-equal to torch. For others torch's own power may
-    be off in its last bit, and by how much depends on the processor.
+    be off in its last bit, and by how much depends on the processor. cos and sin of the float32 angle
+    are the nearest float32, the same on every processor.
     """
-    exponent = np.arange(0, d, 2, dtype=np.float32) / np.float32(d)
-    inverse = np.float32(1) / (theta ** exponent.astype(np.float64)).astype(np.float32)
-    angles = positions.astype(np.float32)[:, None] * inverse
-    return np.cos(angles), np.sin(angles)
+    return _cos_sin(positions.astype(np.float32)[:, None] * rope_frequencies(d, theta))
+
+
+@cache
+def rope_frequencies(d: int, theta: float) -> np.ndarray:
+    """The angles of position 1, float32 (d/2,)."""
+    exponents = np.arange(0, d, 2, dtype=np.float32) / np.float32(d)
+    # By the C library, since NumPy's own power differs from CPU to CPU. Libraries may differ in the last bit
+    # of a float64, 2^-52 of the power; that decides nothing unless it is as near to halfway between two
+    # float32. With theta 10,000 and any head size up to 256, none is nearer than 2^-38.
+    powers = [theta**exponent for exponent in exponents.tolist()]
+    return np.float32(1) / np.array(powers).astype(np.float32)
+
+
+# Half of pi in two parts: the first has so few bits that its products with whole numbers up to 2^20 are
+# exact.
+HALF_PI, HALF_PI_REST = float.fromhex("0x1.921fb544p+0"), float.fromhex("0x1.0b4611a626331p-34")
+# Taylor's series of cos(r) and of sin(r) / r by powers of r^2, the highest first: (9, 2, 1, 1). What is left
+# out is below 2e-18 where |r| <= pi / 4.
+TAYLOR = np.array([[(-1) ** k / factorial(2 * k + odd) for odd in (0, 1)] for k in range(8, -1, -1)])
+TAYLOR = TAYLOR[..., None, None]
+
+
+def _cos_sin(angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin of float32 (T, n): computed in float64, and rounded.
+
+    By additions and multiplications alone, which are the same on every CPU; NumPy's cos and sin are not.
+    """
+    wide = angles.astype(np.float64)
+    quarters = np.rint(wide * (2 / pi))  # of a circle
+    r = wide - quarters * HALF_PI - quarters * HALF_PI_REST
+    square, both = r * r, np.zeros((2, *r.shape))
+    for coefficients in TAYLOR:
+        both *= square
+        both += coefficients
+    both[1] *= r
+    cos, sin = both.astype(np.float32)
+    turned = quarters.astype(np.int64) & 3
+    return np.choose(turned, [cos, -sin, -cos, sin]), np.choose(turned, [sin, cos, -sin, -cos])
 
 
 def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
@@ -213,6 +252,11 @@ def quantized_matmul(x: np.ndarray, w: np.ndarray, scales: np.ndarray) -> np.nda
 
 
 # ---------------------------------------------------------------- images
+
+
+def matmul(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x W^T: (M, K) and (N, K) -> (M, N)."""
+    return x @ w.T
 
 
 def patches(pixels: np.ndarray, size: int) -> np.ndarray:

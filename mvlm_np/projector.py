@@ -130,7 +130,7 @@ def ldp_block(x: np.ndarray, w: LDPBlock, ops: Ops, trace: Trace, name: str) -> 
     trace(f"{name}.0", channels_first(x))
 
     # Squeeze and excitation: one factor a channel, computed from the mean of the whole picture.
-    s = tokens(x).mean(axis=0, keepdims=True)  # (1, D)
+    s = tokens(ops.adaptive_avg_pool(x, 1, 1))  # (1, D)
     trace(f"{name}.1.avgpool", channels_first(s[None]))
     s = w.squeeze(s)  # (1, R)
     trace(f"{name}.1.fc1", channels_first(s[None]))

@@ -70,7 +70,7 @@ def bind(config: VisionConfig, get: Binder) -> VisionWeights:
 def embed(pixels: np.ndarray, weights: VisionWeights, config: VisionConfig, ops: Ops) -> np.ndarray:
     """hidden_states[0]: class token first, positions added, normalised. (3, h, w) -> (1 + patches, V)."""
     patches = ops.patches(pixels, config.patch_size)  # (576, 588)
-    patches = patches @ weights.patch_embedding.reshape(config.hidden_size, -1).T  # (576, V)
+    patches = ops.matmul(patches, weights.patch_embedding.reshape(config.hidden_size, -1))  # (576, V)
     x = np.concatenate([weights.class_embedding[None], patches])  # (577, V)
     x = x + weights.position_embedding
     return ops.layer_norm(x, *weights.pre_layrnorm, config.layer_norm_eps)

@@ -55,6 +55,7 @@ def examples(dtype: type) -> dict[str, tuple[Any, ...]]:
         "attention": (a(4, 3, 6), a(2, 5, 6), a(2, 5, 6), True),
         "int8_attention": (a(2, 3, 40), a(2, 35, 40), a(2, 35, 40), False),
         "rope": (a(2, 3, 8), a(3, 4), a(3, 4)),
+        "matmul": (a(3, 5), a(4, 5)),
         "patches": (a(3, 7, 9), 2),
         "depthwise_conv": (a(5, 6, 4), a(4, 1, 3, 3), a(4), 2),
         "adaptive_avg_pool": (a(5, 6, 4), 2, 7),

@@ -1,7 +1,6 @@
 """The activations, element by element, with `exp` and `erf` written so that LLVM can vectorise them."""
 
 import numpy as np
-from numpy.polynomial import Polynomial
 
 from mvlm_np import ops
 from mvlm_np.kernels.code.compile import inline
@@ -99,8 +98,7 @@ def _power_of_two(k):
 
 
 # The polynomial that `ops` evaluates, in powers of u = x^2 / 8 - 1: the even and the odd ones, highest first.
-_ALL = ops.erf_series().convert(kind=Polynomial, window=[-1, 1], domain=[0, 16]).coef[::-1].tolist()
-EVEN, ODD = tuple(_ALL[::2]), tuple(_ALL[1::2])
+EVEN, ODD = ops.ERF[::2], ops.ERF[1::2]
 
 
 @inline

@@ -30,7 +30,7 @@ compile = pytest.importorskip("mvlm_np.kernels.code.compile")
 
 FAST = kernels.operations()
 CACHED = {"cached_attention", "beam_attention"}  # see test_cached.py
-FLOAT = sorted(FAST.keys() & vars(ops).keys() - CACHED)
+FLOAT = sorted(FAST.keys() & vars(ops).keys() - CACHED - {"rope_angles"})
 EXP = 3 * U  # exp and one rounding
 
 
@@ -126,6 +126,7 @@ def ones(*shape: int) -> np.ndarray:
         ("attention", (ones(4, 2, 8), ones(2, 5, 8), ones(2, 4, 8), True)),
         ("attention", (ones(4, 2, 8), ones(2, 5, 7), ones(2, 5, 7), True)),
         ("attention", (ones(4, 2, 8), ones(3, 5, 8), ones(3, 5, 8), True)),
+        ("matmul", (ones(2, 3), ones(2, 4))),
         ("rope", (ones(2, 3, 8), ones(4, 4), ones(4, 4))),
         ("rope", (ones(2, 3, 7), ones(3, 3), ones(3, 3))),
         ("depthwise_conv", (ones(4, 4, 3), ones(2, 1, 3, 3), None, 1)),
@@ -405,11 +406,34 @@ def test_rope(data: Any, half: int, H: int, T: int) -> None:
     agree("rope", (x, frozen(cos), frozen(sin)), 3 * U * both + 2 * TINY)  # two products and their sum
 
 
+@given(st.integers(0, 300), st.integers(1, 70), st.floats(2, 1e7), st.integers(0, 1 << 20))
+def test_rope_angles_are_their_definitions_to_the_bit(T: int, half: int, theta: float, first: int) -> None:
+    arguments = np.arange(first, first + T), 2 * half, theta
+    for found in forms(lambda: np.stack(FAST["rope_angles"](*arguments))):
+        assert found.dtype == np.float32
+        assert found.tobytes() == np.stack(ops.rope_angles(*arguments)).tobytes()
+
+
 def positions(T: int) -> st.SearchStrategy[np.ndarray]:
     return st.integers(0, 5000).map(lambda first: np.arange(first, first + T))
 
 
 # ---------------------------------------------------------------- images
+
+
+@given(st.data(), sizes, st.integers(1, 300), sizes)
+def test_matmul(data: Any, M: int, K: int, N: int) -> None:
+    x, w = data.draw(floats32(M, K)), data.draw(floats32(N, K))
+    size = ops.matmul(np.abs(x.astype(np.float64)), np.abs(w))
+    agree("matmul", (x, w), K * (U * size + TINY))
+
+
+def test_a_row_of_matmul_depends_on_no_other() -> None:
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal((n, 588)).astype(np.float32) for n in (31, 40))
+    together = FAST["matmul"](x, w)
+    for i in range(len(x)):
+        assert np.array_equal(FAST["matmul"](x[i : i + 1], w)[0], together[i])
 
 
 @given(
