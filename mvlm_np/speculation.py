@@ -23,8 +23,8 @@ from mvlm_np.trace import Watch
 if TYPE_CHECKING:
     from mvlm_np.session import Session
 
-MOST = 7  # drafted tokens that are checked at a time
-ROW = 0.08  # what a row more costs, as a part of a step with one row: docs/measurements.md
+MOST = 3  # drafted tokens that are checked at a time: with the one before them, the four rows of a tile
+ROW = 0.04  # what a row more costs, as a part of a step with one row: docs/measurements.md
 MEMORY = 0.98  # what was seen n tokens ago counts MEMORY^n
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mvlm_np.model import MobileVLM
 
 RATES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
-ROWS = (2, 4, 8)
+ROWS = (2, 4)
 
 
 class RandomInt8(Binder):
