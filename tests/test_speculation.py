@@ -157,7 +157,7 @@ def test_a_draft_that_is_always_right_saves_most_steps():
     found, _, watch = run(toy, Seer(expected, 1, 0), Settings(81))
     assert found == expected
     assert watch.counts == {"drafted": 80 - toy.steps, "accepted": 80 - toy.steps}
-    assert toy.steps < 16
+    assert toy.steps == 80 / (MOST + 1)
 
 
 def test_a_drafted_token_that_ends_the_answer_was_accepted():
@@ -221,7 +221,7 @@ def test_work_repeats():
         draft = Seer(expected, 0.6, 1)
         run(Toy(0, 9), draft, Settings(60))
         asked.append(draft.asked)
-    assert asked[0] == asked[1] and len({*asked[0]}) > 2
+    assert asked[0] == asked[1] and len({*asked[0]}) > 1
 
 
 # ---------------------------------------------------------------- draws keep their chances

@@ -5,6 +5,7 @@ computes as a real one would, while what it "says" is right in each place with a
 """
 
 import json
+from collections import Counter
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -65,11 +66,11 @@ class Controlled(DraftModel):
 
     def __init__(self, model: "MobileVLM", cost: float, answer: list[int], rate: float):
         super().__init__(model, cost)
-        self.answer, self.rate = answer, rate
+        self.answer, self.rate, self.luck = answer, rate, np.random.default_rng(0)
 
     def begin(self, ids: np.ndarray, settings: Settings, known: int) -> None:
         super().begin(ids, settings, known)
-        self.prompt, self.rng = len(ids), np.random.default_rng(0)
+        self.prompt = len(ids)
 
     def propose(self, ids: np.ndarray, n: int) -> list[Drafted]:
         self.coming = self.answer[len(ids) - self.prompt :]
@@ -77,7 +78,7 @@ class Controlled(DraftModel):
 
     def draw(self, logits: np.ndarray) -> Drafted:
         super().draw(logits)  # takes its time
-        right, token = self.rng.random() < self.rate, self.coming.pop(0)
+        right, token = self.luck.random() < self.rate, self.coming.pop(0)
         return Drafted(token if right else another(token))
 
 
@@ -147,14 +148,15 @@ def measure(model: "MobileVLM", prompt: int, new: int, rounds: int) -> dict[str,
     measured, small = Measured(model, ids, new), llama_68m(model)
     cost = small.decoder.nbytes / model.decoder.nbytes
     drafts = {rate: Controlled(small, cost, measured.answer, rate) for rate in RATES}
-    counts: dict[float, dict[str, int]] = {}
+    counts = {rate: Counter[str]() for rate in RATES}
     seconds: dict[Any, list[float]] = {}
     for turn in range(rounds + 1):
         if turn == 1:
             seconds.clear()  # the first one was a warm-up
         seconds.setdefault("plain", []).append(measured.decode()[0])
         for rate, draft in drafts.items():
-            time, counts[rate] = measured.decode(draft)
+            time, found = measured.decode(draft)
+            counts[rate].update(found)
             seconds.setdefault(rate, []).append(time)
         for rows in (1, *ROWS):
             seconds.setdefault(f"{rows} rows", []).append(median(measured.step(rows) for _ in range(3)))
