@@ -218,7 +218,7 @@ def test_work_repeats():
     expected, _ = plain(Toy(0, 9), Settings(60))
     asked = []
     for _ in range(2):
-        draft = Seer(expected, 0.6, 1)
+        draft = Seer(expected, 0.4, 1, cost=0.1)
         run(Toy(0, 9), draft, Settings(60))
         asked.append(draft.asked)
     assert asked[0] == asked[1] and len({*asked[0]}) > 1
