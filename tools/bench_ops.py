@@ -1,4 +1,4 @@
-"""Times each float32 op in NumPy and in Numba, at the shapes of MobileVLM_V2-1.7B.
+"""Times each op but the linear layers in NumPy and in Numba, at the shapes of MobileVLM_V2-1.7B.
 
     python tools/bench_ops.py              all ops
     python tools/bench_ops.py attention    those whose line has the word in it
@@ -44,7 +44,9 @@ def cases() -> Iterator[Case]:
 
     T = PATCHES + 1
     yield "encoder", "layer_norm", (a(T, V), a(V), a(V), 1e-5)
-    yield "encoder", "attention", (*(heads(T, VISION_HEADS, V) for _ in range(3)), False)
+    q, k, v = (heads(T, VISION_HEADS, V) for _ in range(3))
+    yield "encoder", "attention", (q, k, v, False)
+    yield "encoder", "int8_attention", (q, k, v, False)
     yield "encoder", "quick_gelu", (a(T, 4 * V),)
     yield "projector", "gelu", (a(PATCHES, D),)
     yield "projector", "adaptive_avg_pool", (a(24, 24, D), 12, 12)
