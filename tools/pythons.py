@@ -43,13 +43,16 @@ WITHOUT_NUMBA = ["numpy", "safetensors", "sentencepiece", "pillow", "tqdm", "thr
 # What the tests read besides the package, and what the wheel is built from.
 FOR_TESTS = ["tests", "tools", "examples", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"]
 FOR_THE_WHEEL = ["mvlm_np", "kernels"]
-# Not what LLVM makes of a kernel, which is the same on each Python, and not what compiles for minutes.
+# Not what LLVM makes of a kernel, which is the same on each Python, not what compiles for minutes, and not
+# how libraries are built, which needs the sources.
 TESTS = [
     "tests/kernels",
-    *(f"--ignore=tests/kernels/test_{name}.py" for name in ("arm", "dot_code", "cached")),
+    *(f"--ignore=tests/kernels/test_{name}.py" for name in ("arm", "dot_code", "cached", "library")),
 ]
 TESTS += ["tests/test_cli.py", "tests/test_demo.py", "tests/cli/test_doctor.py"]
 TESTS += ["tests/cli/test_warmup.py", "tests/inputs/test_levels.py", "tests/inputs/test_picture_file.py"]
+# With the wheel's compiled kernels; the other tests let Numba compile.
+OF_LIBRARIES = ["tests/kernels/test_quantized.py", "tests/kernels/test_float.py"]
 # The model in the box, as README shows it, and one question that everybody can check.
 DEMO = [["demo"], ["ask", "examples/chelsea.jpg", "Describe the picture.", "--max-new-tokens", "5"]]
 
@@ -203,10 +206,12 @@ def _test_one(version: str, python: Path, wheel: Path) -> bool:
     installed = perf_counter()
     pytest = [str(programs / "python"), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     pytest += ["--hypothesis-profile=emulated"]  # fewer examples; all of them run on the first Python
+    (libraries,) = (programs.parent / "lib").glob("python*/site-packages/mvlm_np/kernels/native")
     runs = [
         _run(version, [*pytest, *TESTS], CHECKOUT),
         _run(version, [*pytest, "tests/test_packaging.py", "-k", "not lint"], ROOT),
         *(_run(version, [str(programs / "mvlm"), *arguments], CHECKOUT) for arguments in DEMO),
+        _run(version, [*pytest, *OF_LIBRARIES], CHECKOUT, {"MVLM_LIBRARIES": str(libraries)}),
         *verbs_without_numba(version, board),
     ]
     good = not any(run.returncode for run in runs)
@@ -217,10 +222,17 @@ def _test_one(version: str, python: Path, wheel: Path) -> bool:
     return good
 
 
-def _run(version: str, command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def _run(
+    version: str, command: Sequence[str], folder: Path, more: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     pipe, together = subprocess.PIPE, subprocess.STDOUT
     return subprocess.run(
-        command, cwd=folder, env=environment(version), stdout=pipe, stderr=together, text=True
+        command,
+        cwd=folder,
+        env={**environment(version), **(more or {})},
+        stdout=pipe,
+        stderr=together,
+        text=True,
     )
 
 
