@@ -15,7 +15,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mvlm_np.errors import UserError
-from mvlm_np.kernels.library import cache_folder, choice, file_name, fingerprint, folders, sealed, target
+from mvlm_np.kernels.library import (
+    HERE,
+    cache_folder,
+    choice,
+    file_name,
+    fingerprint,
+    folders,
+    sealed,
+    target,
+)
 
 # Nothing in a library may depend on where or when it was linked. What it calls, malloc and such, is in the
 # process that loads it.
@@ -36,7 +45,7 @@ def build(
     compiled  called with the name of each, once it is compiled
     UserError: it does not work out. Then nothing is left in the folder.
     """
-    path = folder / file_name(target)
+    path, sources = folder / file_name(target), _sources()
     try:
         with tempfile.TemporaryDirectory(prefix="mvlm-") as temporary:
             objects, linked = Path(temporary, "objects"), Path(temporary, "linked")
@@ -45,7 +54,9 @@ def build(
             parts = [Path(__file__).with_name("memory.c"), *sorted(objects.glob("*.o"))]
             _link([*compiler, *_OPTIONS, "-o", str(linked), *map(str, parts)])
             taken = json.loads((objects / "kernels.json").read_text("utf-8"))
-            about = {"target": target, "sources": fingerprint(), "kernels": taken}
+            if sources != _sources():
+                raise UserError(HERE, "has changed while it was compiled", fix="try again")
+            about = {"target": target, "sources": sources, "kernels": taken}
             content = sealed(linked.read_bytes(), about)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
@@ -59,6 +70,12 @@ def build(
     except OSError as error:
         raise UserError(error.filename or folder, error.strerror) from None
     return path
+
+
+def _sources() -> str:
+    """The fingerprint of what is there now."""
+    fingerprint.cache_clear()
+    return fingerprint()
 
 
 def build_for_this_cpu(kernels: Sequence[str], compiled: Callable[[str], object]) -> Path:
