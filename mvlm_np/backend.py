@@ -93,6 +93,24 @@ def with_int8_attention(chosen: Ops) -> Ops:
     return replaced(chosen, attention=chosen.int8_attention)
 
 
+def is_exact(chosen: Ops) -> bool:
+    """Whether a decoder with packed weights gets the same bits from these on every machine, for any number of
+    rows at a time: the compiled ones alone, on a CPU with fused multiply-add.
+    """
+    try:
+        from mvlm_np import kernels
+
+        fast = kernels.operations()
+    except ImportError:
+        return False
+    from mvlm_np.kernels import cpu
+
+    fused = cpu.INSTRUCTION_SET != "generic" and not {"fma", "neon"}.isdisjoint(cpu.features())
+    own = {**REFERENCE, **fast}
+    others = {name for name, function in vars(chosen).items() if function != own.get(name)}
+    return fused and others <= {"attention"}  # which only the tower uses
+
+
 def replaced(chosen: Ops, **functions: Callable) -> Ops:
     """The same operations with some of them replaced, to watch them or to change what they compute."""
     return _namespace({**vars(chosen), **functions})

@@ -50,6 +50,9 @@ class Binder(ABC):
         return Norm(self.array(f"{name}.weight", n), self.array(f"{name}.bias", n))
 
 
+_ZERO = bytes(4)
+
+
 class Manifest(Binder):
     """Notes what is asked for, and hands out zeros that occupy no memory.
 
@@ -65,7 +68,7 @@ class Manifest(Binder):
     def array(self, name: str, *shape: int) -> np.ndarray:
         """Zeros of this shape."""
         self.shapes[self.prefix + name] = shape
-        return np.broadcast_to(np.float32(0), shape)
+        return np.ndarray(shape, np.float32, _ZERO, strides=(0,) * len(shape))
 
     def linear(self, name: str, N: int, K: int, bias: bool = True) -> Linear:
         self.matrices.add(f"{self.prefix}{name}.weight")

@@ -126,6 +126,8 @@ class Chat:
         if turn != self._turns:
             return
         answer = Answer(self.model.tokenizer, self._stop)
+        if turn == 1 and not self.watch.everything and (prefix := self.model.prefix):
+            prefix.begin(self.session)
         logits = self.session.prefill(x, at, settings.max_new_tokens, self.watch)
         known, length = self.model.tokenizer.vocab_size, len(self.prompt_ids)
         for token in self.session.generate(

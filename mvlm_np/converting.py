@@ -1,9 +1,10 @@
 """Writing a model anew: any format in; out comes a folder of safetensors, or the two files of a GGUF.
 
 The folder is laid out as upstream's, loads wherever a model folder does, and stands for itself: settings,
-tokenizer and vision tower lie in it. `mvlm.json` says where the model came from, what rounding cost, and
-the SHA-256 of every file. Tensors are read, rounded and written one at a time. Whatever stops a conversion
-leaves nothing under the destination's name; killed, it leaves DESTINATION.part-PID, which may be removed.
+tokenizer and vision tower lie in it, and of a rounded model the beginning of every prompt (`prefix`).
+`mvlm.json` says where the model came from, what rounding cost, and the SHA-256 of every file. Tensors are
+read, rounded and written one at a time. Whatever stops a conversion leaves nothing under the destination's
+name; killed, it leaves DESTINATION.part-PID, which may be removed.
 """
 
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from mvlm_np import prefix
 from mvlm_np.binder import VISION_TOWER
 from mvlm_np.checkpoints import packed
 from mvlm_np.checkpoints.checkpoint import Checkpoint
@@ -29,10 +31,10 @@ from mvlm_np.checkpoints.record import write_json, write_record
 from mvlm_np.checkpoints.safetensors import Entry, write_safetensors
 from mvlm_np.checkpoints.tensors import CHUNK, PLAIN, Tensor, float32_to_bfloat16
 from mvlm_np.config import Config
-from mvlm_np.errors import NoTokenizer, UserError
+from mvlm_np.errors import GenerationError, MemoryNeeded, NoTokenizer, TokenizerError, UserError
 from mvlm_np.inputs.conversation import as_jinja
 from mvlm_np.kernels import pack
-from mvlm_np.loading import bound_tensors, manifest, open_tokenizer
+from mvlm_np.loading import bound_tensors, load, manifest, open_tokenizer
 
 PRECISIONS = ("float32", "bf16", "int8", "int4")
 GGUF_PRECISIONS = {"float16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
@@ -48,12 +50,14 @@ def convert(
     precision: str,
     quality: str = "high",
     told: Told = lambda name, bits, snr: None,
+    template: str | None = prefix.TEMPLATE,
 ) -> None:
     """Writes `checkpoint` to the new folder `destination`.
 
     precision  of the linear layers: "float32", "bf16", "int8" or "int4" (see `loader.bits`). With the
                latter two, everything else stays as it is stored
     quality    of int4: "high" or "fast", see `quantize`
+    template   whose beginning is computed and stored for int8 and int4, see `prefix`; None: of none
 
     UserError: the folder is there already, or cannot be written; or the checkpoint is not sound.
     """
@@ -69,6 +73,8 @@ def convert(
         _write_weights(checkpoint.config, tensors, part, precision, quality, note)
         _write_tokenizer(checkpoint, part)
         _write_settings(checkpoint, part)
+        if template is not None and precision in pack.BITS:
+            _write_prefix(part, template)
         write_record(part, {**_origin(checkpoint), "precision": precision, "rounding": rounding})
 
 
@@ -187,6 +193,8 @@ def _packed(name: str, tensor: Tensor, kept: int, quality: str, note: Told) -> l
     waiting: list[np.ndarray] = []
 
     def values() -> Iterator[np.ndarray]:
+        if isinstance(tensor, packed.PackedTensor) and tensor.bits == kept:
+            packed.require_finite([tensor])
         values, scales, snr = packed.packed(tensor, kept, quality)
         waiting.append(scales)
         yield values
@@ -258,6 +266,19 @@ def _write_settings(checkpoint: Checkpoint, part: Path) -> None:
     if generation.is_file():
         shutil.copyfile(generation, part / generation.name)
     write_json(part / "config.json", values)
+
+
+def _write_prefix(part: Path, template: str) -> None:
+    """The keys and values of the template's beginning, where this machine can compute them for all others."""
+    try:
+        model = load(part)
+        if prefix.is_exact(model.decoder, model.config.decoder, model.ops):
+            pictures = model.config.vision is not None
+            prefix.write(
+                part / prefix.NAME, prefix.compute(model.session(), template, model.tokenizer, pictures)
+            )
+    except (MemoryNeeded, TokenizerError, GenerationError):
+        return  # the model has been converted all the same
 
 
 def _write_tokenizer(checkpoint: Checkpoint, part: Path) -> None:

@@ -9,6 +9,7 @@ log-probability is.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from math import inf
 from typing import Any, NamedTuple, Protocol
 
@@ -134,7 +135,10 @@ class Choice:
         self.settings, self.stop = settings, stop
         self.tokens: list[int] = []
         self.ended = settings.max_new_tokens == 0
-        self._rng = np.random.default_rng(settings.seed)
+
+    @cached_property
+    def _rng(self) -> "np.random.Generator":  # NumPy imports its part for it when it is first asked for
+        return np.random.default_rng(self.settings.seed)
 
     def take(self, logits: np.ndarray, drafted: Drafted | None = None) -> int:
         """The token that comes next, by the logits (vocabulary,) after the one before.
@@ -282,7 +286,7 @@ def top(totals: np.ndarray, n: int) -> np.ndarray:
     return best[np.argsort(-flat[best], kind="stable")]
 
 
-def draw(totals: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+def draw(totals: np.ndarray, n: int, rng: "np.random.Generator") -> np.ndarray:
     """Flat indices of n different draws (fewer, if fewer are possible), likeliest first."""
     chances = probabilities(totals.reshape(-1))
     drawn = rng.choice(chances.size, min(n, int(np.count_nonzero(chances))), replace=False, p=chances)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mvlm_np import backend as backends
 from mvlm_np import cores, decoder, memory, projector, vision
@@ -25,6 +26,9 @@ from mvlm_np.model import MobileVLM
 from mvlm_np.ops import GROUP
 from mvlm_np.projector import Projector
 from mvlm_np.vision import VisionWeights
+
+if TYPE_CHECKING:
+    from mvlm_np.prefix import Prefix
 
 PRECISIONS = ("float32", "int8", "int4")
 SMALL = 50_000_000  # bytes: NumPy has answered with such a model before Numba is imported
@@ -94,6 +98,7 @@ def load(
 
     loader = Loader(tensors, precision, ops, count)
     weights = bind(checkpoint.config, loader)
+    loader.finish()
     if weights[0] is not None and isinstance(weights[0].layers[0].out_proj, Quantized):
         ops = backends.with_int8_attention(ops)
     notes += loader.notes() if precision is None else []
@@ -104,6 +109,12 @@ def load(
         for tensor in for_pictures:
             tensor.forget()
 
+    def find_prefix() -> "Prefix | None":
+        """Imported and read when the first question is asked."""
+        from mvlm_np import prefix
+
+        return prefix.find(checkpoint.path, weights[2], checkpoint.config.decoder, ops, cache)
+
     return MobileVLM(
         checkpoint.config,
         *weights,
@@ -113,6 +124,7 @@ def load(
         cache,
         give_back,
         checkpoint.no_vision,
+        find_prefix,
     )
 
 
@@ -162,14 +174,14 @@ def memory_needed(
 def require_memory(
     checkpoint: Checkpoint, tensors: Mapping[str, Tensor], precision: str | None, cache: str
 ) -> None:
-    there = memory.available()
-    sizes = {p: memory_needed(checkpoint.config, tensors, p, cache) for p in (precision, *PRECISIONS)}
-    if there is None or sizes[precision] <= there:
+    there, needed = memory.available(), memory_needed(checkpoint.config, tensors, precision, cache)
+    if there is None or needed <= there:
         return
-    fitting = [f"{p} ({size / 1e9:.1f} GB)" for p, size in sizes.items() if p and size <= there]
+    sizes = {p: memory_needed(checkpoint.config, tensors, p, cache) for p in PRECISIONS}
+    fitting = [f"{p} ({size / 1e9:.1f} GB)" for p, size in sizes.items() if size <= there]
     raise MemoryNeeded(
         checkpoint.path,
-        f"needs {sizes[precision] / 1e9:.1f} GB {f'in {precision}' if precision else 'as stored'}",
+        f"needs {needed / 1e9:.1f} GB {f'in {precision}' if precision else 'as stored'}",
         f"no more than the {there / 1e9:.1f} GB that are available",
         f"precision {' or '.join(fitting)} would fit" if fitting else "not even int4 would fit",
     )

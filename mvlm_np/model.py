@@ -12,7 +12,7 @@ A question goes through all of it in `chat`; `stages` keeps every stage on the w
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,6 +34,9 @@ from mvlm_np.stages import trace
 from mvlm_np.trace import Stages, Watch
 from mvlm_np.vision import VisionWeights
 
+if TYPE_CHECKING:
+    from mvlm_np.prefix import Prefix
+
 
 class MobileVLM:
     """A loaded model. Nothing in it changes after loading, so threads may share it.
@@ -42,7 +45,8 @@ class MobileVLM:
     temperature=0.0, top_p=None, top_k=50, num_beams=1, seed=None. `notes` is what a user should know about
     where the weights came from, a line each. `cache` is the type of the key-value cache, and `give_back` is
     called when pictures have been encoded, so that their weights need not stay in memory. `no_vision` says
-    what to do about a model that has no vision tower.
+    what to do about a model that has no vision tower, and `find_prefix` looks for a stored beginning (see
+    `prefix`).
     """
 
     def __init__(
@@ -57,16 +61,22 @@ class MobileVLM:
         cache: str = "float32",
         give_back: Callable[[], object] = lambda: None,
         no_vision: str = "load a MobileVLM checkpoint for pictures",
+        find_prefix: "Callable[[], Prefix | None]" = lambda: None,
     ):
         self.config, self.ops, self.notes = config, ops, list(notes)
         self.vision, self.projector, self.decoder = vision, projector, decoder
         self._open_tokenizer, self._cache, self._give_back = open_tokenizer, cache, give_back
-        self._no_vision = no_vision
+        self._no_vision, self._find_prefix = no_vision, find_prefix
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. TokenizerError: there is none; `generate` works all the same."""
         return self._open_tokenizer()
+
+    @cached_property
+    def prefix(self) -> "Prefix | None":
+        """Keys and values with which a first question may begin, if the model's folder has them."""
+        return self._find_prefix()
 
     # ------------------------------------------------------------ questions and answers
 

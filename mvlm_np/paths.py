@@ -2,7 +2,6 @@
 
 import os
 import reprlib
-from urllib.parse import unquote
 
 from mvlm_np.errors import UserError
 
@@ -32,5 +31,7 @@ def local(path: object, item: str = "path") -> str:
                     "write file:/// with three slashes",
                 )
             address = slash + rest
+        from urllib.parse import unquote
+
         return unquote(address, errors="surrogateescape")
     return os.path.expanduser(text)

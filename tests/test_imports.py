@@ -22,7 +22,7 @@ LAYERS = [
     {"converting"},
     {"loading"},
     {"model"},
-    {"chat", "stages"},
+    {"chat", "stages", "prefix"},
     {"answer", "drafts", "session", "speculation", "prompt_limits"},
     {"vision", "projector", "decoder", "generation", "inputs"},
     {"checkpoints"},

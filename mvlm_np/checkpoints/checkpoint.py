@@ -3,10 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mvlm_np.checkpoints.tensors import Tensor
-from mvlm_np.checkpoints.tokenizer_json import BytePairModel
 from mvlm_np.config import Config
+
+if TYPE_CHECKING:
+    from mvlm_np.checkpoints.tokenizer_json import BytePairModel
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class StoredTokenizer:
     files         the files that all this was read from, by name; none for a GGUF's own tokenizer
     """
 
-    model: bytes | BytePairModel
+    model: "bytes | BytePairModel"
     legacy: bool = True
     added_tokens: tuple[AddedToken, ...] = ()
     where: object = "tokenizer.model"

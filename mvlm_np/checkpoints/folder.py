@@ -33,7 +33,6 @@ from mvlm_np.checkpoints.config_files import (
 from mvlm_np.checkpoints.hub import find_cached, looks_like_name
 from mvlm_np.checkpoints.json_files import Fields, read_json, short
 from mvlm_np.checkpoints.packed import PackedTensor
-from mvlm_np.checkpoints.pickles import read_pickle
 from mvlm_np.checkpoints.safetensors import read_safetensors
 from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tensors import Tensor
@@ -48,7 +47,15 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-READERS = {".safetensors": read_safetensors, ".bin": read_pickle}
+
+
+def _read_bin(path: Path) -> dict[str, Tensor]:
+    from mvlm_np.checkpoints.pickles import read_pickle  # a converted model starts sooner without
+
+    return read_pickle(path)
+
+
+READERS = {".safetensors": read_safetensors, ".bin": _read_bin}
 DOWNLOAD = "download the folder again"
 CLIP_TYPES = ("clip", "clip_vision_model")
 CLIP_PREFIX = "vision_model."

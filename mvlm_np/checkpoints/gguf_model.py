@@ -21,6 +21,7 @@ from mvlm_np.checkpoints.gguf import GGUFFile, read_gguf, show
 from mvlm_np.checkpoints.gguf_blocks import need_package
 from mvlm_np.checkpoints.gguf_tokenizer import MODEL, read_tokenizer
 from mvlm_np.checkpoints.json_files import Fields
+from mvlm_np.checkpoints.kinds import ggufs
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.checkpoints.tokenizer_files import read_folder
 from mvlm_np.config import OPENAI_CLIP, Config, ImageConfig
@@ -87,11 +88,6 @@ def find_mmproj(path: Path) -> Path | None:
         fix = "choose with --mmproj (mmproj= in Python)"
         raise CheckpointError(path, f"has several mmproj beside it: {names}", "one", fix)
     return found[0] if found else None
-
-
-def ggufs(folder: Path) -> list[Path]:
-    """The files in a folder that are called GGUF."""
-    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".gguf"]
 
 
 def _stem(mmproj: Path) -> str:

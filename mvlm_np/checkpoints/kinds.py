@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mvlm_np.checkpoints.folder import has_weights
-from mvlm_np.checkpoints.gguf_model import ggufs
 from mvlm_np.checkpoints.hub import newest_snapshot
 from mvlm_np.errors import CheckpointError, some
 
@@ -56,6 +55,11 @@ def model_in(folder: Path) -> Path:
         raise CheckpointError(folder, found, fix=fix)
     found = "holds an mmproj, but no language model" if ggufs(folder) else "holds no model"
     raise CheckpointError(folder, found, "config.json with weights, or a GGUF file")
+
+
+def ggufs(folder: Path) -> list[Path]:
+    """The files in a folder that are called GGUF."""
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".gguf"]
 
 
 def is_adapter(folder: Path) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from mvlm_np.backend import Ops
 from mvlm_np.binder import Binder
-from mvlm_np.checkpoints.packed import packed
+from mvlm_np.checkpoints.packed import PackedTensor, packed, require_finite
 from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.errors import CheckpointError, some
@@ -41,6 +41,7 @@ class Loader(Binder):
         super().__init__()
         self.tensors, self.precision, self.ops, self.progress = tensors, precision, ops, progress
         self._counted: set[str] = set()  # a tied table of embeddings is asked for twice
+        self._packed: list[PackedTensor] = []
         self._rounded: dict[tuple[str, int], list[float]] = {}  # SNR in dB, by stored type and bits
 
     def array(self, name: str, *shape: int) -> np.ndarray:
@@ -55,6 +56,8 @@ class Loader(Binder):
         kept = bits(f"{self.prefix}{name}.weight", tensor, self.precision)
         if kept is None:
             return Dense(tensor.float32().reshape(N, K), b)
+        if isinstance(tensor, PackedTensor) and tensor.bits == kept:
+            self._packed.append(tensor)
         values, scales, snr = packed(tensor, kept)
         if snr < inf:
             self._rounded.setdefault((tensor.dtype, kept), []).append(snr)
@@ -62,6 +65,10 @@ class Loader(Binder):
         return Quantized(Packed(kept, values, scales, N, K), b, self.ops)
 
     conv1x1 = linear
+
+    def finish(self) -> None:
+        """To be called behind the last weight. CheckpointError: one of them, used as it lies, is damaged."""
+        require_finite(self._packed)
 
     def notes(self) -> list[str]:
         """What rounding has cost, a line for each type that matrices were stored in."""

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from mvlm_np.checkpoints.checkpoint import Checkpoint
 from mvlm_np.checkpoints.folder import open_folder
-from mvlm_np.checkpoints.gguf_model import open_gguf
 from mvlm_np.checkpoints.hub import cached_folder, is_unfinished, looks_like_name, owned
 from mvlm_np.checkpoints.kinds import model_in
 from mvlm_np.checkpoints.sniff import why_unreadable
@@ -55,6 +54,8 @@ def _open_path(path: Path, vision_tower: Path | None, mmproj: Path | None) -> Ch
     if vision_tower is not None:
         found = "is a GGUF, which takes no vision_tower"
         raise CheckpointError(path, found, "mmproj", "name its mmproj file")
+    from mvlm_np.checkpoints.gguf_model import open_gguf
+
     return open_gguf(path, mmproj)
 
 

@@ -44,17 +44,21 @@ def read_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__", f"found {short(metadata)}", "texts by name")
     tensors = {name: _tensor(file, start, name, entry) for name, entry in header.items()}
-    end, last = start, "the header"
+    end, before = start, None
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.nbytes)):
         if tensor.offset != end:
             relation = "overlaps" if tensor.offset < end else "leaves a hole behind"
-            raise CheckpointError(
-                f"{path}: {show(tensor.name)}", f"{relation} {last}", "tensors end to end", DOWNLOAD
-            )
-        end, last = tensor.offset + tensor.nbytes, show(tensor.name)
+            where, last = f"{path}: {show(tensor.name)}", _called(before)
+            raise CheckpointError(where, f"{relation} {last}", "tensors end to end", DOWNLOAD)
+        end, before = tensor.offset + tensor.nbytes, tensor
     if end != file.size:
-        raise CheckpointError(path, f"holds {file.size - end} bytes behind {last}", "none", DOWNLOAD)
+        found = f"holds {file.size - end} bytes behind {_called(before)}"
+        raise CheckpointError(path, found, "none", DOWNLOAD)
     return tensors, metadata
+
+
+def _called(tensor: Tensor | None) -> str:
+    return show(tensor.name) if tensor else "the header"
 
 
 def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
@@ -95,11 +99,12 @@ def _tensor(file: MappedFile, start: int, name: str, entry: Any) -> Tensor:
     if end > file.size - start:
         raise refusal(f"ends at byte {end}", f"at most the {file.size - start} that the file has", DOWNLOAD)
     dtype = PLAIN[DTYPES[kind]]
-    if end - begin != prod(shape) * dtype.itemsize:
-        raise refusal(f"has {end - begin} bytes", f"{prod(shape) * dtype.itemsize} for {kind} {short(shape)}")
-    if prod(size or 1 for size in shape) > max(end - begin, MAX_SIZE):
+    nbytes = prod(shape) * dtype.itemsize
+    if end - begin != nbytes:
+        raise refusal(f"has {end - begin} bytes", f"{nbytes} for {kind} {short(shape)}")
+    if nbytes == 0 and prod(size or 1 for size in shape) > MAX_SIZE:
         raise refusal(f"has the shape {short(shape)}", f"sizes with a product of at most {MAX_SIZE}")
-    raw = file.bytes(start + begin, end - begin).view(dtype).reshape(shape)
+    raw = file.array(start + begin, dtype, shape)
     return Tensor(name, DTYPES[kind], tuple(shape), file, start + begin, raw)
 
 

@@ -6,7 +6,7 @@ stay in a mapped file until `float32()` is called, and what was read is given ba
 """
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,10 @@ class MappedFile:
     def bytes(self, offset: int, count: int) -> np.ndarray:
         """uint8 view of `count` bytes from `offset`; the caller has checked the range."""
         return np.frombuffer(self._map, np.uint8, count, offset)
+
+    def array(self, offset: int, dtype: np.dtype, shape: Sequence[int]) -> np.ndarray:
+        """The same as an array."""
+        return np.ndarray(shape, dtype, self._map, offset)
 
     def forget(self, offset: int, count: int) -> None:
         """Gives the pages wholly inside the range back to the system; reading them again still works."""
@@ -116,7 +120,7 @@ class Tensor:
         """
         if self.dtype == "float32" and self.raw.flags.aligned:
             return self.stored()
-        if not self.raw.flags.c_contiguous:  # one layer's matrix at most, so converted in one go
+        if self.nbytes < CHUNK or not self.raw.flags.c_contiguous:  # one layer's matrix at most: in one go
             values = self._convert(self.stored()).reshape(self.shape)
             self.file.forget(self.offset, self.nbytes)
             return values

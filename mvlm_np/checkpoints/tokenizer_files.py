@@ -7,20 +7,23 @@ another file in place of the first, see `tokenizer_json`.
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mvlm_np.checkpoints.checkpoint import AddedToken, StoredTokenizer
 from mvlm_np.checkpoints.json_files import read_json, short
 from mvlm_np.checkpoints.sniff import show, why_unreadable
-from mvlm_np.checkpoints.tokenizer_json import BytePairModel, read_tokenizer_json
 from mvlm_np.errors import NoTokenizer, TokenizerError
+
+if TYPE_CHECKING:
+    from mvlm_np.checkpoints.tokenizer_json import BytePairModel
 
 # LLaMA's model has 0.5 MB and 32,000 pieces, each a field. Reading as much as may be takes 100 MB.
 MAX_MODEL_BYTES = 8 << 20
 MAX_FIELDS = 1 << 18
+PIECE = 1 << 3 | 2  # the key of field 1, which holds a piece
 FIX = "copy it again from the model's repository"
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -71,6 +74,8 @@ def read_folder(*folders: Path) -> StoredTokenizer:
     if MODEL in files:
         model, around = _read(files[MODEL], MAX_MODEL_BYTES), (True, False)
     else:
+        from mvlm_np.checkpoints.tokenizer_json import read_tokenizer_json
+
         model = read_tokenizer_json(files[JSON])
         around = _around(model, special, files[JSON])
     return StoredTokenizer(
@@ -87,7 +92,7 @@ def read_folder(*folders: Path) -> StoredTokenizer:
     )
 
 
-def _around(model: BytePairModel, special: Mapping[str, AddedToken], path: Path) -> tuple[bool, bool]:
+def _around(model: "BytePairModel", special: Mapping[str, AddedToken], path: Path) -> tuple[bool, bool]:
     """Whether a tokenizer.json puts bos before a text, and eos behind it."""
     flags = []
     for role, tokens in (("bos_token", model.prefix), ("eos_token", model.suffix)):
@@ -105,12 +110,8 @@ def check_model(model: bytes, where: object) -> None:
     """
     if model.startswith(b"version https://git-lfs"):
         raise TokenizerError(where, "is a Git LFS pointer, not the file itself", fix="run `git lfs pull`")
-    sizes = Counter[int]()
     try:
-        for count, (number, size) in enumerate(_fields(model), 1):
-            if count > MAX_FIELDS:
-                raise TokenizerError(where, f"has more than {MAX_FIELDS} fields", "fewer pieces", FIX)
-            sizes[number] += size
+        sizes = _sizes(model, where)
     except IndexError:
         raise TokenizerError(where, "is not a SentencePiece model, or is cut off", fix=FIX) from None
     for number, name in ((1, "pieces"), (2, "trainer_spec"), (3, "normalizer_spec")):
@@ -120,17 +121,30 @@ def check_model(model: bytes, where: object) -> None:
         raise TokenizerError(where, "has a denormalizer_spec", "none, as in LLaMA's")
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int]]:
-    """Number and size of each field of a protobuf message that holds strings and messages only, as
+def _sizes(message: bytes, where: object) -> Counter[int]:
+    """{number: bytes} of the fields of a protobuf message that holds strings and messages only, as
     SentencePiece's outermost one does. Raises IndexError where the bytes are anything else."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        size, at = _varint(message, at)
-        at += size
-        if key & 7 != 2 or at > len(message):
+    sizes, at, end, count = Counter[int](), 0, len(message), 0
+    while at < end:
+        # Nearly all of 32,000 are pieces with a key and a size of one byte each: a short loop for these.
+        run, n = at, 0
+        while at < end and message[at] == PIECE and message[at + 1] < 128:
+            at += 2 + message[at + 1]
+            n += 1
+        sizes[1] += at - run - 2 * n
+        if at < end:
+            key, at = _varint(message, at)
+            size, at = _varint(message, at)
+            at, n = at + size, n + 1
+            if key & 7 != 2:
+                raise IndexError
+            sizes[key >> 3] += size
+        count += n
+        if at > end:
             raise IndexError
-        yield key >> 3, size
+        if count > MAX_FIELDS:
+            raise TokenizerError(where, f"has more than {MAX_FIELDS} fields", "fewer pieces", FIX)
+    return sizes
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

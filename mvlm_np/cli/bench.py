@@ -24,6 +24,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from mvlm_np.cli import options
+from mvlm_np.cli import start as cold_start
 from mvlm_np.cli.calls import whole
 from mvlm_np.cli.neighbour import neighbour
 from mvlm_np.cli.together import COUNTS, MOST, Together
@@ -46,6 +47,10 @@ def describe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--speculate", action="store_true", help="measure decoding with a draft instead")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument(
+        "--start", action="store_true", help="measure what `mvlm ask` does before the first layer"
+    )
+    parser.add_argument("--image", metavar="PICTURE", help="for --start (a drawing that is in the box)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     from mvlm_np.cli.progress import load_with_bar
     from mvlm_np.errors import UserError
 
+    if args.start:
+        return cold_start.run(args, arguments)
     if args.new < 2 or min(args.prompt, args.rounds) < 1:
         raise UserError("--prompt, --new, --rounds", "found too small a number", "at least 1, 2 and 1")
     if args.together is not None:

@@ -2,7 +2,8 @@
 
 A folder of safetensors by default; with --to gguf, the two files that llama.cpp runs. Either appears under
 its name when it is complete. For each rounded tensor a line says how far the rounding error lies below the
-weights, in dB; the folder's mvlm.json keeps them, and the checksums for `mvlm inspect --verify`.
+weights, in dB; the folder's mvlm.json keeps them, and the checksums for `mvlm inspect --verify`. A rounded
+model gets prefix.safetensors, too: the beginning of every first question, which then need not be computed.
 
 examples:
   mvlm convert mtgv/MobileVLM_V2-1.7B small --precision int4
@@ -16,6 +17,7 @@ import sys
 
 from mvlm_np.cli.calls import place
 from mvlm_np.errors import UserError
+from mvlm_np.inputs.conversation import TEMPLATES
 
 PRECISIONS = {"folder": ("float32", "bf16", "int8", "int4"), "gguf": ("float16", "int8", "int4")}
 
@@ -32,6 +34,12 @@ def describe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--to", choices=PRECISIONS, default="folder", help="format to write (folder)")
     parser.add_argument("--quality", choices=("high", "fast"), default="high", help="of int4 (high)")
+    parser.add_argument(
+        "--prefix",
+        choices=(*TEMPLATES, "none"),
+        default="v1",
+        help="prompt template whose beginning is stored computed, for int8 and int4 (v1)",
+    )
     parser.add_argument("--lora", metavar="DIR", type=place, help="adapter that PEFT saved, to be merged in")
     parser.add_argument(
         "--vision-tower", metavar="PATH", type=place, help="folder of the CLIP model, if it is elsewhere"
@@ -45,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--precision", f"found {args.precision}", wanted)
     from mvlm_np.checkpoints.lora import merged
     from mvlm_np.checkpoints.opening import open_checkpoint
-    from mvlm_np.cli.progress import bar, counting_bytes
+    from mvlm_np.cli.progress import bar, counting_bytes, say_what_is_compiled
     from mvlm_np.converting import convert, convert_to_gguf
     from mvlm_np.loading import manifest, open_tokenizer
 
@@ -64,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         for path in sorted(destination.glob("*.gguf"), reverse=True):
             print(f"wrote {path}")
         return 0
+    say_what_is_compiled()
     rows = []
     with bar("convert", len(manifest(checkpoint.config).shapes), unit="tensor") as progress:
 
@@ -72,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
                 rows.append((name, f"int{bits}", "lossless" if snr == float("inf") else f"{snr:.1f} dB"))
             progress.update()
 
-        convert(checkpoint, destination, args.precision, args.quality, told)
+        template = None if args.prefix == "none" else args.prefix
+        convert(checkpoint, destination, args.precision, args.quality, told, template)
     width = max((len(name) for name, *_ in rows), default=0)
     for name, kept, loss in rows:
         print(f"{name:{width}}  {kept}  {loss:>8}")

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from mvlm_np import memory
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
             for t in checkpoint.tensors.values()
         ],
         "memory": needed,
+        "prefix": stored_prefix(checkpoint.path),
         "notes": notes,
         "problem": problem,
     }
@@ -63,9 +65,24 @@ def run(args: argparse.Namespace) -> int:
     return 0 if problem is None else 1
 
 
+def stored_prefix(path: Path) -> dict[str, Any] | None:
+    """What a model folder's stored beginning of a prompt is, or what is wrong with it; None: it has none."""
+    from mvlm_np import prefix
+    from mvlm_np.errors import UserError
+
+    file = path / prefix.NAME
+    if not file.is_file():
+        return None
+    try:
+        found = prefix.read(file)
+    except UserError as error:
+        return {"problem": f"{error} (it is not used)"}
+    dtype, positions = str(found.keys.numbers.dtype), len(found.ids)
+    return {"template": found.template, "positions": positions, "dtype": dtype, "bytes": file.stat().st_size}
+
+
 def _verify(args: argparse.Namespace) -> int:
     import json
-    from pathlib import Path
 
     from mvlm_np.checkpoints.record import NAME, verify
     from mvlm_np.cli.progress import counting_bytes
@@ -132,6 +149,12 @@ def _print(report: dict[str, Any]) -> None:
     print("memory of the weights, and of a conversation of 512 positions")
     for precision, size in report["memory"].items():
         print(f"  {precision:9} {memory.text(size)}")
+    if prefix := report["prefix"]:
+        about = (
+            "{template}, {positions} positions in {dtype}, {size}" if "template" in prefix else "{problem}"
+        )
+        size = memory.text(prefix.get("bytes", 0))
+        print(f"stored beginning of a prompt: {about.format(**prefix, size=size)}")
     for note in report["notes"]:
         print(f"note: {note}")
     if report["problem"]:

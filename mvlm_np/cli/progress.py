@@ -5,28 +5,75 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from time import time
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from tqdm import tqdm
 
 from mvlm_np.trace import Watch
 
-# tqdm's own lock is one between processes: from Python 3.14 on it starts one, which complains after Ctrl-C.
-tqdm.set_lock(threading.RLock())
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+DELAY = 1.5  # seconds of work before a bar appears
 
 
-def bar(title: str, total: int | None, **options: Any) -> tqdm:
-    """A bar that appears once the work has taken 1.5 seconds, and vanishes at its end."""
+def bar(title: str, total: int | None, **options: Any) -> "tqdm":
+    """A bar that appears once the work has taken `DELAY`, and vanishes at its end."""
     # Into a file or a pipe, a line every five seconds is enough.
     pace = 0.1 if sys.stderr.isatty() else 5
-    return tqdm(desc=title, total=total, delay=1.5, mininterval=pace, leave=False, file=sys.stderr, **options)
+    shown = {"delay": DELAY, "mininterval": pace, "leave": False, "file": sys.stderr}
+    return _tqdm()(desc=title, total=total, **shown, **options)
+
+
+@cache
+def _tqdm() -> Any:
+    from tqdm import tqdm
+
+    # tqdm's own lock is one between processes: from Python 3.14 on it starts one, which complains after
+    # Ctrl-C.
+    tqdm.set_lock(threading.RLock())
+    return tqdm
+
+
+class LateBar:
+    """The same bar for work that is mostly done before it would appear.
+
+    tqdm takes longer to import than all else that the command line needs, so it waits for the bar.
+    """
+
+    def __init__(self, title: str, total: int | None, **options: Any):
+        self.title, self.total, self.options = title, total, options
+        self.n, self._start = 0, time()
+        self._bar: tqdm | None = None
+
+    def update(self, n: int = 1) -> None:
+        """n steps more are done."""
+        self.n += n
+        if self._bar is None and time() - self._start >= DELAY:
+            self._bar = bar(self.title, self.total, **self.options)
+            self._bar.start_t = self._bar.last_print_t = self._start
+        if self._bar is not None:
+            self._bar.total = self.total
+            self._bar.update(self.n - self._bar.n)
+
+    def close(self) -> None:
+        """Removes the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 @contextmanager
 def counting_bytes(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar over bytes, moved on by calling what this yields with the bytes done and the bytes in all."""
-    with bar(title, None, unit="B", unit_scale=True) as progress:
+    with LateBar(title, None, unit="B", unit_scale=True) as progress:
 
         def count(done: int, total: int) -> None:
             progress.total = total
@@ -83,7 +130,7 @@ class _Announcement(logging.Handler):
                 after = "later starts load it (`mvlm warmup` compiles everything ahead)"
             else:
                 after = "it cannot be kept, so every start does (`mvlm doctor` says why)"
-            tqdm.write(f"mvlm: compiling what this answer needs for this CPU; {after}", file=sys.stderr)
+            _tqdm().write(f"mvlm: compiling what this answer needs for this CPU; {after}", file=sys.stderr)
 
 
 class ProgressWatch(Watch):
@@ -94,8 +141,8 @@ class ProgressWatch(Watch):
 
     def __init__(self, count_tokens: int | None = None):
         super().__init__()
-        self._bar: tqdm | None = None
-        self._tokens: tqdm | None = None
+        self._bar: LateBar | None = None
+        self._tokens: LateBar | None = None
         self._count_tokens = count_tokens
 
     def __call__(self, name: str, array: np.ndarray) -> None:
@@ -107,12 +154,12 @@ class ProgressWatch(Watch):
         with super().phase(name, steps):
             if name == "decode":
                 if self._count_tokens and self._tokens is None:  # now, so that its rate is that of tokens
-                    self._tokens = bar("decode", self._count_tokens)
+                    self._tokens = LateBar("decode", self._count_tokens)
                 yield
                 if self._tokens is not None:
                     self._tokens.update()
                 return
-            with bar(name, steps) as self._bar:
+            with LateBar(name, steps) as self._bar:
                 yield
             self._bar = None
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from mvlm_np import memory
 from mvlm_np.config import ImageConfig
@@ -65,7 +65,10 @@ def open_image(source: Picture, exif: bool = True, adapt: bool = True) -> Image.
         if exif:
             # EXIF can be damaged in as many ways as there are exceptions; the picture itself is sound.
             with contextlib.suppress(Exception):
-                ImageOps.exif_transpose(picture, in_place=True)
+                if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                    from PIL import ImageOps  # upright photos start sooner without
+
+                    ImageOps.exif_transpose(picture, in_place=True)
     return picture
 
 

@@ -8,7 +8,7 @@ import struct
 import threading
 from collections.abc import Iterator
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from mvlm_np.errors import ImageError
 
@@ -128,6 +128,8 @@ def _without_large_texts(path: str) -> str | io.BytesIO:
 
     It refuses the whole picture for them, though no pixel depends on them.
     """
+    from PIL import PngImagePlugin  # photos are JPEGs, and start sooner without
+
     refused = []
     with open(path, "rb") as file:
         stream = PngImagePlugin.PngStream(file)

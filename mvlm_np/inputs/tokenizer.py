@@ -8,9 +8,10 @@ for tokens such as `</s>` that stand inside text. The rule has two versions, `le
 import codecs
 import re
 from collections.abc import Iterable
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import sentencepiece
 
@@ -18,10 +19,11 @@ from mvlm_np.checkpoints.checkpoint import AddedToken, StoredTokenizer
 from mvlm_np.checkpoints.json_files import short
 from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tokenizer_files import FIX, check_model, read_folder
-from mvlm_np.checkpoints.tokenizer_json import BytePairModel
 from mvlm_np.errors import PromptError, TokenizerError
-from mvlm_np.inputs.byte_pairs import ByteDecoder, BytePairs
 from mvlm_np.inputs.conversation import IMAGE_MARK
+
+if TYPE_CHECKING:
+    from mvlm_np.inputs.byte_pairs import ByteDecoder
 
 IMAGE_TOKEN = -200  # stands for a whole picture among the ids of a prompt
 SPACE = "\u2581"  # how SentencePiece spells a space
@@ -240,12 +242,15 @@ class PairTokenizer(Tokenizer):
     """The tokenizer of a tokenizer.json: the ids and texts are those of the `tokenizers` package."""
 
     def __init__(self, stored: StoredTokenizer, rows: int | None = None):
-        assert isinstance(stored.model, BytePairModel)
+        from mvlm_np.inputs.byte_pairs import ByteDecoder, BytePairs  # for the few models that need them
+
+        assert not isinstance(stored.model, bytes)
         self.where, self.add_bos, self.add_eos = stored.where, stored.add_bos, stored.add_eos
-        model, self._pairs = stored.model, BytePairs(stored.model)
+        model = stored.model
+        self._pairs, self._decoder = BytePairs(model), partial(ByteDecoder, model.strip)
         # As for the other kind: whether a text behind an added token begins with a space of its own.
         self.legacy = model.metaspace == "always" or any(kind == "prepend" for kind, *_ in model.normalizer)
-        self._pieces, self._model_size, self._strip = list(model.pieces), model.size, model.strip
+        self._pieces, self._model_size = list(model.pieces), model.size
         self._ids = {piece: i for i, piece in enumerate(model.pieces)}
         roles = (stored.bos, stored.eos, stored.unk)
         for text in (*roles, *(token.content for token in stored.added_tokens)):
@@ -268,7 +273,7 @@ class PairTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         skipped = self.special_ids if skip_special_tokens else ()
-        decoder = ByteDecoder(self._strip)
+        decoder = self._decoder()
         kept = (i for i in map(self._checked, ids) if i not in skipped)
         return "".join([decoder.push(self._pairs.spelled[i]) for i in kept]) + decoder.finish()
 
@@ -276,11 +281,11 @@ class PairTokenizer(Tokenizer):
         return self._ids.get(piece, self.unk_id)
 
     def stream(self) -> Stream:
-        return _PairStream(self, self._pairs.spelled, ByteDecoder(self._strip))
+        return _PairStream(self, self._pairs.spelled, self._decoder())
 
 
 class _PairStream:
-    def __init__(self, tokenizer: PairTokenizer, spelled: list[str], decoder: ByteDecoder):
+    def __init__(self, tokenizer: PairTokenizer, spelled: list[str], decoder: "ByteDecoder"):
         self._tokenizer, self._spelled, self._decoder = tokenizer, spelled, decoder
 
     def push(self, id: int) -> str:

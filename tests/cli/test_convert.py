@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
 import mvlm_np
 from mvlm_np.checkpoints.folder import open_folder
@@ -59,7 +58,7 @@ def test_without_rounding_there_is_no_table(run: Run, tmp_path: Path) -> None:
 def test_the_bar_is_alone_on_stderr_and_the_table_on_stdout(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mvlm_np.cli.progress.tqdm", lambda **options: tqdm(**options | {"delay": 0}))
+    monkeypatch.setattr("mvlm_np.cli.progress.DELAY", 0)
     for to in ("folder", "gguf"):
         _, out, err = run("convert", BASE, tmp_path / to, "--to", to, "--precision", "int8")
         assert "convert: " in err
