@@ -47,7 +47,7 @@ class Chat:
         self.history = pairs(() if history is None else history)
         self._stop = stop_string(conv_mode)
         self._ended = ends_answer(model.tokenizer, self._stop, model.config.decoder.end_tokens)
-        self._draft = draft_for(model, draft)
+        self.draft, self._draft = draft, draft_for(model, draft)
         require_room(len(as_list(image)), conv_mode, model.tokenizer, model.config)
         self.images = model.encode_images(image, exif, self.watch)
         self.session = model.session()
@@ -88,6 +88,7 @@ class Chat:
         """Another conversation that goes on from here. What this one has read is copied, not read again."""
         other = copy(self)
         other.history, other.session, other._leave = list(self.history), self.session.fork(), _nobody
+        other._draft = draft_for(self.model, self.draft)  # which follows one text at a time
         return other
 
     def _begin(

@@ -210,6 +210,25 @@ def test_a_stream_that_is_abandoned_leaves_the_chat_as_a_plain_one(
     assert state(chats[0]) == state(chats[1])
 
 
+def test_forks_of_a_chat_draft_each_for_itself(model: MobileVLM, draft: MobileVLM | str) -> None:
+    """Draws of a draft model are those of its own seed, whoever else draws meanwhile."""
+    settings: dict[str, Any] = {"max_new_tokens": 30, "temperature": 1.0, "seed": 4}
+
+    def forks() -> tuple[Chat, Chat]:
+        chat = model.chat(draft=draft)
+        chat.ask(QUESTIONS[0], max_new_tokens=9)
+        return chat, chat.fork()
+
+    alone = [chat.ask(question, **settings) for chat, question in zip(forks(), QUESTIONS[1:], strict=True)]
+    streams = [
+        chat.stream(question, **settings) for chat, question in zip(forks(), QUESTIONS[1:], strict=True)
+    ]
+    said = ["", ""]
+    while any(pieces := [next(stream, "") for stream in streams]):
+        said = [text + piece for text, piece in zip(said, pieces, strict=True)]
+    assert said == alone
+
+
 def test_generate_takes_a_draft_up_to_the_end_of_the_context(
     model: MobileVLM, draft: MobileVLM | str
 ) -> None:
