@@ -3,7 +3,7 @@
 import numpy as np
 
 from mvlm_np.kernels.kernel import Kernel
-from mvlm_np.kernels.shapes import LANES, SHAPE
+from mvlm_np.kernels.shapes import LANES, PARTS, SHAPE
 from mvlm_np.kernels.shapes import READ as BLOCK
 
 STEPS = 64  # of multiplying, for the threads to share
@@ -31,4 +31,4 @@ def multiply(groups: int) -> None:
 
 def operations(groups: int) -> int:
     """Multiplications and additions that `multiply` does."""
-    return 2 * 32 * LANES * SHAPE[0] * SHAPE[1] * groups * STEPS
+    return 2 * 32 * LANES // PARTS * SHAPE[0] * SHAPE[1] * groups * STEPS

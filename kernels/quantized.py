@@ -1,9 +1,9 @@
 """Products with int8 and int4 weights: `pack.packed_product`, compiled.
 
-Two steps. First the activations are rounded to int8 and laid out for the product, in blocks of as many
-tokens as a tile has, k-major: the tokens' bytes of columns 4 c .. 4 c + 3 lie side by side. Then a product
-walks over tiles of weights and blocks of tokens. A token's result depends neither on the other tokens nor on
-threads.
+Two steps. First the activations are rounded to int8 and laid out for the product, in blocks of tokens,
+k-major: the tokens' bytes of columns 4 c .. 4 c + 3 lie side by side.
+Then a product walks over tiles of weights and blocks of tokens. A token's result depends neither on the other
+tokens nor on threads.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from mvlm_np.errors import GenerationError
 from mvlm_np.kernels.arrays import FLOAT32, rows_contiguous
 from mvlm_np.kernels.kernel import Kernel
 from mvlm_np.kernels.pack import ROWS, Packed
-from mvlm_np.kernels.shapes import FEW, OFFSET, SHAPE, TILES
+from mvlm_np.kernels.shapes import FEWER, OFFSET, SHAPE, WORDS
 from mvlm_np.ops import GROUP
 
 CACHED = 1 << 18  # bytes of activations that stay in a core's cache while all weights pass by
@@ -23,11 +23,8 @@ NO_BIAS = np.zeros(0, np.float32)
 
 _rounded = Kernel("quantized.rounded")
 ONE_TOKEN = {bits: Kernel(f"quantized.int{bits}_1x1") for bits in (8, 4)}
-TOKENS = {
-    (bits, rows, columns): Kernel(f"quantized.int{bits}_{rows}x{columns}")
-    for bits in (8, 4)
-    for rows, columns in TILES
-}
+TALL, COLUMNS = SHAPE
+TOKENS = {bits: Kernel(f"quantized.int{bits}_{TALL}x{COLUMNS}") for bits in (8, 4)}
 
 
 def packed_product(
@@ -86,16 +83,18 @@ class Product:
 
     def _tokens(self, x: np.ndarray) -> np.ndarray:
         (M, K), bits = x.shape, self.bits
-        rows, width = (FEW, 1) if M <= 2 * FEW else SHAPE
-        blocks, groups = -(-M // rows), -(-K // GROUP)
-        acts = np.empty((blocks, groups, GROUP // 4, rows, 4), np.int8)
-        starts = np.empty((blocks, groups, rows), np.int32)
-        act_scales = np.empty((blocks, groups, rows), np.float32)
-        _rounded(blocks, rows * K, x, OFFSET[bits], acts, starts, act_scales)
-        stripes = -(-self.tiles // width)
-        y = np.empty((blocks * rows, stripes * width * ROWS), np.float32)
-        span = max(1, min(blocks, CACHED // (rows * K)))
-        cost = width * ROWS * K * span * rows / 200  # 200 products a nanosecond
-        steps = stripes * -(-blocks // span)
-        TOKENS[bits, rows, width](steps, cost, self.places, acts, starts, act_scales, self.bias, span, y)
+        padded = in_blocks(M)
+        acts = np.empty(padded * -(-K // GROUP) * WORDS, np.int32)
+        _rounded(padded, K, x, OFFSET[bits], TALL, acts)
+        stripes = -(-self.tiles // COLUMNS)
+        y = np.empty((padded, stripes * COLUMNS * ROWS), np.float32)
+        span = max(1, CACHED // (TALL * K)) * TALL
+        cost = COLUMNS * ROWS * K * min(span, M) / 200  # 200 products a nanosecond
+        TOKENS[bits](stripes * -(-M // span), cost, self.places, acts, self.bias, span, y)
         return y
+
+
+def in_blocks(tokens: int) -> int:
+    """The tokens with those that fill up the last block, which is the least one that holds what is left."""
+    left = (tokens - 1) % TALL + 1
+    return tokens - left + min(rows for rows in (TALL, *FEWER) if rows >= left)

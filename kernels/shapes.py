@@ -11,18 +11,44 @@ ACTIVATED = 4096
 FLOAT_ROWS = 12 if INSTRUCTION_SET == "avx512vnni" else 6
 READ = 1 << 14  # floats of one step of `limits.read`: 64 kB
 
-# Tokens of a tile, and columns of 16 rows, when there are many tokens. A row of sums for each token and
-# column has to stay in registers: there are 32 of 64 bytes, 16 of 32 bytes, and on ARM 32 of 16 bytes. AMD's
-# cores load a word of activations for free with each product; Intel's are faster if two products share it.
-# AVX2's and plain NEON's products take registers of their own.
-_AMD = "sse4a" in features()
-SHAPE = {"avx512vnni": (12, 1) if _AMD else (8, 2), "avx2": (3, 1), "neon": (3, 1)}.get(
-    INSTRUCTION_SET, (4, 1)
-)
-FEW = {"avx2": 2, "neon": 3}.get(INSTRUCTION_SET, 4)  # tokens of a tile when there are few
+# Registers that a vector of 64 bytes takes in each instruction set.
+REGISTERS = {
+    "avx512vnni": 1,
+    "avxvnni": 2,
+    "avx2": 2,
+    "neon_i8mm": 4,
+    "neon_dotprod": 4,
+    "neon": 4,
+    "generic": 1,
+}
+PARTS = REGISTERS[INSTRUCTION_SET]
+
+# Several tokens are multiplied in blocks: how many tokens a block has, and how many tiles of weights it takes
+# side by side. Each token needs a register of sums and one of totals for each. There are 32 registers of 64
+# bytes, 16 of 32 bytes, and on ARM 32 of 16 bytes. With AVX-512, AMD's cores load a word of activations for
+# free with each product; Intel's are faster if two products share it, though totals then wait on the stack.
+SHAPE = {
+    "avx512vnni": (12, 1) if "sse4a" in features() else (8, 2),
+    "avxvnni": (4, 1),
+    "avx2": (4, 1),
+    "neon_i8mm": (8, 1),
+    "neon_dotprod": (8, 1),
+    "neon": (8, 1),
+    "generic": (4, 1),
+}[INSTRUCTION_SET]
+# The last block may have fewer tokens: at most the first number, or at most the second.
+FEWER = (8, 4) if INSTRUCTION_SET == "avx512vnni" else (SHAPE[0] // 2, SHAPE[0] // 4)
 
 # vpdpbusd takes one operand unsigned, so int8 weights are moved up by this much, and a sum starts from minus
 # as many times the sum of its activations. Nibbles are stored with 8 added for every instruction set.
 OFFSET = {8: 128 if INSTRUCTION_SET.endswith("vnni") else 0, 4: 8}
 
-TILES = tuple(dict.fromkeys([(FEW, 1), SHAPE]))  # that several tokens are multiplied with
+# Rounded activations are int32 words. A token's group of 32 columns is 8 words of 4 int8, the start of its
+# integer sums, and its float32 scale. In a block of tokens, the first words of all stand first, then the
+# second ones and so on. On ARM, where a product waits for its vector instructions and not for loads, two of
+# them are saved: a start stands there 4 times, as a register wants it, and START is added to it. That is
+# 3 * 2^22 as a float, so the bits of a sum are those of 3 * 2^22 + sum, and subtracting is converting.
+_ARM = INSTRUCTION_SET.startswith("neon")
+COPIES = 4 if _ARM else 1
+START = 0x4B400000 if _ARM else 0
+WORDS = 8 + COPIES + 1

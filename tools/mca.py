@@ -1,13 +1,12 @@
 """Predicts how fast a Raspberry Pi 5 runs the products, from their machine code and LLVM's model of its core.
 
-    python tools/arm.py build
     python tools/mca.py              the table of docs/measurements.md
 
-The products are compiled for the Cortex-A76 under emulation (see `arm`). llvm-mca of LLVM 19 then counts the
-cycles of their innermost loops, with what surrounds these once a group of 32 columns, on the Neoverse N1:
-the A76's core, and the nearest that LLVM has a model of (asked for cortex-a76, it takes the older A57).
-It assumes that all data are in the first-level cache. So this is a prediction, and a bound: it leaves
-out attention, norms, and all waiting for memory but the plain reading of the weights.
+The loops of the products are compiled for the Cortex-A76 (see `parts/product_loops`). llvm-mca of LLVM 19
+then counts their cycles on the Neoverse N1: the A76's core, and the nearest that LLVM has a model of (asked
+for cortex-a76, it takes the older A57). It assumes that all data are in the first-level cache. So this is a
+prediction, and a bound: it leaves out attention, norms, and all waiting for memory but the plain reading of
+the weights.
 """
 
 import argparse
@@ -23,9 +22,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
 
 from mvlm_np.errors import UserError
-from mvlm_np.kernels.pack import GROUP, ROWS
-from tools.parts import emulated_arm as arm
-from tools.parts.assembly import Instruction, with_instruction
+from mvlm_np.ops import GROUP
+from tools.parts.assembly import Instruction
 from tools.parts.random_checkpoint import shapes
 
 # Raspberry Pi 5 (BCM2712): four Cortex-A76 of 2.4 GHz, LPDDR4X-4267 on a bus of 32 bits, says its maker.
@@ -34,44 +32,26 @@ CORES, CLOCK, PEAK = 4, 2.4e9, 4267e6 * 4
 # cores, lay between 9.8 and 10.6 GB/s for five quantisations (issue 26484 of ggml-org/llama.cpp).
 READ = 10e9
 
+ROOT = Path(__file__).resolve().parents[1]
 MODEL = "MobileVLM_V2-1.7B"
 SDOT = 16  # products of one sdot
-PROGRAM = """
-import sys
-from mvlm_np.kernels import quantized
-from tools.parts.assembly import of_kernel
-kernels = *quantized.ONE_TOKEN.values(), *quantized.TOKENS.values()
-named = {kernel.name: kernel for kernel in kernels}
-print(*(of_kernel(named[name]) for name in sys.argv[1:]), sep="\\f")
-"""
-
-# The products' names, and the tokens of a tile.
-DECODE, PROMPT, ENCODE = "quantized.int4_1x1", "quantized.int4_4x1", "quantized.int8_4x1"
-KERNELS = {DECODE: 1, "quantized.int8_1x1": 1, PROMPT: 4, ENCODE: 4}
+# The products of one token, and of a block of tokens.
+DECODE, PROMPT, ENCODE = "int4_1x1", "int4_8x1", "int8_8x1"
+PRODUCTS = (DECODE, "int8_1x1", PROMPT, ENCODE)
 
 
 def rates(mca: str) -> dict[str, float]:
     """Multiply-adds per cycle of each product, on one core."""
-    done = arm.python("cortex-a76", "-c", PROGRAM, *KERNELS)
+    command = [sys.executable, "-m", "tools.parts.product_loops", "neon_dotprod"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError("the emulated A76", done.stderr.strip().splitlines()[-1])
+        raise UserError("the products", done.stderr.strip().splitlines()[-1])
+    loops = json.loads(done.stdout)
     found = {}
-    for (name, tokens), assembly in zip(KERNELS.items(), done.stdout.split("\f"), strict=True):
-        trace = one_group(assembly, tokens)
-        found[name] = SDOT * sum(i.op == "sdot" for i in trace) / cycles(trace, mca)
+    for name in PRODUCTS:
+        loop = [Instruction(*pair) for pair in loops[name]]
+        found[name] = SDOT * sum(i.op == "sdot" for i in loop) / cycles(loop, mca)
     return found
-
-
-def one_group(assembly: str, tokens: int) -> list[Instruction]:
-    """What runs for one group of 32 columns (or several), 16 rows and a block of tokens."""
-    # The loop over groups turns integer sums into floats. A loop over columns within it runs several times.
-    outer = max(with_instruction(assembly, "scvtf"), key=lambda loop: loop.count("sdot"))
-    trace = outer.instructions
-    for inner in outer.inner:
-        start = next(i for i, instruction in enumerate(trace) if instruction is inner.instructions[0])
-        steps = GROUP * ROWS * tokens // SDOT // inner.count("sdot")
-        trace = trace[:start] + steps * inner.instructions + trace[start + len(inner.instructions) :]
-    return trace
 
 
 def cycles(trace: list[Instruction], mca: str) -> float:
@@ -113,8 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--llvm-mca", default="llvm-mca-19", help="the program, of LLVM 19 (llvm-mca-19)")
     args = parser.parse_args(arguments)
     try:
-        if reason := arm.missing():
-            raise UserError("the emulated A76", reason)
         if not (mca := shutil.which(args.llvm_mca)):
             fix = "on Debian and Ubuntu: apt-get install llvm-19"
             raise UserError(args.llvm_mca, "is not installed", fix=fix)

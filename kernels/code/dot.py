@@ -1,8 +1,9 @@
 """Dot products of bytes: the one place where CPUs differ.
 
-`add_group` multiplies a group of 32 columns of int8 or int4 weights, 16 rows of them or twice 16, with the
-same columns of several tokens. How depends on the instruction set (`cpu`); all of them give identical
-integers. As in `simd`, indices are not checked.
+`add_group` multiplies a group of 32 columns of int8 or int4 weights with the same columns of several tokens.
+How depends on the instruction set (`cpu`); all of them give identical integers. The 16 rows of a tile of
+weights take one register or several, a lane for each row; a product may take some of these at a time. As in
+`simd`, indices are not checked.
 """
 
 from llvmlite import ir
@@ -10,108 +11,144 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from mvlm_np.kernels.code import llvm
-from mvlm_np.kernels.code.llvm import F32, I8, I16, I32, I64, INTS, LANES
+from mvlm_np.kernels.code.llvm import F32, I8, I16, I32, INTS, LANES
 from mvlm_np.kernels.code.simd import load_halves
+from mvlm_np.kernels.code.tiles import Tile
 from mvlm_np.kernels.cpu import INSTRUCTION_SET
-from mvlm_np.kernels.shapes import OFFSET
+from mvlm_np.kernels.shapes import COPIES, OFFSET, PARTS, START
+
+AHEAD = 4096  # bytes of values by which what is fetched from memory is ahead of its use
 
 
 @intrinsic(prefer_literal=True)
-def add_group(typing, totals, bits, values, scales, acts, starts, act_scales, block, group):
+def zero_totals(typing, rows, columns):
+    """A tile of rows x columns registers of float32 zeros; both sizes are constants."""
+    tile = Tile(ir.VectorType(F32, LANES // PARTS), rows.literal_value, columns.literal_value)
+    return tile(rows, columns), lambda *_: ir.Constant(tile.llvm, None)
+
+
+@intrinsic(prefer_literal=True)
+def add_group(typing, totals, bits, values, scales, part, group, acts, word):
     """totals + the products of one group of 32 columns, each times its weights' and its activations' scale.
 
-    totals      a tile of float32: tokens x 16 rows of weights for each column of the tile
-    bits        4 or 8, a constant
-    values      for each column, the address of 16 rows of weights as `pack` defines them
-    scales      for each column, the address of their float16 scales
-    acts        (blocks, groups, 8, tokens, 4) int8
-    starts      (blocks, groups, tokens) int32: what each token's integer sums start from
-    act_scales  (blocks, groups, tokens) float32
+    totals  a tile of float32: tokens x registers
+    bits    4 or 8, a constant
+    values  the addresses of one tile of weights or more, as `pack` defines them
+    scales  the addresses of their float16 scales
+    part    the first register of each tile that is taken; how many follows from `totals`
+    acts    int32: rounded activations
+    word    where in `acts` those of the block's group begin
     """
-    R, C, small = totals.rows, totals.columns, bits.literal_value == 4
+    count = totals.rows * totals.columns
 
     def generate(context, builder, signature, arguments):
-        totals, _, values, scales, acts, starts, act_scales, block, group = arguments
-        values, scales = (cgutils.unpack_tuple(builder, addresses, C) for addresses in (values, scales))
-        values = [llvm.offset(builder, address, group, 256 if small else 512) for address in values]
-        scales = [llvm.offset(builder, address, group, 2 * LANES) for address in scales]
-        _, _, _, _, of_acts, of_starts, of_act_scales, *_ = signature.args
-        acts = [llvm.element(context, builder, of_acts, acts, block, group, k, 0, 0) for k in range(8)]
-        start = llvm.element(context, builder, of_starts, starts, block, group, 0)
-        act_scale = llvm.element(context, builder, of_act_scales, act_scales, block, group, 0)
-        totals = [builder.extract_value(totals, i) for i in range(R * C)]
-        # The rows of one register at a time: sums and totals of all 16 rows are too many registers.
-        parts = REGISTERS[INSTRUCTION_SET]
-        done = []
-        for part, before in enumerate(
-            zip(*(llvm.pieces(builder, total, parts) for total in totals), strict=True)
-        ):
-            columns = [_chunks(builder, pointer, small, part) for pointer in values]
-            words = (token_words(builder, pointer, R, C > 1) for pointer in acts)
-            # Generators, so that what is loaded stands beside its use: LLVM keeps that order.
-            steps = zip(zip(*columns, strict=True), words, strict=True)
-            first = _starts(builder, start, R, LANES // parts)
-            sums = group_sums(builder, first, steps, R, C, small)
-            after = _add_scaled(builder, before, sums, scales, act_scale, part)
-            done.append(_in_step(builder, after) if parts > 1 else after)
-        tile = ir.Constant(signature.return_type.llvm, ir.Undefined)
-        for i, pieces in enumerate(zip(*done, strict=True)):
-            tile = builder.insert_value(tile, llvm.joined(builder, pieces), i)
+        tile, _, values, scales, part, group, acts, word = arguments
+        values, scales = (cgutils.unpack_tuple(builder, tiles) for tiles in (values, scales))
+        acts = llvm.element(context, builder, signature.args[6], acts, word)
+        before = [builder.extract_value(tile, i) for i in range(count)]
+        after = group_products(
+            builder, before, totals.rows, bits.literal_value, values, scales, part, group, acts
+        )
+        for i, total in enumerate(after):
+            tile = builder.insert_value(tile, total, i)
         return tile
 
-    return totals(totals, bits, values, scales, acts, starts, act_scales, block, group), generate
+    return totals(totals, bits, values, scales, part, group, acts, word), generate
 
 
-def _starts(builder, pointer, rows, lanes):
-    """What each token's sums start from, in all lanes of a register."""
-    for m in range(rows):
-        yield llvm.splat(builder, llvm.load(builder, pointer, I32, 4, m), lanes)
+def group_products(builder, totals, rows, bits, values, scales, part, group, acts):
+    """`add_group` for LLVM values: lists of totals and of addresses, and a pointer to the activations."""
+    tiles, size = len(values), 64 * bits  # bytes of a group's values
+    columns = len(totals) // rows
+    taken = range(columns // tiles)  # registers of each tile
+    for address in values:  # a pass over a part of the rows fetches as large a part of the lines
+        ahead = llvm.offset(builder, address, (group, size), (part, size // PARTS))
+        for line in range(0, size // PARTS * len(taken), 64):
+            _prefetch(builder, ahead, AHEAD + line)
+    for address in scales:
+        _prefetch(builder, llvm.offset(builder, address, (group, 2 * LANES)), AHEAD // size * 2 * LANES)
+
+    def registers(addresses, group_size, register_size):
+        """For each column, where the part of a group begins that belongs to its rows."""
+        for address in addresses:
+            first = llvm.offset(builder, address, (group, group_size), (part, register_size))
+            yield from (llvm.further(builder, first, r * register_size) for r in taken)
+
+    def of_tokens(word):
+        return llvm.further(builder, acts, word * rows)
+
+    chunks = [_chunks(builder, pointer, bits) for pointer in registers(values, size, 64 // PARTS)]
+    words = (token_words(builder, of_tokens(k), rows, tiles > 1) for k in range(8))
+    # Generators, so that what is loaded stands beside its use: LLVM keeps that order.
+    steps = zip(zip(*chunks, strict=True), words, strict=True)
+    sums = group_sums(builder, _starts(builder, of_tokens(8), rows), steps, rows, columns, bits == 4)
+    halves = [
+        load_halves(builder, pointer, LANES // PARTS)
+        for pointer in registers(scales, 2 * LANES, 2 * LANES // PARTS)
+    ]
+    act_scales = list(_in_all_lanes(builder, of_tokens(8 + COPIES), F32, rows))
+    pairs = [(half, act_scale) for half in halves for act_scale in act_scales]
+    for total, exact, (half, act_scale) in zip(totals, sums, pairs, strict=True):
+        yield llvm.multiply_add(builder, _floats(builder, exact), builder.fmul(half, act_scale), total)
 
 
-def _chunks(builder, pointer, small, part):
+def _prefetch(builder, pointer, distance):
+    """Begins to bring what lies that many bytes behind a pointer into the cache, if there is anything."""
+    read, keep, data = (ir.Constant(I32, number) for number in (0, 3, 1))
+    pointer = llvm.further(builder, pointer, distance)
+    llvm.call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, read, keep, data)
+
+
+def _chunks(builder, pointer, bits):
     """A group's weights: 8 vectors of 4 columns of a register's rows."""
-    parts = REGISTERS[INSTRUCTION_SET]
-    register = ir.VectorType(I8, 64 // parts)
-    for c in range(4 if small else 8):
-        loaded = llvm.load(builder, pointer, register, 1, c * parts + part)
-        if small:
+    register = ir.VectorType(I8, 64 // PARTS)
+    for c in range(bits):
+        loaded = llvm.load(builder, pointer, register, 1, c * PARTS)
+        if bits == 4:
             yield builder.and_(loaded, llvm.constant(15, register))
             yield builder.lshr(loaded, llvm.constant(4, register))
         else:
             yield builder.xor(loaded, llvm.constant(-128, register)) if OFFSET[8] else loaded
 
 
+def _in_all_lanes(builder, pointer, kind, rows):
+    """Each of `rows` numbers, in all lanes of a register."""
+    lanes = LANES // PARTS
+    if INSTRUCTION_SET.startswith("neon") and rows % 4 == 0:  # many instructions take an operand from a lane
+        for quarter in range(rows // 4):
+            numbers = llvm.load(builder, pointer, ir.VectorType(kind, 4), 4, quarter)
+            yield from (llvm.shuffle(builder, [m] * lanes, numbers) for m in range(4))
+    else:
+        yield from (llvm.splat(builder, llvm.load(builder, pointer, kind, 4, m), lanes) for m in range(rows))
+
+
 def token_words(builder, pointer, rows, shared):
     """For each token, its 4 bytes of activations, in all lanes of a register."""
-    lanes = LANES // REGISTERS[INSTRUCTION_SET]
-    register = ir.VectorType(I8, 4 * lanes)
-    if INSTRUCTION_SET == "neon_i8mm" and rows == 4:  # as `_sums_in_squares` wants it: one register for all
-        return [llvm.load(builder, pointer, register, 4)]
-    if INSTRUCTION_SET == "neon_dotprod" and rows == 4:  # sdot takes its operand from a lane of one register
-        vector = llvm.load(builder, pointer, ir.VectorType(I32, 4), 4)
-        words = [llvm.shuffle(builder, [m] * 4, vector) for m in range(rows)]
-    else:
-        words = [llvm.splat(builder, llvm.load(builder, pointer, I32, 4, m), lanes) for m in range(rows)]
+    register = ir.VectorType(I8, 64 // PARTS)
+    if INSTRUCTION_SET == "neon_i8mm" and rows % 4 == 0:  # as `_sums_in_squares` wants it: 4 in a register
+        return [llvm.load(builder, pointer, register, 4, quarter) for quarter in range(rows // 4)]
+    words = list(_in_all_lanes(builder, pointer, I32, rows))
     if shared:  # or LLVM loads a word again for each of the products that share it
         keep = ir.FunctionType(words[0].type, [words[0].type])
         words = [builder.asm(keep, "", "=v,0", [word], False) for word in words]
     return [builder.bitcast(word, register) for word in words]
 
 
-def _add_scaled(builder, totals, sums, scales, act_scale, part):
-    """totals + sums, each times the scale of its row of weights and of its token's activations."""
-    lanes = LANES // REGISTERS[INSTRUCTION_SET]
-    floats = ir.VectorType(F32, lanes)
-    tokens = len(sums) // len(scales)
-    first = ir.Constant(I64, 2 * lanes * part)
-    halves = [load_halves(builder, builder.gep(pointer, [first]), lanes) for pointer in scales]
-    done = []
-    for i, (total, exact) in enumerate(zip(totals, sums, strict=True)):
-        column, token = divmod(i, tokens)
-        scale = llvm.splat(builder, llvm.load(builder, act_scale, F32, 4, token), lanes)
-        scale = builder.fmul(halves[column], scale)
-        done.append(llvm.multiply_add(builder, builder.sitofp(exact, floats), scale, total))
-    return done
+def _starts(builder, pointer, rows):
+    """What each token's sums start from, in all lanes of a register."""
+    if COPIES == 1:
+        yield from _in_all_lanes(builder, pointer, I32, rows)
+    else:
+        for m in range(rows):
+            yield llvm.load(builder, pointer, ir.VectorType(I32, COPIES), 4, m)
+
+
+def _floats(builder, sums):
+    """Integer sums, which began with START, as float32."""
+    floats = ir.VectorType(F32, LANES // PARTS)
+    if START == 0:
+        return builder.sitofp(sums, floats)
+    return builder.fsub(builder.bitcast(sums, floats), llvm.constant(3 * 2.0**22, floats))
 
 
 # ---------------------------------------------------------------- products
@@ -128,13 +165,13 @@ def group_sums(builder, starts, steps, rows, columns, small):
     if INSTRUCTION_SET in ("avx2", "neon") and small:
         return _in_16_bits(builder, starts, steps, rows, columns)
     sums = [*starts] * columns  # columns first
-    if INSTRUCTION_SET == "neon_i8mm" and rows == 4:
+    if INSTRUCTION_SET == "neon_i8mm" and rows % 4 == 0:
         return _sums_in_squares(builder, sums[:rows], steps, columns)
     dot4 = _dot4_avx2_signed if INSTRUCTION_SET == "avx2" else _DOT4[INSTRUCTION_SET]
     for chunks, words in steps:
         pairs = ((w, x) for w in chunks for x in words)
         sums = [dot4(builder, total, w, x) for total, (w, x) in zip(sums, pairs, strict=True)]
-        if INSTRUCTION_SET in ("avx512vnni", "avx2", "neon") and len(sums) > 1:
+        if (INSTRUCTION_SET in ("avx512vnni", "avx2", "neon") or columns > 1) and len(sums) > 1:
             sums = _in_step(builder, sums)
     return sums
 
@@ -144,7 +181,7 @@ def sums_of_positive(builder, steps, rows):
 
     x86's instructions take one operand unsigned: here the activations, so the weights may have any sign.
     """
-    zero = ir.Constant(ir.VectorType(I32, LANES // REGISTERS[INSTRUCTION_SET]), None)
+    zero = ir.Constant(ir.VectorType(I32, LANES // PARTS), None)
     if "avx" not in INSTRUCTION_SET:
         return group_sums(builder, [zero] * rows, steps, rows, 1, False)
     dot4 = _dot4_avx2 if INSTRUCTION_SET == "avx2" else _DOT4[INSTRUCTION_SET]
@@ -163,7 +200,7 @@ def _in_step(builder, vectors):
     to change all these vectors.
     """
     count, both = len(vectors), ir.LiteralStructType([v.type for v in vectors])
-    side_effect = REGISTERS[INSTRUCTION_SET] > 1  # or LLVM, where it begins the next rows early, moves it too
+    side_effect = PARTS > 1  # or LLVM, where it begins the next rows early, moves it too
     register = "=w" if INSTRUCTION_SET.startswith("neon") else "=v"
     constraints = ",".join([register] * count + [str(i) for i in range(count)])
     each = [v.type for v in vectors]
@@ -171,18 +208,6 @@ def _in_step(builder, vectors):
         return [builder.asm(ir.FunctionType(*each, each), "", constraints, vectors, side_effect)]
     changed = builder.asm(ir.FunctionType(both, both.elements), "", constraints, vectors, side_effect)
     return [builder.extract_value(changed, i) for i in range(count)]
-
-
-# Registers that a vector of 64 bytes takes in each instruction set.
-REGISTERS = {
-    "avx512vnni": 1,
-    "avxvnni": 2,
-    "avx2": 2,
-    "neon_i8mm": 4,
-    "neon_dotprod": 4,
-    "neon": 4,
-    "generic": 1,
-}
 
 
 def _dot4_avx512vnni(builder, total, w, x):
@@ -275,15 +300,18 @@ def _in_16_bits(builder, starts, steps, rows, columns):
 
 
 def _sums_in_squares(builder, starts, steps, columns):
-    """`group_sums` of 4 rows and 4 tokens with smmla, which takes 8 columns of 2 rows and of 2 tokens.
+    """`group_sums` of 4 rows and tokens in fours with smmla, which takes 8 columns of 2 rows and of 2 tokens.
 
     It adds to 4 lanes: row 0 and token 0, row 0 and token 1, row 1 and token 0, row 1 and token 1.
     """
-    pairs = [llvm.shuffle(builder, [0, 4, 0, 4], *starts[t : t + 2]) for t in (0, 2)]
+    pairs = [
+        llvm.shuffle(builder, [0, 4, 0, 4], *pair) for pair in zip(starts[::2], starts[1::2], strict=True)
+    ]
     sums = [[[pair, pair] for pair in pairs] for _ in range(columns)]  # column, pair of tokens, pair of rows
     steps = iter(steps)
     for (chunks, words), (next_chunks, next_words) in zip(steps, steps, strict=True):
-        tokens = _alternating(builder, *words, *next_words)
+        fours = zip(words, next_words, strict=True)
+        tokens = [pair for four in fours for pair in _alternating(builder, *four)]
         for column, low, high in zip(sums, chunks, next_chunks, strict=True):
             rows = _alternating(builder, low, high)
             for totals, token in zip(column, tokens, strict=True):

@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 from mvlm_np.kernels.code import llvm
 from mvlm_np.kernels.code.activations import LN_2, LN_2_REST, LOG2_E, POWERS, ROUND
 from mvlm_np.kernels.code.compile import inline
-from mvlm_np.kernels.code.dot import REGISTERS, group_sums, sums_of_positive, token_words
+from mvlm_np.kernels.code.dot import group_sums, sums_of_positive, token_words
 from mvlm_np.kernels.code.kernel import kernel, reads, writes
 from mvlm_np.kernels.code.llvm import F32, FLOATS, I8, I32, I64, INTS, LANES
 from mvlm_np.kernels.code.simd import (
@@ -29,13 +29,12 @@ from mvlm_np.kernels.code.simd import (
     total,
     vector,
 )
-from mvlm_np.kernels.code.tiles import Tile, largest_magnitude
+from mvlm_np.kernels.code.tiles import Tile, largest_magnitude, store_rounded
 from mvlm_np.kernels.cpu import INSTRUCTION_SET
-from mvlm_np.kernels.shapes import OFFSET
+from mvlm_np.kernels.shapes import OFFSET, PARTS
 from mvlm_np.ops import GROUP
 
 ROWS = 16  # keys, or elements of a value, of a tile
-PARTS = REGISTERS[INSTRUCTION_SET]  # of 16 rows; one of them at a time is multiplied
 TOKENS = {"avx512vnni": 12, "avxvnni": 6, "avx2": 6}.get(INSTRUCTION_SET, 4)  # whose sums registers hold
 UP = OFFSET[8]  # what is added to keys, where they have to be unsigned
 BLOCK = 24  # queries whose scores are in the cache together
@@ -110,7 +109,6 @@ def _round(x, rows, room, offset):
     """
     words, scales, starts = room
     _, groups, _, tall = words.shape
-    flat = words.reshape(words.size)
     for i in range(rows):
         block, m = i // tall, i % tall
         for g in range(groups):
@@ -118,37 +116,10 @@ def _round(x, rows, room, offset):
             scale = largest_magnitude(x[i], g * GROUP) / np.float32(127)
             divisor = scale if scale > 0 else np.float32(1)
             place = (block * groups + g) * (GROUP // 4) * tall + m
-            whole = _store_rounded(x[i], g * GROUP, divisor, flat, place, tall)
+            whole = store_rounded(x[i], g * GROUP, divisor, words, place, tall)
             scales[block, g, m] = scale
             if offset > 0:
                 starts[block, g, m] = -offset * whole
-
-
-@intrinsic
-def _store_rounded(typing, row, start, divisor, words, place, stride):
-    """32 floats from `start` on, divided and rounded to int8, four to a word: words[place + stride * k] for
-    k = 0 .. 7. Returns their sum.
-    """
-
-    def generate(context, builder, signature, arguments):
-        row, start, divisor, words, place, stride = arguments
-        pointer = llvm.element(context, builder, signature.args[0], row, start)
-        whole = llvm.constant(0)
-        for half in range(2):
-            floats = llvm.load(builder, pointer, FLOATS, 4, half)
-            quotients = builder.fdiv(floats, llvm.splat(builder, divisor))
-            rounded = builder.fptosi(llvm.call(builder, "llvm.rint.v16f32", FLOATS, quotients), INTS)
-            for limit, pick in ((127, "llvm.smin.v16i32"), (-127, "llvm.smax.v16i32")):
-                rounded = llvm.call(builder, pick, INTS, rounded, llvm.constant(limit))
-            whole = builder.add(whole, rounded)
-            four = builder.bitcast(builder.trunc(rounded, ir.VectorType(I8, LANES)), ir.VectorType(I32, 4))
-            for k in range(4):
-                to = llvm.element(context, builder, signature.args[3], words, place)
-                builder.store(builder.extract_element(four, ir.Constant(I32, k)), to, align=4)
-                place = builder.add(place, stride)
-        return llvm.call(builder, "llvm.vector.reduce.add.v16i32", I32, whole)
-
-    return types.int32(row, types.int64, types.float32, words, types.int64, types.int64), generate
 
 
 # ---------------------------------------------------------------- products

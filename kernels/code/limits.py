@@ -6,14 +6,14 @@ from numba import types
 from numba.extending import intrinsic
 
 from mvlm_np.kernels.code import llvm
-from mvlm_np.kernels.code.dot import REGISTERS, group_sums
+from mvlm_np.kernels.code.dot import group_sums
 from mvlm_np.kernels.code.kernel import kernel, reads, writes
-from mvlm_np.kernels.code.llvm import BYTES, I32, INTS, LANES
+from mvlm_np.kernels.code.llvm import I8, I32, LANES
 from mvlm_np.kernels.code.simd import add, load, splat, total
 from mvlm_np.kernels.code.tiles import Tile
 from mvlm_np.kernels.cpu import INSTRUCTION_SET
+from mvlm_np.kernels.shapes import PARTS, SHAPE
 from mvlm_np.kernels.shapes import READ as BLOCK
-from mvlm_np.kernels.shapes import SHAPE
 
 
 @kernel(reads(1), writes(1))
@@ -37,9 +37,11 @@ def _multiply(first, stop, x, groups, sums):
 
 ONE_INSTRUCTION = INSTRUCTION_SET in ("avx512vnni", "avxvnni", "neon_i8mm", "neon_dotprod")
 
-# A vector of sums for each token and 16 rows, and one of weights, which change with each use lest LLVM
+# A register of sums for each token and tile, and one of weights, which change with each use lest LLVM
 # multiply them once and for all.
-_STATE = Tile(INTS, SHAPE[0] * SHAPE[1] + 1, 1)
+_SUMS = SHAPE[0] * SHAPE[1]
+_REGISTER = ir.VectorType(I32, LANES // PARTS)
+_STATE = Tile(_REGISTER, _SUMS + 1, 1)
 
 
 @intrinsic
@@ -54,28 +56,22 @@ def _more(typing, state, x):
 
     def generate(context, builder, signature, arguments):
         state, x = arguments
-        rows, columns = SHAPE
+        rows, _ = SHAPE
         data = context.make_array(signature.args[1])(context, builder, x).data
         # Where a sum takes two instructions, LLVM would multiply once for all tokens if they were the same.
-        loaded = [llvm.load(builder, data, BYTES, 1, 0 if ONE_INSTRUCTION else m) for m in range(rows)]
-        sums = [builder.extract_value(state, i) for i in range(rows * columns)]
-        weights = builder.bitcast(builder.extract_value(state, rows * columns), BYTES)
-        chunks = [weights := builder.add(weights, loaded[0]) for _ in range(8)]
-        words = loaded[:1] if INSTRUCTION_SET == "neon_i8mm" else loaded  # one register for all four tokens
-        done = []
-        for part in range(REGISTERS[INSTRUCTION_SET]):
-
-            def piece(v, part=part):
-                return llvm.pieces(builder, v, REGISTERS[INSTRUCTION_SET])[part]
-
-            steps = [([piece(chunk)], [piece(word) for word in words]) for chunk in chunks]
-            own = [piece(lanes) for lanes in sums]
-            for column in range(0, rows * columns, rows):
-                tokens = slice(column, column + rows)
-                own[tokens] = group_sums(builder, own[tokens], steps, rows, 1, True)
-            done.append(own)
-        sums = [llvm.joined(builder, pieces) for pieces in zip(*done, strict=True)]
-        for i, lanes in enumerate([*sums, builder.bitcast(weights, INTS)]):
+        row = ir.VectorType(I8, 64)
+        loaded = [llvm.load(builder, data, row, 1, 0 if ONE_INSTRUCTION else m) for m in range(rows)]
+        words = [llvm.pieces(builder, v, PARTS)[0] for v in loaded]
+        sums = [builder.extract_value(state, i) for i in range(_SUMS)]
+        weights = builder.bitcast(builder.extract_value(state, _SUMS), words[0].type)
+        chunks = [weights := builder.add(weights, words[0]) for _ in range(8)]
+        if INSTRUCTION_SET == "neon_i8mm":  # a register for four tokens
+            words = words[::4]
+        for column in range(0, _SUMS, rows):
+            tokens = slice(column, column + rows)
+            steps = [([chunk], words) for chunk in chunks]
+            sums[tokens] = group_sums(builder, sums[tokens], steps, rows, 1, True)
+        for i, lanes in enumerate([*sums, builder.bitcast(weights, _REGISTER)]):
             state = builder.insert_value(state, lanes, i)
         return state
 
@@ -87,9 +83,9 @@ def _fold(typing, state):
     """The sum of all lanes."""
 
     def generate(context, builder, signature, arguments):
-        result = llvm.constant(0)
+        result = llvm.constant(0, _REGISTER)
         for i in range(_STATE.rows):
             result = builder.add(result, builder.extract_value(arguments[0], i))
-        return llvm.call(builder, "llvm.vector.reduce.add.v16i32", I32, result)
+        return llvm.call(builder, f"llvm.vector.reduce.add.v{_REGISTER.count}i32", I32, result)
 
     return types.int32(state), generate

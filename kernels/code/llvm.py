@@ -13,7 +13,6 @@ from mvlm_np.kernels.shapes import LANES
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
 INTS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
-BYTES = ir.VectorType(I8, 4 * LANES)  # as large as INTS
 
 
 # ---------------------------------------------------------------- values
@@ -62,14 +61,6 @@ def pieces(builder, v, count):
     return [shuffle(builder, range(i * size, (i + 1) * size), v) for i in range(count)]
 
 
-def joined(builder, parts):
-    """One vector made of equal parts; their number is a power of 2."""
-    while len(parts) > 1:
-        pairs = zip(parts[::2], parts[1::2], strict=True)
-        parts = [shuffle(builder, range(2 * v.type.count), v, w) for v, w in pairs]
-    return parts[0]
-
-
 # ---------------------------------------------------------------- memory
 
 
@@ -80,10 +71,16 @@ def element(context, builder, array_type, array, *index):
     return cgutils.get_item_pointer(context, builder, array_type, array, index)
 
 
-def offset(builder, address, index, stride):
-    """A pointer to the byte index * stride behind an address."""
-    moved = builder.add(address, builder.mul(index, ir.Constant(I64, stride)))
-    return builder.inttoptr(moved, I8.as_pointer())
+def offset(builder, address, *steps):
+    """A pointer to the byte behind an address by index * stride, summed over steps (index, stride)."""
+    for index, stride in steps:
+        address = builder.add(address, builder.mul(index, ir.Constant(I64, stride)))
+    return builder.inttoptr(address, I8.as_pointer())
+
+
+def further(builder, pointer, count):
+    """A pointer to what lies `count` elements behind a pointer; of bytes, one that points to bytes."""
+    return builder.gep(pointer, [ir.Constant(I64, count)])
 
 
 def load(builder, pointer, value_type, align=1, index=0):

@@ -14,8 +14,8 @@ from mvlm_np.kernels.code.llvm import F32, FLOATS, I8, I32, I64, INTS, LANES
 
 
 class Tile(types.Type):
-    """The Numba type of `rows` x `columns` vectors of 16 int32 or float32 lanes: tokens x 16 rows of
-    weights.
+    """The Numba type of `rows` x `columns` vectors of int32 or float32 lanes: tokens x rows of weights, a
+    lane for each. There are 16 lanes, or in the products of bytes as many as a register has.
     """
 
     def __init__(self, lanes, rows, columns):
@@ -58,6 +58,21 @@ def add_outer(typing, totals, a, row, i, v):
 
 
 @intrinsic
+def load_tile(typing, like, x, row, column):
+    """The tile that `store_tile` has stored; `like` is one of its type."""
+
+    def generate(context, builder, signature, arguments):
+        tile, x, row, column = arguments
+        for i, pointer in enumerate(
+            _tile_of(context, builder, signature.args[0], signature.args[1], x, row, column)
+        ):
+            tile = builder.insert_value(tile, builder.load(pointer, align=4), i)
+        return tile
+
+    return like(like, x, types.int64, types.int64), generate
+
+
+@intrinsic
 def add_rows(typing, totals, x, row, column):
     """totals + x[row + m, column + 16 c : … + 16] for all m and c; a vector x has one row, which all get."""
 
@@ -90,13 +105,14 @@ def store_tile(typing, totals, y, row, column):
 
 def _tile_of(context, builder, tile, array_type, array, row, column):
     """Pointers to the part of a float32 array that a tile covers, columns first."""
+    vector = tile.llvm.element
     for c in range(tile.columns):
         for m in range(tile.rows):
-            index = [builder.add(column, ir.Constant(I64, LANES * c))]
+            index = [builder.add(column, ir.Constant(I64, vector.count * c))]
             if array_type.ndim == 2:
                 index.insert(0, builder.add(row, ir.Constant(I64, m)))
             pointer = llvm.element(context, builder, array_type, array, *index)
-            yield builder.bitcast(pointer, FLOATS.as_pointer())
+            yield builder.bitcast(pointer, vector.as_pointer())
 
 
 # ---------------------------------------------------------------- rounding
@@ -119,15 +135,15 @@ def largest_magnitude(typing, row, start):
 
 
 @intrinsic
-def store_rounded(typing, row, start, divisor, acts, block, group, token):
-    """32 floats from `start` on, divided and rounded to int8, into their places in `acts`. Returns their
-    sum.
+def store_rounded(typing, row, start, divisor, words, place, stride):
+    """32 floats from `start` on, divided and rounded to int8, four to a word. Of the words, in the order of
+    memory, they are those at place + stride * k for k = 0 .. 7. Returns their sum.
     """
 
     def generate(context, builder, signature, arguments):
-        row, start, divisor, acts, block, group, token = arguments
+        row, start, divisor, words, place, stride = arguments
+        of_words = signature.args[3]
         pointer = llvm.element(context, builder, signature.args[0], row, start)
-        acts_type = signature.args[3]
         total = llvm.constant(0)
         for half in range(2):
             floats = llvm.load(builder, pointer, FLOATS, 4, half)
@@ -136,12 +152,12 @@ def store_rounded(typing, row, start, divisor, acts, block, group, token):
             for limit, pick in ((127, "llvm.smin.v16i32"), (-127, "llvm.smax.v16i32")):
                 rounded = llvm.call(builder, pick, INTS, rounded, llvm.constant(limit))
             total = builder.add(total, rounded)
-            words = builder.bitcast(builder.trunc(rounded, ir.VectorType(I8, LANES)), ir.VectorType(I32, 4))
+            four = builder.bitcast(builder.trunc(rounded, ir.VectorType(I8, LANES)), ir.VectorType(I32, 4))
             for k in range(4):
-                place = llvm.element(context, builder, acts_type, acts, block, group, 4 * half + k, token, 0)
-                word = builder.extract_element(words, ir.Constant(I32, k))
-                builder.store(word, builder.bitcast(place, I32.as_pointer()), align=4)
+                to = llvm.element(context, builder, of_words, words, *[0] * (of_words.ndim - 1), place)
+                builder.store(builder.extract_element(four, ir.Constant(I32, k)), to, align=4)
+                place = builder.add(place, stride)
         return llvm.call(builder, "llvm.vector.reduce.add.v16i32", I32, total)
 
     index = types.int64
-    return types.int32(row, index, types.float32, acts, index, index, index), generate
+    return types.int32(row, index, types.float32, words, index, index), generate

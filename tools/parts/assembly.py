@@ -85,6 +85,7 @@ def _blocks(assembly: str) -> list[Block]:
     blocks = [Block([], [])]
     for line in assembly.splitlines():
         line = re.sub(r"\s*(//|#[^\d-]|## ).*", "", line).strip()  # a comment; ARM's numbers have a # too
+        line = re.sub(r"^\{vex\}\s*", "", line)  # how an instruction is encoded
         if label := re.fullmatch(r'("[^"]+"|[^\s:"]+):', line):
             if blocks[-1].instructions:
                 blocks.append(Block([], []))
