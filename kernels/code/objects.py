@@ -40,6 +40,10 @@ BYTE_ORDER, TYPE_NUMBER = 26, 28
 C_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x100, 0x400
 TYPE_NUMBERS = {"int8": 1, "uint8": 2, "uint16": 4, "int32": 5, "int64": 7, "float32": 11, "float64": 12}
 
+# What code may call: it is in every process, or in memory.c. Numba's other helpers are not there without Numba.
+THERE = {"malloc", "free", "memset", "memcpy", "memmove", "syscall", "sched_yield"}
+THERE |= {"NRT_MemInfo_alloc_aligned", "NRT_MemInfo_call_dtor"}
+
 
 class Library(AOTCodeLibrary):
     """Code that is tuned for the target's CPU, without using any feature more."""
@@ -125,6 +129,9 @@ def compile_object(context, function):
             symbol.linkage = "internal"
     passes, builder = context.codegen()._module_pass_manager()
     passes.run(module, builder)  # drops what nothing calls any more
+    called = {f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")}
+    if called - THERE:
+        raise NotImplementedError(f"{function.name} calls {', '.join(sorted(called - THERE))}")
     return library.emit_native_object()
 
 

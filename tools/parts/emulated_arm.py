@@ -27,9 +27,9 @@ class CPU(NamedTuple):
 
 
 CPUS = {
-    "cortex-a76": CPU("cortex-a76", "cortex-a76", "+neon,+fp-armv8,+dotprod,+fullfp16", "neon_dotprod"),
+    "cortex-a76": CPU("cortex-a76", "cortex-a76", "+neon,+fp-armv8,+lse,+dotprod,+fullfp16", "neon_dotprod"),
     "cortex-a72": CPU("cortex-a72", "cortex-a72", "+neon,+fp-armv8", "neon"),
-    "max": CPU("max", "generic", "+neon,+fp-armv8,+dotprod,+fullfp16,+i8mm", "neon_i8mm"),
+    "max": CPU("max", "generic", "+neon,+fp-armv8,+lse,+dotprod,+fullfp16,+i8mm", "neon_i8mm"),
 }
 
 
@@ -48,19 +48,18 @@ def environment(cpu: str, libraries: Path | None = None, site: Path | None = Non
     """
     emulated, compiled_for, features, _ = CPUS[cpu]
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "MVLM_"))}
-    numba = {"NUMBA_CPU_NAME": compiled_for, "NUMBA_CPU_FEATURES": features, "MVLM_LIBRARIES": ""}
-    return (
-        ours
-        | (numba if libraries is None else {"MVLM_LIBRARIES": str(libraries)})
-        | {
-            "QEMU_CPU": emulated,
-            "QEMU_LD_PREFIX": str(ROOT_FILES),
-            "PYTHONHOME": str(ROOT_FILES / "usr"),
-            "PYTHONPATH": f"{SITE}:{ROOT}" if site is None else str(site),
-            "PYTHONNOUSERSITE": "1",
-            "XDG_CACHE_HOME": str(FOLDER / "machine-code"),
-        }
-    )
+    ours |= {
+        "QEMU_CPU": emulated,
+        "QEMU_LD_PREFIX": str(ROOT_FILES),
+        "PYTHONHOME": str(ROOT_FILES / "usr"),
+        "PYTHONPATH": f"{SITE}:{ROOT}" if site is None else str(site),
+        "PYTHONNOUSERSITE": "1",
+        "XDG_CACHE_HOME": str(FOLDER / "machine-code"),
+        "MVLM_LIBRARIES": str(libraries or ""),
+    }
+    # LLVM does not see through the emulation. Without Numba, the project has to.
+    numba = {"NUMBA_CPU_NAME": compiled_for, "NUMBA_CPU_FEATURES": features}
+    return ours | (numba if site is None else {})
 
 
 def python(
