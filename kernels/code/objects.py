@@ -40,7 +40,7 @@ BYTE_ORDER, TYPE_NUMBER = 26, 28
 C_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x100, 0x400
 TYPE_NUMBERS = {"int8": 1, "uint8": 2, "uint16": 4, "int32": 5, "int64": 7, "float32": 11, "float64": 12}
 
-# What code may call: it is in every process, or in memory.c. Numba's other helpers are not there without Numba.
+# What code may call: it is in every process, or in memory.c. Numba's other helpers are where Numba is.
 THERE = {"malloc", "free", "memset", "memcpy", "memmove", "syscall", "sched_yield"}
 THERE |= {"NRT_MemInfo_alloc_aligned", "NRT_MemInfo_call_dtor"}
 
