@@ -1,32 +1,25 @@
-"""Attention, softmax and rotary positions.
-
-Keys and values are read where they lie: float32, float16 or int8. No bit depends on threads.
-"""
+"""Attention, softmax and rotary positions. No bit depends on threads."""
 
 import numpy as np
 
-from mvlm_np import kv_store, ops
-from mvlm_np.kernels.arrays import FLOAT32, contiguous, float32, rows_contiguous
+from mvlm_np import ops
+from mvlm_np.kernels.arrays import contiguous, float32, rows_contiguous
 from mvlm_np.kernels.kernel import Kernel
 from mvlm_np.kernels.shapes import LANES
-from mvlm_np.kv_store import Stored, part
+from mvlm_np.kv_store import Stored
 
 SHARE = 1024  # at most so many queries share one packing of keys and values
 
 _rope = Kernel("attention.rope")
 _softmax = Kernel("attention.softmax")
 
-# How the kernels see each type of the cache.
-_KINDS: dict[np.dtype, str] = {
+# How the kernels see each type of the cache, in which keys and values are read where they lie.
+KINDS: dict[np.dtype, str] = {
     np.dtype(np.float32): "float32",
     np.dtype(np.float16): "uint16",
     np.dtype(np.int8): "int8",
 }
-_MANY = {dtype: Kernel(f"attention.many_queries_{kind}") for dtype, kind in _KINDS.items()}
-_LAST = {dtype: Kernel(f"attention.last_query_{kind}") for dtype, kind in _KINDS.items()}
-_NOTHING_SHARED = {
-    dtype: Stored(np.empty((1, 0, LANES), dtype), np.empty((1, 0, 0), np.float32)) for dtype in _KINDS
-}
+_MANY = {dtype: Kernel(f"attention.many_queries_{kind}") for dtype, kind in KINDS.items()}
 _NO_SCALES = np.empty((0, 0, 0), np.float32)
 
 
@@ -45,38 +38,7 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> np.n
     if not (float32(q, k, v) and _fit(q, k, v, causal) and q.shape[2] % LANES == 0):
         return ops.attention(q, k, v, causal)
     keys, values = (Stored(rows_contiguous(a), _NO_SCALES) for a in (k, v))
-    return _attention(q, keys, values, causal)
-
-
-def cached_attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, keys: Stored, values: Stored, past: int
-) -> np.ndarray:
-    """`kv_store.cached_attention`, up to the rounding of its sums."""
-    if not _known(q, k, v, keys):
-        return kv_store.cached_attention(q, k, v, keys, values, past)
-    if q.shape[1] == 1:
-        nothing, as_beam = _NOTHING_SHARED[keys.numbers.dtype], (None,)
-        return _last_queries(q, k, v, nothing, nothing, part(keys, as_beam), part(values, as_beam), past)
-    stop = past + q.shape[1]
-    for cached, rows in ((keys, k), (values, v)):
-        kv_store.store(cached, np.s_[:, past:stop], rows)
-    return _attention(q, part(keys, np.s_[:, :stop]), part(values, np.s_[:, :stop]), True)
-
-
-def beam_attention(
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    keys: Stored,
-    values: Stored,
-    own_keys: Stored,
-    own_values: Stored,
-    past: int,
-) -> np.ndarray:
-    """`kv_store.beam_attention`, up to the rounding of its sums."""
-    if not _known(q, k, v, keys):
-        return kv_store.beam_attention(q, k, v, keys, values, own_keys, own_values, past)
-    return _last_queries(q, k, v, keys, values, own_keys, own_values, past)
+    return many_queries(q, keys, values, causal)
 
 
 def _fit(q, k, v, causal):
@@ -86,29 +48,14 @@ def _fit(q, k, v, causal):
     return q.shape[0] % k.shape[0] == 0 and (q.shape[1] <= k.shape[1] or not causal)
 
 
-def _known(q, k, v, keys):
-    """Whether the types and the head size are those that the kernels are made for."""
-    floats = q.dtype == k.dtype == v.dtype == FLOAT32
-    return floats and q.shape[2] % LANES == 0 and keys.numbers.dtype in _MANY
-
-
-def _attention(q, keys, values, causal):
+def many_queries(q: np.ndarray, keys: Stored, values: Stored, causal: bool) -> np.ndarray:
+    """`ops.attention` to stored keys and values (KV, S, d); d is a multiple of 16."""
     (H, T, d), S = q.shape, keys.numbers.shape[1]
     out, parts = np.empty((H, T, d), np.float32), -(-T // SHARE)
     past = S - T if causal else S
     arrays = *_bits(keys), *_bits(values)
     work = T / parts * S * (d / 16 + 1)
     _MANY[keys.numbers.dtype](H * parts, work, rows_contiguous(q), *arrays, past, parts, out)
-    return out
-
-
-def _last_queries(q, k, v, keys, values, own_keys, own_values, past):
-    (H, beams, d), KV, S = q.shape, len(k), keys.numbers.shape[1]
-    out = np.empty((H, beams, d), np.float32)
-    work = H // KV * (S + past + 1) * d / 8
-    arrays = *_bits(keys), *_bits(values), *_bits(own_keys), *_bits(own_values)
-    new = rows_contiguous(q), rows_contiguous(k), rows_contiguous(v)
-    _LAST[keys.numbers.dtype](beams * KV, work, *new, *arrays, past, out)
     return out
 
 

@@ -52,3 +52,10 @@ _ARM = INSTRUCTION_SET.startswith("neon")
 COPIES = 4 if _ARM else 1
 START = 0x4B400000 if _ARM else 0
 WORDS = 8 + COPIES + 1
+
+# How attention is told where a sequence lies, in a row of int64: first that COUNT rows of q, k and v belong
+# to it, from ROW on. Then, from SHARED on, about a beginning that it shares with others, and from OWN on
+# about what it has for itself: the addresses of keys and of their scales, the same of values, for how many
+# positions each head has room, and how many it holds.
+ROW, COUNT, SHARED, OWN, PLACE = 0, 1, 2, 8, 14
+KEYS, VALUES, CAPACITY, FILLED = 0, 2, 4, 5

@@ -103,10 +103,7 @@ class BatchCache:
 
     def attend(self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, ops: Ops) -> np.ndarray:
         """Stores layer i's k and v (KV, T, d) in their caches; each row attends to its own: (H, T, d)."""
-        out = np.empty_like(q)
-        for cache, rows in zip(self.caches, self.sequences.rows, strict=True):
-            out[:, rows] = cache.attend(i, q[:, rows], k[:, rows], v[:, rows], ops)
-        return out
+        return ops.several_attention(q, k, v, self.sequences, i)
 
     def advance(self, T: int) -> None:
         """All layers have stored T more positions."""

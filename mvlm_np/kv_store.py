@@ -108,7 +108,7 @@ def beam_attention(
     return out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sequences:
     """Several sequences whose next positions are computed together: their rows lie one after another.
 

@@ -1,8 +1,8 @@
 """Attention, softmax and rotary positions.
 
 Many queries are attended to block by block, on the same matrix product of tiles for scores and for values;
-one query of a sequence, a decoding step, is a single pass over the cache. Neither asks BLAS, so no bit
-depends on threads. Keys and values are read where they lie: float32, float16 or int8.
+`cached` has a kernel for few. Neither asks BLAS, so no bit depends on threads. Keys and values are read where
+they lie: float32, float16 or int8.
 """
 
 import numpy as np
@@ -19,7 +19,6 @@ from mvlm_np.kernels.code.simd import (
     largest,
     load,
     multiply,
-    multiply_add,
     splat,
     store,
     total,
@@ -48,7 +47,7 @@ def _rope(first, stop, x, cos, sin, out):
 
 
 @inline
-def _up(n):
+def up(n):
     """The next multiple of 16."""
     return (n + LANES - 1) // LANES * LANES
 
@@ -56,7 +55,7 @@ def _up(n):
 @kernel(reads(2), writes(2))
 def _softmax(first, stop, x, out):
     for i in range(first, stop):
-        row = np.empty(_up(x.shape[1]), np.float32)
+        row = np.empty(up(x.shape[1]), np.float32)
         for j in range(x.shape[1]):
             row[j] = x[i, j]
         s = exponentials(row, x.shape[1])
@@ -94,7 +93,7 @@ def _many_queries(dtype, scale_of):
     def _key_panels(k, scales, head, seen):
         """-> (seen / 16, d, 16): 16 positions side by side, for scores."""
         d = k.shape[2]
-        panels = np.empty((_up(seen) // LANES, d, LANES), np.float32)
+        panels = np.empty((up(seen) // LANES, d, LANES), np.float32)
         row = np.empty(d, np.float32)
         for s in range(seen):
             scale = splat(scale_of(scales, head, s))
@@ -155,7 +154,7 @@ def _attend(q, keys, values, past, start, stop, out):
             for r in range(0, n, TILE):
                 _tile(queries, r, keys[column // LANES], d, scores, column)
         for r in range(n):
-            sums[r] = exponentials(scores[r, : _up(width)], min(seen, past + first + r + 1))
+            sums[r] = exponentials(scores[r, : up(width)], min(seen, past + first + r + 1))
         for column in range(0, d, LANES):
             for r in range(0, n, TILE):
                 _tile(scores, r, values[column // LANES], width, mixed, column)
@@ -173,75 +172,6 @@ def _tile(rows, first, panel, n, out, column):
     store_tile(sums, out, first, column)
 
 
-# ---------------------------------------------------------------- one query
-
-
-def _last_query(dtype, scale_of, put):
-    """The kernel for the next position of sequences that begin alike: q and out (H, beams, d).
-
-    k and v (KV, S, d) are what they share. k2 and v2 (beams, KV, capacity, d) hold how each goes on, for
-    `past` positions and the one that is stored now, new_k and new_v (KV, beams, d).
-    """
-    new, shared = reads(3, "A"), (reads(3, "A", dtype), reads(3, "A"))
-    own = writes(4, "A", dtype), writes(4, "A")
-
-    @inline
-    def store_new(q, new_k, new_v, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, past, out):
-        for beam in range(len(k2)):
-            for head in range(len(new_k)):
-                put(new_k[head, beam], k2[beam, head, past], k2_scales[beam, head, past])
-                put(new_v[head, beam], v2[beam, head, past], v2_scales[beam, head, past])
-        return q, new_k, new_v, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, past, out
-
-    @inline
-    def _scores(q, k, scales, head, n, scores, start):
-        d = q.shape[1]
-        root = np.float32(1 / np.sqrt(d))
-        for s in range(n):
-            scale = root * scale_of(scales, head, s)
-            for g in range(len(q)):
-                lanes = splat(np.float32(0))
-                for i in range(0, d, LANES):
-                    lanes = multiply_add(load(q, (g, i)), load(k, (head, s, i)), lanes)
-                scores[g, start + s] = total(lanes) * scale
-
-    @inline
-    def _mix(scores, start, v, scales, head, n, out):
-        d = out.shape[1]
-        for s in range(n):
-            scale = scale_of(scales, head, s)
-            for g in range(len(out)):
-                weight = splat(scores[g, start + s] * scale)
-                for i in range(0, d, LANES):
-                    store(out, (g, i), multiply_add(weight, load(v, (head, s, i)), load(out, (g, i))))
-
-    @kernel(
-        new, new, new, *shared, *shared, *own, *own, types.int64, writes(3),
-        name=f"_last_query_{dtype}", prepare=store_new,
-    )  # fmt: skip
-    def body(first, stop, q, new_k, new_v, k, k_scales, v, v_scales, k2, k2_scales, v2, v2_scales, past, out):
-        KV, S, own = len(new_k), k.shape[1], past + 1
-        group, n = len(q) // KV, S + own
-        scores = np.empty((group, _up(n)), np.float32)
-        for step in range(first, stop):
-            beam, head = step // KV, step % KV
-            queries, mixed = (
-                q[head * group : (head + 1) * group, beam],
-                out[head * group : (head + 1) * group, beam],
-            )
-            _scores(queries, k, k_scales, head, S, scores, 0)
-            _scores(queries, k2[beam], k2_scales[beam], head, own, scores, S)
-            mixed[:] = np.float32(0)
-            for g in range(group):
-                norm = np.float32(1) / exponentials(scores[g], n)
-                for s in range(n):
-                    scores[g, s] *= norm
-            _mix(scores, 0, v, v_scales, head, S, mixed)
-            _mix(scores, S, v2[beam], v2_scales[beam], head, own, mixed)
-
-    return body
-
-
 @inline
 def _one(scales, head, s):
     return np.float32(1)
@@ -252,27 +182,6 @@ def _stored(scales, head, s):
     return scales[head, s, 0]
 
 
-@inline
-def _put_floats(row, numbers, scale):
-    for i in range(0, len(row), LANES):
-        store(numbers, (i,), load(row, (i,)))
-
-
-@inline
-def _put_int8(row, numbers, scale):
-    largest = np.float32(0)
-    for x in row:
-        largest = max(largest, abs(x))
-    scale[0] = largest / np.float32(127)
-    divisor = scale[0] if scale[0] > 0 else np.float32(1)
-    for i in range(len(row)):  # clipped, since a denormal scale is imprecise
-        numbers[i] = np.int8(min(max(np.rint(row[i] / divisor), np.float32(-127)), np.float32(127)))
-
-
-for _kind in (
-    (types.float32, _one, _put_floats),
-    (types.uint16, _one, _put_floats),  # the bits of float16, which Numba does not know
-    (types.int8, _stored, _put_int8),
-):
-    _many_queries(*_kind[:2])
-    _last_query(*_kind)
+_many_queries(types.float32, _one)
+_many_queries(types.uint16, _one)  # the bits of float16, which Numba does not know
+_many_queries(types.int8, _stored)

@@ -61,6 +61,14 @@ def pieces(builder, v, count):
     return [shuffle(builder, range(i * size, (i + 1) * size), v) for i in range(count)]
 
 
+def joined(builder, parts):
+    """One vector made of equal parts; their number is a power of 2."""
+    while len(parts) > 1:
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        parts = [shuffle(builder, range(2 * v.type.count), v, w) for v, w in pairs]
+    return parts[0]
+
+
 # ---------------------------------------------------------------- memory
 
 

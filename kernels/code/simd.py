@@ -58,11 +58,17 @@ def load(typing, a, index):
 
 def load_halves(builder, pointer, lanes=LANES):
     """16 float16 at a pointer, or with any instruction set but "generic" fewer, as float32 lanes."""
+    return floats_of_halves(builder, llvm.load(builder, pointer, ir.VectorType(I16, lanes), 2))
+
+
+def floats_of_halves(builder, bits):
+    """The bits of float16 lanes, 16 of them if the instruction set is "generic", as float32 lanes."""
     if INSTRUCTION_SET != "generic":
-        halves = llvm.load(builder, pointer, ir.VectorType(ir.HalfType(), lanes), 2)
+        lanes = bits.type.count
+        halves = builder.bitcast(bits, ir.VectorType(ir.HalfType(), lanes))
         return builder.fpext(halves, ir.VectorType(F32, lanes))
     # By integer operations: LLVM's own way crashes on x86 without F16C.
-    bits = builder.zext(llvm.load(builder, pointer, ir.VectorType(I16, LANES), 2), INTS)
+    bits = builder.zext(bits, INTS)
     sign = builder.shl(builder.and_(bits, llvm.constant(0x8000)), llvm.constant(16))
     # Exponent and fraction in float32's places, 112 too small in the exponent: multiplying by 2^112 mends
     # that, and makes a float16 denormal normal. Infinities and NaN cannot occur: what is stored is finite.
@@ -187,3 +193,20 @@ def largest(typing, v):
         return _folded(builder, arguments[0], lambda v, w: _larger(builder, v, w))
 
     return types.float32(v), generate
+
+
+@intrinsic(prefer_literal=True)
+def prefetch(typing, a, i, count):
+    """Asks for `count` bytes, a constant, from element i of a C-contiguous (n, d) array on, or behind it."""
+    lines = range(0, count.literal_value, 64)
+
+    def generate(context, builder, signature, arguments):
+        pointer = llvm.element(context, builder, signature.args[0], arguments[0], 0, arguments[1])
+        pointer = builder.bitcast(pointer, I8.as_pointer())
+        read, keep, data = (ir.Constant(I32, n) for n in (0, 3, 1))
+        for line in lines:
+            place = builder.gep(pointer, [ir.Constant(llvm.I64, line)])
+            llvm.call(builder, "llvm.prefetch.p0", ir.VoidType(), place, read, keep, data)
+        return context.get_dummy_value()
+
+    return types.none(a, types.int64, count), generate

@@ -10,7 +10,7 @@ from mvlm_np.kv_cache import TYPES
 from tests.arrays import frozen, seeds
 from tests.kernels.teams import threads
 
-attention = pytest.importorskip("mvlm_np.kernels.attention")
+attention = pytest.importorskip("mvlm_np.kernels.cached")
 test_float = pytest.importorskip("tests.kernels.test_float")
 
 HEADS = st.sampled_from([(1, 1), (4, 2), (6, 1)])
@@ -85,6 +85,15 @@ def test_beam_attention(seed, dtype, heads, beams, S, before, d):
         )
         bound = test_float.attention_bound(q[:, b : b + 1], *seen, True)
         assert (np.abs(found - truth)[:, b : b + 1] <= bound).all()
+
+
+def test_a_cache_without_room_and_one_that_may_not_be_written_are_errors():
+    x = np.ones((1, 2, 16), np.float32)
+    full, free = (kv_store.empty((1, n, 16), np.float32) for n in (2, 4))
+    locked = kv_store.Stored(*map(frozen, kv_store.empty((1, 4, 16), np.float32)))
+    for stored in ((full, free), (free, full), (locked, free), (free, locked)):
+        with pytest.raises(ValueError):
+            attention.cached_attention(x, x, x, *stored, 1)
 
 
 NUMBERS = (
