@@ -1,20 +1,34 @@
-"""Sequences that are computed together: each gets what it gets alone, whatever the others do."""
+"""Sequences that are computed together: each gets to the bit what it gets alone, whatever the others do."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
+import mvlm_np
 from mvlm_np import decoder, session
 from mvlm_np.errors import GenerationError, UserError
 from mvlm_np.generation import Choice, Settings
-from mvlm_np.session import CHUNK, PIECE, Batch, Member
+from mvlm_np.kv_cache import TYPES
+from mvlm_np.model import MobileVLM
+from mvlm_np.session import CHUNK, PIECE, Batch, Member, Session
+from mvlm_np.trace import Watch
+from tests.conftest import ROOT
 from tests.models import assert_as_close_as_torch
 from tests.test_decoder import SMALL, seeds, small, tokens
+
+DEMO = ROOT / "mvlm_np" / "demo" / "model"
+VOCABULARY = 640
+ids = st.integers(3, VOCABULARY - 1)
+prompts = st.lists(ids, min_size=1, max_size=40)
+pieces = st.sampled_from([None, 0, 1, 2, 3, 16, 1000])
 
 
 def ends(tokens: list[int]) -> bool:
@@ -59,6 +73,168 @@ def test_logits_are_those_of_transformers_whoever_joins_when(sequences, data, se
         single, double = both.theirs(both.embed(prompt + choice.wanted[:-1]))
         rows = np.s_[len(prompt) - 1 :]
         assert_as_close_as_torch("logits", np.stack(choice.logits), single[rows], double[rows])
+
+
+# ---------------------------------------------------------------- to the bit
+
+
+@lru_cache
+def packed(precision: str, cache: str) -> MobileVLM:
+    """The model in the box with packed weights and compiled kernels."""
+    pytest.importorskip("numba")
+    return mvlm_np.load(DEMO, precision=precision, backend="numba", cache=cache)
+
+
+@lru_cache(4096)
+def alone(model: MobileVLM, prompt: tuple[int, ...], how: Settings) -> list[int]:
+    """The answer to a prompt that a session of its own gives."""
+    one = model.session()
+    logits = one.prefill(*model.embed(prompt, []), how.max_new_tokens, Watch())
+    return list(one.generate(logits, how, ends, len(prompt), Watch()))
+
+
+@dataclass
+class Asked:
+    """A question that was put to a batch."""
+
+    prompt: list[int]
+    how: Settings
+    member: Member
+    pieces: list[int] = field(default_factory=list)  # its tokens, as steps have told of them
+    damaged: bool = False
+    left: bool = False
+
+
+class Together(RuleBasedStateMachine):
+    """Sequences join, go on, fail and leave as they like."""
+
+    sessions = Bundle("sessions")  # that are free to join
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch, self.asked = Batch(), list[Asked]()
+
+    @property
+    def running(self) -> list[Asked]:
+        return [each for each in self.asked if each.member in self.batch.members]
+
+    model: MobileVLM
+
+    @rule(target=sessions)
+    def new_session(self) -> Session:
+        return self.model.session()
+
+    @precondition(lambda self: len(self.batch.members) < 9)
+    @rule(
+        one=consumes(sessions),
+        prompt=prompts,
+        new=st.integers(0, 6),
+        warm=st.booleans(),
+        seed=st.integers(0, 3),
+        like=st.integers(0, 30),
+        damage=st.sampled_from([None] * 8 + [np.nan, np.inf]),
+    )
+    def join(self, one, prompt, new, warm, seed, like, damage):
+        prompt = [*(i for i in one.ids[:like].tolist()), *prompt]  # begins like what the session has read
+        how = Settings(new, temperature=0.7 if warm else 0.0, seed=seed)
+        x, at = self.model.embed(prompt, [])
+        damaged = damage is not None and new > 0
+        if damaged:
+            x[-1, seed] = damage
+        member = self.batch.join(one, x, at, Choice(how, ends), new)
+        assert member.ended == (new == 0)
+        self.asked.append(Asked(prompt, how, member, damaged=damaged))
+
+    @rule(piece=pieces)
+    def step(self, piece):
+        before = self.running
+        for member in self.batch.step(piece):
+            (each,) = (each for each in before if each.member is member)
+            if member.error is None:
+                each.pieces.append(member.choice.tokens[-1])
+        for each in before:  # those who were in an answer have gone on
+            assert len(each.pieces) == len(each.member.choice.tokens)
+
+    @precondition(lambda self: self.running)
+    @rule(target=sessions, data=st.data())
+    def leave(self, data):
+        each = data.draw(st.sampled_from(self.running))
+        self.batch.leave(each.member)
+        each.left = True
+        return each.member.session
+
+    @rule(target=sessions)
+    def end(self):
+        """Nobody comes any more: the batch does all there is to do, and one of its sessions is free again."""
+        for _ in range(2000):
+            if not self.batch.members:
+                break
+            self.step(None)
+        assert not self.batch.members
+        done = [each for each in self.asked if not each.left]
+        for each in self.asked:
+            found, member = each.member.choice.tokens, each.member
+            assert found == each.pieces
+            if each.damaged:
+                assert isinstance(member.error, GenerationError) or each.left
+                assert not found
+                continue
+            assert member.error is None
+            wanted = alone(self.model, tuple(each.prompt), each.how)
+            assert found == (wanted[: len(found)] if each.left else wanted)
+        self.asked = []
+        return done[0].member.session if done else self.model.session()
+
+    @invariant()
+    def no_session_has_two_places(self):
+        assert len({id(member.session) for member in self.batch.members}) == len(self.batch.members)
+
+    def teardown(self) -> None:
+        self.end()
+
+
+@pytest.mark.parametrize("precision, cache", [("int4", "float16"), ("int8", "int8"), ("int4", "float32")])
+def test_each_answer_is_to_the_bit_what_it_is_alone(precision, cache):
+    class Machine(Together):
+        model = packed(precision, cache)
+
+    case = Machine.TestCase
+    case.settings = settings(max_examples=6, stateful_step_count=25)
+    case().runTest()
+
+
+@given(st.lists(prompts, min_size=1, max_size=20), st.sampled_from(TYPES), pieces.filter(bool))
+@settings(max_examples=15)
+def test_logits_are_to_the_bit_those_of_a_session_alone(questions, cache, piece):
+    model, batch, choices = packed("int4", cache), Batch(), list[Given]()
+    for question in questions:
+        choices.append(Given(question[::-1][:5]))
+        batch.join(model.session(), *model.embed(question, []), choices[-1], len(question))
+    while batch.members:
+        batch.step(piece)
+    for question, choice in zip(questions, choices, strict=True):
+        one = model.session()
+        rows = [one.prefill(*model.embed(question, []), len(choice.wanted), Watch())]
+        rows += [one.logits(np.array([token]), one.cache)[0] for token in choice.wanted[:-1]]
+        assert np.array_equal(choice.logits, rows)
+
+
+def test_batches_in_several_threads_do_not_meet():
+    model = packed("int4", "float16")
+
+    def answers(first: int) -> list[list[int]]:
+        batch, members = Batch(), list[Member]()
+        for i in range(5):
+            prompt = list(range(first + i, first + 60 + i))
+            how = Settings(8, temperature=0.5, seed=i)
+            members.append(batch.join(model.session(), *model.embed(prompt, []), Choice(how, ends), 8))
+        while batch.members:
+            batch.step(16)
+        return [member.choice.tokens for member in members]
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(answers, [10, 20, 30, 10]))
+    assert found == [answers(first) for first in (10, 20, 30, 10)]
 
 
 # ---------------------------------------------------------------- what a step does
