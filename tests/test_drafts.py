@@ -140,6 +140,24 @@ def test_a_damaged_draft_model_is_named(small: MobileVLM) -> None:
 # ---------------------------------------------------------------- answers with a draft
 
 
+@pytest.mark.parametrize("cache", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("past", [1, 15, 40])
+def test_a_row_has_the_same_bits_whatever_is_computed_with_it(tiny: Path, cache: str, past: int) -> None:
+    """What all else here rests on, in both precisions that take a draft."""
+    pytest.importorskip("numba")
+    tokens = np.random.default_rng(past).integers(3, 500, past + MOST + 1)
+    for precision in ("int4", "int8"):
+        exact = mvlm_np.load(tiny, precision=precision, backend="numba", cache=cache)
+        session, x = exact.session(), exact.decoder.embed_tokens(tokens)
+        session.prefill(x[:past], tokens[:past], MOST + 1, Watch())
+        alone = np.concatenate(
+            [session.logits(tokens[i : i + 1], session.cache) for i in range(past, len(tokens))]
+        )
+        for rows in range(2, MOST + 2):
+            session.cache.length = past
+            assert np.array_equal(session.logits(tokens[past : past + rows], session.cache), alone[:rows])
+
+
 class Cheap(DraftModel):
     """The models here are of one size, at which no draft is worth its cost."""
 
