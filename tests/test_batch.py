@@ -227,7 +227,8 @@ def test_batches_in_several_threads_do_not_meet():
         for i in range(5):
             prompt = list(range(first + i, first + 60 + i))
             how = Settings(8, temperature=0.5, seed=i)
-            members.append(batch.join(model.session(), *model.embed(prompt, []), Choice(how, ends), 8))
+            x, ids = model.embed(prompt, [])
+            members.append(batch.join(model.session(), x, ids, Choice(how, ends), 8))
         while batch.members:
             batch.step(16)
         return [member.choice.tokens for member in members]
