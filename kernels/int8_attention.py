@@ -3,7 +3,7 @@
 import numpy as np
 
 from mvlm_np import ops
-from mvlm_np.kernels.arrays import float32
+from mvlm_np.kernels.arrays import float32, rows_contiguous
 from mvlm_np.kernels.kernel import Kernel
 
 _int8_attention = Kernel("int8_attention.int8_attention")
@@ -19,5 +19,5 @@ def int8_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) ->
         return ops.int8_attention(q, k, v, causal)
     (H, T, d), S = q.shape, k.shape[1]
     out = np.empty((H, T, d), np.float32)
-    _int8_attention(H, T * S * d / 16, q, k, v, out)
+    _int8_attention(H, T * S * d / 16, *map(rows_contiguous, (q, k, v)), out)
     return out
