@@ -170,7 +170,7 @@ shutil.copytree(demo.__path__[0] + "/model", "model")
         ["ask", "Who are you?", "--model", "model", "--backend", "numba", "--precision", "int4"],
         ["inspect", "model"],
         ["convert", "model", "small", "--precision", "int4"],
-        ["bench", "--model", "small", "--backend", "numba"],
+        ["bench", "--model", "small", "--backend", "numba", "--prompt", "12", "--new", "2", "--rounds", "1"],
         ["look", picture, "Describe the picture.", "--model", "model", "--html", "look.html"],
         ["golden", "record", "model", "--image", picture, "--question", "What?", "-o", "golden.safetensors"],
         ["golden", "compare", "golden.safetensors", "golden.safetensors"],
