@@ -1,6 +1,6 @@
 """Runs a reader on hostile files in processes that may not do much, and reports what they did.
 
-Each file is read in a process of its own with 2 s of CPU time and 200 MB of memory above what the
+Each file is read in a process of its own with 1 s of CPU time and 200 MB of memory above what the
 interpreter had before. An audit hook lists all that Python itself reports as noteworthy (imports,
 compiled code, opened files, started processes, sockets ...), so "nothing was executed" is an empty list.
 
@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-CPU_SECONDS = 2  # twice what the largest file takes on a quiet machine: other programs take memory bandwidth
+CPU_SECONDS = 1
 MEMORY = 200 << 20
 
 

@@ -30,7 +30,7 @@ def test_hostile_folders_are_refused_with_the_rule_they_break(tmp_path: Path, na
 
 
 def test_no_folder_costs_much_or_runs_anything(tmp_path: Path) -> None:
-    """2 s of CPU time and 200 MB at the very most, nothing imported, compiled or started, and no file opened
+    """1 s of CPU time and 200 MB at the very most, nothing imported, compiled or started, and no file opened
     but those in the folder."""
     paths = {name: write(tmp_path / str(i), changes) for i, (name, (changes, _)) in enumerate(CASES.items())}
     for name, outcome in zip(paths, read_confined(READER, list(paths.values())), strict=True):

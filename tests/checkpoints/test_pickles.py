@@ -278,7 +278,7 @@ def costly_files() -> dict[str, bytes]:
 
 
 def test_no_file_costs_much_or_runs_anything(tmp_path):
-    """2 s of CPU time and 200 MB at the very most, nothing imported, opened, compiled or started."""
+    """1 s of CPU time and 200 MB at the very most, nothing imported, opened, compiled or started."""
     files = {name: data for name, (data, _) in CASES.items()} | costly_files()
     paths = [written(tmp_path / f"{i}.bin", data) for i, data in enumerate(files.values())]
     for name, outcome in zip(files, read_confined(READER, paths), strict=True):

@@ -148,7 +148,7 @@ def test_the_package_refuses_nearly_all_of_them_too(tmp_path: Path) -> None:
 
 
 def test_no_file_costs_much_or_runs_anything(tmp_path: Path) -> None:
-    """2 s of CPU time and 200 MB at the very most, nothing imported, opened, compiled or started."""
+    """1 s of CPU time and 200 MB at the very most, nothing imported, opened, compiled or started."""
     files = {name: data for name, (data, _) in CASES.items()} | costly_files()
     paths = {
         name: written(tmp_path / f"{i}.safetensors", data) for i, (name, data) in enumerate(files.items())
