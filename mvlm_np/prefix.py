@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mvlm_np import backend
+from mvlm_np import backend, decoder
 from mvlm_np.backend import Ops
 from mvlm_np.checkpoints.safetensors import Entry, read_with_metadata, write_safetensors
 from mvlm_np.config import DecoderConfig
@@ -68,9 +68,7 @@ class Prefix:
 
 def is_exact(weights: DecoderWeights, config: DecoderConfig, ops: Ops) -> bool:
     """Whether keys and values come out the same to the bit on every machine, and however a prompt is cut."""
-    linear = [layer for block in weights.layers for layer in _linear(block)]
-    packed = all(isinstance(layer, Quantized) for layer in linear)
-    return packed and config.head_dim % 16 == 0 and backend.is_exact(ops)
+    return decoder.exact(weights, config, ops) and backend.is_exact(ops)
 
 
 def _linear(block: object) -> list[object]:

@@ -64,9 +64,10 @@ def group_products(builder, totals, rows, bits, values, scales, part, group, act
     for address in values:  # a pass over a part of the rows fetches as large a part of the lines
         ahead = llvm.offset(builder, address, (group, size), (part, size // PARTS))
         for line in range(0, size // PARTS * len(taken), 64):
-            _prefetch(builder, ahead, AHEAD + line)
+            llvm.prefetch(builder, ahead, AHEAD + line)
     for address in scales:
-        _prefetch(builder, llvm.offset(builder, address, (group, 2 * LANES)), AHEAD // size * 2 * LANES)
+        first = llvm.offset(builder, address, (group, 2 * LANES))
+        llvm.prefetch(builder, first, AHEAD // size * 2 * LANES)
 
     def registers(addresses, group_size, register_size):
         """For each column, where the part of a group begins that belongs to its rows."""
@@ -90,13 +91,6 @@ def group_products(builder, totals, rows, bits, values, scales, part, group, act
     pairs = [(half, act_scale) for half in halves for act_scale in act_scales]
     for total, exact, (half, act_scale) in zip(totals, sums, pairs, strict=True):
         yield llvm.multiply_add(builder, _floats(builder, exact), builder.fmul(half, act_scale), total)
-
-
-def _prefetch(builder, pointer, distance):
-    """Begins to bring what lies that many bytes behind a pointer into the cache, if there is anything."""
-    read, keep, data = (ir.Constant(I32, number) for number in (0, 3, 1))
-    pointer = llvm.further(builder, pointer, distance)
-    llvm.call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, read, keep, data)
 
 
 def _chunks(builder, pointer, bits):

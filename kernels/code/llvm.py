@@ -91,6 +91,13 @@ def further(builder, pointer, count):
     return builder.gep(pointer, [ir.Constant(I64, count)])
 
 
+def prefetch(builder, pointer, distance):
+    """Begins to bring what lies that many bytes behind a pointer into the cache, if there is anything."""
+    read, keep, data = (ir.Constant(I32, number) for number in (0, 3, 1))
+    pointer = further(builder, pointer, distance)
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, read, keep, data)
+
+
 def load(builder, pointer, value_type, align=1, index=0):
     """The value of this type at a pointer, or `index` such values further on."""
     pointer = builder.bitcast(pointer, value_type.as_pointer())

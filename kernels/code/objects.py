@@ -132,7 +132,7 @@ def compile_object(context, function):
     passes.run(module, builder)  # drops what nothing calls any more
     content = library.emit_native_object()
     if missing := {*_undefined(content)} - THERE:
-        raise NotImplementedError(f"{function.name} calls {', '.join(sorted(missing))}")
+        raise RuntimeError(f"{function.name} calls {', '.join(sorted(missing))}")
     return content
 
 

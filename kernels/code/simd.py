@@ -203,10 +203,8 @@ def prefetch(typing, a, i, count):
     def generate(context, builder, signature, arguments):
         pointer = llvm.element(context, builder, signature.args[0], arguments[0], 0, arguments[1])
         pointer = builder.bitcast(pointer, I8.as_pointer())
-        read, keep, data = (ir.Constant(I32, n) for n in (0, 3, 1))
         for line in lines:
-            place = builder.gep(pointer, [ir.Constant(llvm.I64, line)])
-            llvm.call(builder, "llvm.prefetch.p0", ir.VoidType(), place, read, keep, data)
+            llvm.prefetch(builder, pointer, line)
         return context.get_dummy_value()
 
     return types.none(a, types.int64, count), generate
