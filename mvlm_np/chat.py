@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mvlm_np.answer import Answer, ends_answer
+from mvlm_np.batch import Batch, Member
 from mvlm_np.drafts import draft_for
 from mvlm_np.generation import Choice, Drafted, Settings, settings_of
 from mvlm_np.inputs.conversation import IMAGE_MARK, History, pairs, render, stop_string
 from mvlm_np.inputs.image import Pictures, as_list
 from mvlm_np.inputs.tokenizer import tokenize_prompt
 from mvlm_np.prompt_limits import require_room, within_context
-from mvlm_np.session import Batch, Member
 from mvlm_np.trace import Watch
 
 if TYPE_CHECKING:

@@ -1,12 +1,11 @@
 """A decoder in use: the prompt that it has taken in (prefill), and one token after another (decode).
 
 The cache outlives an answer. When the next prompt begins like the positions in the cache (the next turn of a
-conversation does), only the rest goes through the decoder. Sessions in a `Batch` go through it together.
+conversation does), only the rest goes through the decoder. Several sessions in use together: `batch`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from copy import copy
-from typing import Protocol
 
 import numpy as np
 
@@ -14,14 +13,13 @@ from mvlm_np import decoder
 from mvlm_np.backend import Ops
 from mvlm_np.config import DecoderConfig
 from mvlm_np.decoder import DecoderWeights
-from mvlm_np.errors import GenerationError, UserError
+from mvlm_np.errors import GenerationError
 from mvlm_np.generation import Choice, Settings, Stop, generate
-from mvlm_np.kv_cache import BatchCache, BeamCache, KVCache
+from mvlm_np.kv_cache import BeamCache, KVCache
 from mvlm_np.speculation import Draft, speculate
 from mvlm_np.trace import Watch, ignore
 
 CHUNK = 512  # positions of a prompt that go through the decoder at a time: it bounds the activations' memory
-PIECE = 64  # as many where other sequences wait for their next token meanwhile
 
 
 class Session:
@@ -156,152 +154,3 @@ class Beams:
     def reorder(self, parents: np.ndarray) -> None:
         """See `generation.Model`."""
         self.cache.reorder(parents)
-
-
-# ---------------------------------------------------------------- several sequences
-
-
-class Chooser(Protocol):
-    """What a batch needs to know of an answer: who chooses its tokens. `generation.Choice` is one."""
-
-    tokens: list[int]  # chosen so far
-    ended: bool  # whether the answer is complete
-
-    def take(self, logits: np.ndarray) -> int:
-        """Chooses a token by the logits (vocabulary,) after the one before, and appends it to `tokens`."""
-
-
-class Member:
-    """One sequence of a batch.
-
-    session  its prompt and what follows; nobody else's while the sequence is in the batch
-    choice   chooses its tokens, and has those chosen so far
-    error    what ended the answer before its time, if anything did
-    x        (T, D) what goes through the decoder next: the unread prompt, or the token chosen last
-    """
-
-    def __init__(self, session: Session, x: np.ndarray, choice: Chooser, known: int | None):
-        self.session, self.choice, self.known, self.x = session, choice, known, x
-        self.error: Exception | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing follows, as the answer is complete or has failed."""
-        return self.choice.ended or self.error is not None
-
-    def choose(self, logits: np.ndarray) -> None:
-        """Takes the next token by the logits (vocabulary,). What goes wrong here ends this answer only."""
-        session, logits = self.session, logits[: self.known]
-        try:
-            if not self.choice.tokens:
-                refuse_constant(logits)
-            token = np.array([self.choice.take(logits)])
-            session.ids = np.append(session.ids, token)
-            self.x = session.weights.embed_tokens(token)
-        except Exception as error:
-            self.error = error
-
-
-class Batch:
-    """Sequences that share each pass over the weights, whose reading takes most of a token's time.
-
-    They join and leave between any two steps (continuous batching). A step takes every answer one token
-    further, and reads some more of the prompts that are not read yet (chunked prefill). Where weights are
-    int8 or int4 and kernels are compiled, an answer is to the bit what the sequence would get alone.
-    Elsewhere it may differ by rounding, since the order of BLAS's sums depends on the number of rows.
-
-    members  the sequences that have not ended, in the order in which they joined
-
-    All sessions are of one model. A batch belongs to one thread; others may use the model meanwhile.
-    """
-
-    def __init__(self) -> None:
-        self.members: list[Member] = []
-
-    def join(
-        self,
-        session: Session,
-        x: np.ndarray,
-        ids: np.ndarray,
-        choice: Chooser,
-        room: int,
-        known: int | None = None,
-    ) -> Member:
-        """Adds a sequence: a prompt and an answer of up to `room` tokens. Nothing is computed yet.
-
-        x (T, D), ids (T,) and room are those of `Session.prefill`, known is that of `Session.generate`. What
-        the session's cache has of the prompt is not read again. Memory for prompt and answer is taken now.
-        """
-        for member in self.members:
-            if member.session is session:
-                raise UserError("batch", "found a session that is in it already", "one session a sequence")
-            if member.session.weights is not session.weights:
-                raise UserError("batch", "found a session of another model", "sessions of one model")
-        session.set_back(ids)
-        session.cache.reserve(len(ids) + room)
-        member = Member(session, x[session.cache.length :], choice, known)
-        if not member.ended:
-            self.members.append(member)
-        return member
-
-    def leave(self, member: Member) -> None:
-        """Cancels a sequence, at whatever point it is; what its session has read, it keeps."""
-        if member in self.members:
-            self.members.remove(member)
-
-    def step(self, piece: int | None = None) -> list[Member]:
-        """One pass over the weights. Returns the members whose answers went on, or failed.
-
-        Each of those has one token more, or an `error`. Those that have `ended` are in the batch no more.
-
-        piece  how many positions of prompts are read at most, first those of the sequence that joined first.
-               None: 64, so that answers do not pause for long, or 512 if nobody waits for the next token
-        """
-        parts = [(member, member.x) for member in self.members if len(member.x) == 1]
-        if piece is None:
-            piece = PIECE if parts else CHUNK
-        for member in self.members:
-            if len(member.x) > 1 and piece > 0:
-                parts.append((member, member.x[:piece]))
-                piece -= len(parts[-1][1])
-        went_on = compute(parts) if parts else []
-        self.members = [member for member in self.members if not member.ended]
-        return went_on
-
-
-def compute(parts: Sequence[tuple[Member, np.ndarray]]) -> list[Member]:
-    """Puts the next rows of some members through the decoder. Returns those that chose a token, or failed."""
-    sessions, rows = [member.session for member, _ in parts], [rows for _, rows in parts]
-    lengths = [session.cache.length for session in sessions]
-    complete = [len(rows) == len(member.x) for member, rows in parts]
-    try:
-        logits = logits_after(sessions, rows, complete)
-    except GenerationError as error:  # there is NaN among somebody's numbers
-        for session, length in zip(sessions, lengths, strict=True):
-            session.cache.length = length
-        if len(parts) > 1:  # one at a time, each shows whether it was its own
-            return [member for part in parts for member in compute([part])]
-        parts[0][0].error = error
-        return [parts[0][0]]
-    for member, part in parts:
-        member.x = member.x[len(part) :]
-    choosing = [member for member, _ in parts if not len(member.x)]
-    for member, row in zip(choosing, logits, strict=True):
-        member.choose(row)
-    return choosing
-
-
-def logits_after(
-    sessions: Sequence[Session], rows: Sequence[np.ndarray], wanted: Sequence[bool]
-) -> np.ndarray:
-    """Computes the next rows of several sessions of one model in one pass over its weights.
-
-    rows[i] (T_i, D), at least one row, are what follows in sessions[i]. Returns the logits (n, vocabulary)
-    after the last row of each session for which they are wanted; their caches have grown.
-    """
-    first, counts = sessions[0], [len(part) for part in rows]
-    caches = [session.cache for session in sessions]
-    cache = caches[0] if len(caches) == 1 else BatchCache(caches, counts)
-    h = decoder.forward(np.concatenate(rows), first.weights, first.config, cache, first.ops, ignore)
-    last = np.cumsum(counts)[np.array(wanted)] - 1
-    return first.weights.lm_head(h[last]) if len(last) else np.empty((0, first.config.vocab_size), h.dtype)

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 import mvlm_np
-from mvlm_np import decoder, session
+from mvlm_np import decoder
+from mvlm_np.batch import PIECE, Batch, Member
 from mvlm_np.errors import GenerationError, UserError
 from mvlm_np.generation import Choice, Settings
 from mvlm_np.kv_cache import TYPES
 from mvlm_np.model import MobileVLM
-from mvlm_np.session import CHUNK, PIECE, Batch, Member, Session
+from mvlm_np.session import CHUNK, Session
 from mvlm_np.trace import Watch
 from tests.conftest import ROOT
 from tests.models import assert_as_close_as_torch
@@ -252,7 +253,7 @@ class Passes:
             self.rows.append(len(x))
             return forward(x, weights, *rest)
 
-        monkeypatch.setattr(session.decoder, "forward", counted)
+        monkeypatch.setattr(decoder, "forward", counted)
 
     def taken(self) -> list[int]:
         rows, self.rows = self.rows, []

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import mvlm_np
+from mvlm_np.batch import Batch
 from mvlm_np.chat import Chat, without_oldest
 from mvlm_np.errors import PromptError
 from mvlm_np.model import MobileVLM
-from mvlm_np.session import Batch
 from tests.conftest import ROOT
 from tests.golden_sets import cases
 from tools.make_checkpoint import make_checkpoint

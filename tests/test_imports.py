@@ -23,7 +23,7 @@ LAYERS = [
     {"loading"},
     {"model"},
     {"chat", "stages", "prefix"},
-    {"answer", "drafts", "session", "speculation", "prompt_limits"},
+    {"answer", "batch", "drafts", "session", "speculation", "prompt_limits"},
     {"vision", "projector", "decoder", "generation", "inputs"},
     {"checkpoints"},
     {"binder"},

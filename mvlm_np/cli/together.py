@@ -36,8 +36,8 @@ class Together:
 
     def step(self, count: int) -> float:
         """Seconds of a step in which `count` sequences get one token each."""
+        from mvlm_np.batch import Batch
         from mvlm_np.generation import Choice, Settings
-        from mvlm_np.session import Batch
 
         batch = Batch()
         for session in self.sessions[:count]:
