@@ -335,11 +335,22 @@ def test_ask_and_chat_draft_and_say_how_much(
     assert capsys.readouterr().out == plain["text"] + "\n"
 
 
-def test_a_draft_that_cannot_be_is_one_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for more in (["--draft", "ngrams"], ["--draft", "nowhere"], ["--draft", ""]):
-        assert main(["ask", "What?", "--model", str(tiny), "--backend", "numpy", *more]) == 2
-        out, err = capsys.readouterr()
-        assert out == "" and len(err.splitlines()) == 1 and "Traceback" not in err
+def test_a_draft_that_cannot_be_is_one_line(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    possible, damaged = "; without a model: --draft ngrams", str(tmp_path)
+    for draft, told in (
+        ("ngrams", "wanted int8 or int4 weights and compiled kernels; load it with"),
+        ("ngram", f"--draft: ngram: does not exist, wanted a model folder or a GGUF file{possible}"),
+        ("owner/small", f"download it: mvlm pull owner/small{possible}"),
+        ("", possible),
+        (damaged, f"--draft: {damaged}: holds no model"),
+    ):
+        for verb in (["ask", "What?"], ["chat"]):
+            assert main([*verb, "--model", str(tiny), "--backend", "numpy", "--draft", draft]) == 2
+            out, err = capsys.readouterr()
+            assert told in err and (possible in err) == (possible in told)
+            assert out == "" and len(err.splitlines()) == 1 and "Traceback" not in err
 
 
 def test_bench_measures_drafts(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

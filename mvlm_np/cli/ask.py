@@ -33,14 +33,14 @@ def run(args: argparse.Namespace) -> int:
     from mvlm_np.generation import Settings
 
     settings = options.settings(args)
-    Settings(**settings)  # a bad setting shows before minutes of loading
+    Settings(**settings)  # a bad setting shows before minutes of loading, and so does a bad draft
+    draft = options.draft(args)
     start = perf_counter()
     model = load_with_bar(**arguments)
     loaded = perf_counter() - start
     shown = not args.json and args.num_beams == 1
     watch = ProgressWatch(None if shown else args.max_new_tokens)
     try:
-        draft = options.draft(args)
         chat = model.chat(args.image or None, conv_mode=args.conv_mode, watch=watch, draft=draft)
         if not named:
             print(f"mvlm: note: {demo.NOTE}", file=sys.stderr)

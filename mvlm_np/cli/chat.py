@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
             raise PromptError(text, "there is no such picture", fix=fix)
     settings = options.settings(args)
     Settings(**settings)
-    model = load_with_bar(**arguments)
     draft = options.draft(args)
+    model = load_with_bar(**arguments)
     chat = model.chat(args.image or None, conv_mode=args.conv_mode, watch=ProgressWatch(), draft=draft)
     if not named:
         print(f"mvlm: note: {demo.NOTE}", file=sys.stderr)

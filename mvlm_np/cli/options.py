@@ -55,7 +55,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
         "--draft",
         metavar="D",
         default="none",
-        help="drafts tokens, which are checked several at a time: ngrams, or a small model's folder (none)",
+        help="drafts tokens, which are checked several at a time: ngrams, or a small model's PATH (none)",
     )
     group.add_argument("--conv-mode", metavar="NAME", default="v1", help="prompt template (v1)")
 
@@ -86,7 +86,12 @@ def draft(args: argparse.Namespace) -> Any:
     from mvlm_np.cli.progress import load_with_bar
     from mvlm_np.loading import bound_tensors, quantized
 
-    stored = quantized(bound_tensors(open_checkpoint(args.draft)), None)
+    try:
+        checkpoint = open_checkpoint(args.draft)
+    except UserError as error:
+        fix = None if os.path.lexists(args.draft) else "without a model: --draft ngrams"
+        raise UserError("--draft", error, fix=fix) from None
+    stored = quantized(bound_tensors(checkpoint), None)
     arguments = {"precision": None if stored else "int8", "backend": args.backend, "threads": args.threads}
     return load_with_bar(path_or_name=args.draft, **arguments)
 
