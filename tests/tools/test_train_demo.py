@@ -12,10 +12,10 @@ import pytest
 import mvlm_np
 from tools.demo import dense
 from tools.demo.data import as_seen
+from tools.demo.evaluation import evaluate, interval, paired, table
 from tools.demo.questions import TASKS, Question, description, facts, questions, record, score
 from tools.demo.recipe import RECIPES, Stage, train, write_data
 from tools.demo.scenes import COLOURS, INSTRUMENTS, LAMPS, SHAPES, SPLITS, UNSEEN, render, scene
-from tools.evaluate_demo import evaluate, interval, paired, table
 
 # ---------------------------------------------------------------- pictures
 
