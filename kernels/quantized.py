@@ -37,27 +37,31 @@ def packed_product(
 class Product:
     """The product with some matrices. What does not change from call to call is found out once:
 
-    places   int64 (3, 3): addresses of a matrix's values and scales, and its tiles; zeros where there is none
+    places   int64 (matrices, 5): addresses of values and scales, how many tiles, and of all results' columns
+             the matrix's first one and that behind its last: it has room for whole stripes of COLUMNS tiles
+    columns  these two, and N, for each matrix
     tiles    of all matrices
-    columns  of the product that belong to each
-    bias     float32 (16 * tiles,), or empty
+    width    all results' columns
+    bias     float32 (width,), or empty
     """
 
     def __init__(self, matrices: Sequence[Packed], biases: Sequence[np.ndarray | None]):
         self.matrices = tuple(matrices)  # keeps what `places` points to
         self.bits, self.K = matrices[0].bits, matrices[0].K
-        self.places, self.columns, self.tiles = np.zeros((3, 3), np.int64), list[slice](), 0
-        for place, (_, values, scales, N, _) in zip(self.places, matrices, strict=False):
+        self.places, self.columns = np.zeros((len(matrices), 5), np.int64), []
+        self.tiles = self.width = 0
+        for place, (_, values, scales, N, _) in zip(self.places, matrices, strict=True):
             assert values.flags.c_contiguous and scales.flags.c_contiguous
-            place[:] = values.ctypes.data, scales.ctypes.data, len(values)
-            self.columns.append(slice(self.tiles * ROWS, self.tiles * ROWS + N))
-            self.tiles += len(values)
+            tiles, start = len(values), self.width
+            self.tiles += tiles
+            self.width += -(-tiles // COLUMNS) * COLUMNS * ROWS
+            place[:] = values.ctypes.data, scales.ctypes.data, tiles, start, self.width
+            self.columns.append((start, self.width, N))
         self.bias = NO_BIAS
         if any(bias is not None for bias in biases):
-            # An odd tile at the end may be computed twice, hence one more.
-            self.bias = np.zeros((self.tiles + 1) * ROWS, np.float32)
-            for columns, bias in zip(self.columns, biases, strict=True):
-                self.bias[columns] = 0 if bias is None else bias
+            self.bias = np.zeros(self.width, np.float32)
+            for (start, _, N), bias in zip(self.columns, biases, strict=True):
+                self.bias[start : start + N] = 0 if bias is None else bias
 
     def __call__(self, x: np.ndarray) -> list[np.ndarray]:
         x = rows_contiguous(x)
@@ -67,31 +71,37 @@ class Product:
                 "activations", f"found {x.dtype} {x.shape}", "float32 with at least one row"
             )
         assert self.K == K, (self.K, K)
-        y = self._one_token(x) if M == 1 else self._tokens(x)
-        if not (isfinite(y[0, 0]) if M == 1 else np.isfinite(y[:M, 0]).all()):
+        results = self._of_one_token(x) if M == 1 else self._of_tokens(x)
+        first = results[0]
+        if not (isfinite(first[0, 0]) if M == 1 else np.isfinite(first[:, 0]).all()):
             # A scale that is not finite leaves no sum finite.
             raise GenerationError(
                 "activations", "found NaN or infinity", "finite numbers", "the checkpoint is damaged"
             )
-        return [y[:M, columns] for columns in self.columns]
+        return results
 
-    def _one_token(self, x: np.ndarray) -> np.ndarray:
-        y = np.empty((1, self.tiles * ROWS), np.float32)
+    def _of_one_token(self, x: np.ndarray) -> list[np.ndarray]:
+        y = np.empty((1, self.width), np.float32)
         cost = ROWS * self.K / 20  # 20 weights a nanosecond come from memory
         ONE_TOKEN[self.bits](self.tiles, cost, x, OFFSET[self.bits], self.places, self.bias, y)
-        return y
+        return [y[:, start : start + N] for start, _, N in self.columns]
 
-    def _tokens(self, x: np.ndarray) -> np.ndarray:
+    def _of_tokens(self, x: np.ndarray) -> list[np.ndarray]:
         (M, K), bits = x.shape, self.bits
         padded = in_blocks(M)
         acts = np.empty(padded * -(-K // GROUP) * WORDS, np.int32)
         _rounded(padded, K, x, OFFSET[bits], TALL, acts)
-        stripes = -(-self.tiles // COLUMNS)
-        y = np.empty((padded, stripes * COLUMNS * ROWS), np.float32)
+        y = np.empty((padded, self.width), np.float32)
         span = max(1, CACHED // (TALL * K)) * TALL
+        steps = self.width // (COLUMNS * ROWS) * -(-M // span)
         cost = COLUMNS * ROWS * K * min(span, M) / 200  # 200 products a nanosecond
-        TOKENS[bits](stripes * -(-M // span), cost, self.places, acts, self.bias, span, y)
-        return y
+        TOKENS[bits](steps, cost, self.places, acts, self.bias, span, y)
+        # One result lies behind the other, so that each is contiguous and nobody copies it.
+        flat = y.reshape(-1)
+        return [
+            flat[padded * start : padded * stop].reshape(padded, -1)[:M, :N]
+            for start, stop, N in self.columns
+        ]
 
 
 def in_blocks(tokens: int) -> int:

@@ -7,27 +7,17 @@ order, so no bit of a result depends on how many positions are computed together
 
 import numpy as np
 from numba import carray, types
-from numba.extending import intrinsic
 
-from mvlm_np.kernels.code import llvm
 from mvlm_np.kernels.code.attention import exponentials, up
 from mvlm_np.kernels.code.columns import add_columns, count_of, load_columns, load_lanes, multiply_columns
 from mvlm_np.kernels.code.compile import inline
 from mvlm_np.kernels.code.kernel import kernel, reads, writes
-from mvlm_np.kernels.code.simd import LANES, load, multiply, multiply_add, prefetch, splat, store
+from mvlm_np.kernels.code.simd import LANES, load, multiply, multiply_add, pointer, prefetch, splat, store
 from mvlm_np.kernels.code.tiles import add_outer, load_tile, store_tile, zeros
 from mvlm_np.kernels.shapes import CAPACITY, COUNT, FILLED, KEYS, OWN, ROW, SHARED, VALUES
 
 TILE = 4  # queries of a tile: with fewer, additions wait for each other; more are in no CPU's way
 AHEAD = 16  # positions further on whose keys or values are asked for meanwhile
-
-
-@intrinsic
-def _pointer(typing, address):
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], llvm.I8.as_pointer())
-
-    return types.voidptr(types.int64), generate
 
 
 def _kernels(dtype, number, has_scales, scaled, scale_of, put):
@@ -43,9 +33,9 @@ def _kernels(dtype, number, has_scales, scaled, scale_of, put):
     def rows_at(place, what, head, d):
         """Keys or values of a head, (capacity, d), and their scales."""
         room = place[CAPACITY]
-        rows = carray(_pointer(place[what] + head * room * d * itemsize), (room, d), number)
+        rows = carray(pointer(place[what] + head * room * d * itemsize), (room, d), number)
         room = room if has_scales else 0
-        return rows, carray(_pointer(place[what + 1] + head * room * 4), (room,), np.float32)
+        return rows, carray(pointer(place[what + 1] + head * room * 4), (room,), np.float32)
 
     @inline
     def store_rows(x, head, place, what):

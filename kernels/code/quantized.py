@@ -7,12 +7,12 @@ tokens nor on threads.
 """
 
 import numpy as np
-from numba import types
+from numba import carray, types
 
 from mvlm_np.kernels.code.compile import inline
 from mvlm_np.kernels.code.dot import add_group, zero_totals
 from mvlm_np.kernels.code.kernel import kernel, reads, writes
-from mvlm_np.kernels.code.simd import LANES, load, store
+from mvlm_np.kernels.code.simd import LANES, load, pointer, store
 from mvlm_np.kernels.code.tiles import add_rows, largest_magnitude, load_tile, store_rounded, store_tile
 from mvlm_np.kernels.pack import ROWS
 from mvlm_np.kernels.shapes import COPIES, FEWER, PARTS, SHAPE, START, WORDS
@@ -79,8 +79,9 @@ def _block(bits, rows, columns):
     registers, lanes = columns * at_once, ROWS // PARTS
 
     @inline
-    def block(places, tile, acts, word, groups, bias, y, token):
-        values, scales = tiles_at(places, tile, groups, bits)
+    def block(matrix, tile, acts, word, groups, token):
+        weights, (bias, first), y = matrix
+        values, scales = tiles_at(weights, tile, groups, bits)
         for start in range(0, groups, segment):
             stop = min(start + segment, groups)
             for part in range(0, PARTS, at_once):
@@ -91,37 +92,50 @@ def _block(bits, rows, columns):
                 for g in range(start, stop):
                     totals = add_group(totals, bits, values, scales, part, g, acts, word + g * (rows * WORDS))
                 if stop == groups and len(bias) > 0:
-                    totals = add_rows(totals, bias, 0, column)
+                    totals = add_rows(totals, bias, 0, first + column)
                 store_tile(totals, y, token, column)
 
     return block
 
 
 @inline
-def _one_tile(places, tile, groups, bits):
-    values, scales = _tile_at(places, tile, groups, bits)
+def _one_tile(weights, tile, groups, bits):
+    values, scales = _tile_at(weights, tile, groups, bits)
     return (values,), (scales,)
 
 
 @inline
-def _two_tiles(places, tile, groups, bits):
-    values0, scales0 = _tile_at(places, tile, groups, bits)
-    values1, scales1 = _tile_at(places, tile + 1, groups, bits)
+def _two_tiles(weights, tile, groups, bits):
+    values0, scales0 = _tile_at(weights, tile, groups, bits)
+    values1, scales1 = _tile_at(weights, tile + 1, groups, bits)
     return (values0, values1), (scales0, scales1)
 
 
 @inline
-def _tile_at(places, tile, groups, bits):
-    """The addresses of a tile's values and scales, tiles being counted through the matrices.
-
-    Beyond the last tile it is the last one: its product goes where nobody looks.
+def _tile_at(weights, tile, groups, bits):
+    """The addresses of a tile's values and scales. Beyond the last tile it is the last one: its product goes
+    where nobody looks.
     """
-    tile = min(tile, places[0, 2] + places[1, 2] + places[2, 2] - 1)
-    matrix = 0
-    while tile >= places[matrix, 2]:
-        tile -= places[matrix, 2]
-        matrix += 1
-    return places[matrix, 0] + tile * groups * bits * 64, places[matrix, 1] + tile * groups * ROWS * 2
+    values, scales, tiles = weights
+    tile = min(tile, tiles - 1)
+    return values + tile * groups * bits * 64, scales + tile * groups * ROWS * 2
+
+
+@inline
+def _matrix_of(stripe, columns, places, bias, results, tokens):
+    """Stripes of `columns` tiles are counted through the matrices: -> the matrix of one, and its first tile.
+
+    A matrix is its weights (the addresses of values and scales, and how many tiles); all biases, which may be
+    empty, and where its own begins; and its result, (tokens, columns).
+    results: the address of all results, each of which lies behind the one before.
+    """
+    i = 0
+    while stripe * columns >= places[i, 2]:
+        stripe -= (places[i, 2] + columns - 1) // columns
+        i += 1
+    start, stop = places[i, 3], places[i, 4]
+    result = carray(pointer(results + 4 * tokens * start), (tokens, stop - start), np.float32)
+    return ((places[i, 0], places[i, 1], places[i, 2]), (bias, start), result), stripe * columns
 
 
 _PRODUCT = reads(2, dtype=types.int64), reads(1, dtype=types.int32), reads(1), types.int64, writes(2)
@@ -140,21 +154,22 @@ def _tokens(bits, tall, columns):
 
     @kernel(*_PRODUCT, name=f"_int{bits}_{tall}x{columns}")
     def body(first, stop, places, acts, bias, span, y):
-        tokens = len(y)
+        tokens, results = len(y), y.ctypes.data
         groups = len(acts) // (tokens * WORDS)
         stripes = y.shape[1] // (columns * ROWS)
         for step in range(first, stop):
-            start, tile = step // stripes * span, step % stripes * columns
+            start = step // stripes * span
+            matrix, tile = _matrix_of(step % stripes, columns, places, bias, results, tokens)
             for token in range(start, min(start + span, tokens), tall):
                 word = token * groups * WORDS
                 if tokens - token > middle:
-                    tall_block(places, tile, acts, word, groups, bias, y, token)
+                    tall_block(matrix, tile, acts, word, groups, token)
                 else:
                     for t in range(tile, tile + columns):
                         if tokens - token > short:
-                            middle_block(places, t, acts, word, groups, bias, y, token)
+                            middle_block(matrix, t, acts, word, groups, token)
                         else:
-                            short_block(places, t, acts, word, groups, bias, y, token)
+                            short_block(matrix, t, acts, word, groups, token)
 
 
 def _one_token(bits):
@@ -172,8 +187,10 @@ def _one_token(bits):
         name=f"_int{bits}_1x1", prepare=round_first, job=_PRODUCT,
     )  # fmt: skip
     def body(first, stop, places, acts, bias, span, y):
-        for tile in range(first, stop):
-            block(places, tile, acts, 0, len(acts) // WORDS, bias, y, 0)
+        results = y.ctypes.data
+        for step in range(first, stop):
+            matrix, tile = _matrix_of(step, 1, places, bias, results, 1)
+            block(matrix, tile, acts, 0, len(acts) // WORDS, 0)
 
 
 for _bits in (8, 4):

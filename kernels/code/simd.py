@@ -42,6 +42,16 @@ def _pointer(context, builder, array_type, array, index):
 
 
 @intrinsic
+def pointer(typing, address):
+    """The pointer to an address, for `numba.carray`."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], I8.as_pointer())
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic
 def load(typing, a, index):
     """a[index : index + 16] as float32; `a` may hold float32, int8, or float16 that it sees as uint16."""
     stored = I8 if a.dtype == types.int8 else F32

@@ -85,6 +85,21 @@ def test_a_token_does_not_depend_on_the_others(seed: int, M: int, bits: int) -> 
         np.testing.assert_array_equal(alone[0], together[i])
 
 
+@given(st.integers(0, 99), st.integers(1, 14), st.lists(sizes, min_size=2, max_size=3), bit_counts)
+def test_matrices_that_are_multiplied_together_give_what_each_gives_alone(
+    seed: int, M: int, widths: list[int], bits: int
+) -> None:
+    x, matrices, biases = case(seed, M, 1, 70, bits)[0], [], []
+    for i, N in enumerate(widths):
+        matrices.append(pack.Packed(bits, *case(seed + i, 1, N, 70, bits)[3:], N, 70))
+        biases.append(None if i == seed % 3 else np.arange(N, dtype=np.float32))
+    together = quantized.packed_product(matrices, biases)(x)
+    for matrix, bias, found in zip(matrices, biases, together, strict=True):
+        alone = multiply(x, matrix)
+        np.testing.assert_array_equal(found, alone if bias is None else alone + bias)
+        assert found.flags.c_contiguous or matrix.N % 32  # or it is copied further on
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("M", [1, 9])
 def test_no_bit_depends_on_threads(M: int, bits: int) -> None:
