@@ -1,0 +1,137 @@
+"""llama.cpp's programs, and how they are called."""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+from tools.parts.llama_cpp import figures
+from tools.parts.llama_cpp.figures import BENCHED, LONG, NEW, PROMPT, QUESTION, SHORT, TOGETHER, Figure
+from tools.parts.llama_cpp.process import Ran, run
+
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+# What llama-bench is to do for a figure, and the flags of which the best are sought, the usual ones first.
+ATTENTION, REPACK = {"-fa": ["off", "on"]}, {"--repack": ["1", "0"]}
+SHAPES = {
+    figures.DECODE: (f"-p 0 -n {NEW} -d {SHORT - NEW // 2}", ATTENTION | REPACK),
+    # Reading its prompt takes a minute each time.
+    figures.DECODE_LONG: (f"-p 0 -n {NEW} -d {LONG - NEW // 2}", ATTENTION),
+    figures.READ: (f"-p {PROMPT} -n 0", ATTENTION | REPACK | {"-ub": ["512", "128", "64"]}),
+    figures.LOAD: ("-p 0 -n 1 --no-warmup", {"-lm": ["mmap", "none"]}),
+}
+VARIANTS = ["", "-fa on", "-fa off", "-lm none", "--no-repack", "--no-warmup"]  # of llama-mtmd-cli
+REPEATS = {figures.READ: 3}  # what a process measures more than once
+
+
+class LlamaCpp:
+    """llama.cpp's programs, their model files, and the best flags for each figure."""
+
+    def __init__(self, args: argparse.Namespace):
+        folders = os.pathsep.join(filter(None, (args.llama_cpp, os.environ.get("PATH"))))
+        programs = ["llama-bench", "llama-mtmd-cli", "llama-batched-bench"]
+        found = {name: shutil.which(name, path=folders) for name in programs}
+        for name, path in found.items():
+            if path is None and (name != "llama-batched-bench" or "together" in args.only):
+                sys.exit(f"{name} is neither on the PATH nor where --llama-cpp or $LLAMA_CPP points")
+        threads = ["-t", str(args.threads)]
+        self._bench = [str(found["llama-bench"]), "-m", args.gguf, *threads, "-o", "json"]
+        self._batched = [str(found["llama-batched-bench"]), "-m", args.gguf, *threads, "-c", "2048"]
+        self._batched += ["-npp", str(SHORT), "-ntg", str(NEW), "-pps", "--output-format", "jsonl"]
+        self._batched += ["-npl", ",".join(map(str, (1, *TOGETHER)))]
+        picture = ["--image", args.image, "-p", QUESTION, "-sys", SYSTEM]
+        sampling = ["--temp", "0", "-c", "2048", "--chat-template", "vicuna"]
+        self._cli = [str(found["llama-mtmd-cli"]), "-m", args.gguf, *threads, *picture, *sampling]
+        self._mmprojs = args.mmproj
+        self.flags: dict[Figure, list[str]] = {}  # the best ones
+
+    def rate(self, figure: Figure) -> float:
+        """Tokens per second with the best flags, the mean of llama-bench's repeats."""
+        return self.bench(self.flags[figure], REPEATS.get(figure, 1))
+
+    def bench(self, flags: Sequence[str], repeats: int = 1) -> float:
+        """Tokens per second of llama-bench with these flags."""
+        (test,) = json.loads(run([*self._bench, *flags, "-r", str(repeats)]).out)
+        return test["avg_ts"]
+
+    def load(self, flags: Sequence[str]) -> float:
+        """Seconds of a process that loads the language model and computes one token, less that token.
+
+        Weights are repacked, as they are by default; without that it would load faster, and be slower then.
+        """
+        ran = run([*self._bench, *flags, "-r", "1"])
+        return ran.seconds - json.loads(ran.out)[0]["avg_ns"] / 1e9
+
+    def cli(self, new: int, flags: Sequence[str]) -> tuple[Ran, float]:
+        """A whole run, and the seconds that its encoder took."""
+        ran = run([*self._cli, "-n", str(new), *flags])
+        found = re.search(r"(?:slice encoded|encoding done) in (\d+) ms", ran.out + ran.err)
+        assert found, f"llama-mtmd-cli does not say how long it encoded:\n{(ran.out + ran.err)[-2000:]}"
+        return ran, int(found[1]) / 1000
+
+    def together(self) -> list[float]:
+        """Tokens per second of several sequences, divided by those of one. They share the prompt's cache."""
+        lines = run(self._batched).out.splitlines()
+        tests = [json.loads(line) for line in lines if line.startswith("{")]
+        rates = {test["pl"]: test["speed_tg"] for test in tests}
+        return [rates[n] / rates[1] for n in TOGETHER]
+
+    # ------------------------------------------------------------ the best flags
+
+    def tune(self, only: Sequence[str], quick: bool) -> None:
+        """Finds the best flags for each figure that has none yet; quick: takes the first ones."""
+        for what, figure in (BENCHED | {"load": figures.LOAD}).items():
+            if what in only and figure not in self.flags:
+                self._tune_bench(figure, quick)
+        if {"encode", "ask", "first"} & {*only} and figures.VQA not in self.flags:
+            self._tune_cli(quick)
+
+    def _tune_bench(self, figure: Figure, quick: bool) -> None:
+        shape, choices = SHAPES[figure]
+        rates = {}
+        for values in product(*(tried[:1] if quick else tried for tried in choices.values())):
+            flags = shape.split() + [word for pair in zip(choices, values, strict=True) for word in pair]
+            rate = -self.load(flags) if figure is figures.LOAD else self.bench(flags)
+            rates[tuple(flags)] = rate
+            print(f"  {abs(rate):6.1f} {figure.unit}  {shlex.join(flags)}", file=sys.stderr)
+        self.flags[figure] = [*max(rates, key=rates.__getitem__)]
+
+    def _tune_cli(self, quick: bool) -> None:
+        encode, whole = {}, {}
+        for mmproj, variant in product(self._mmprojs, VARIANTS[:1] if quick else VARIANTS):
+            flags = ("--mmproj", mmproj, *variant.split())
+            ran, encode[flags] = self.cli(NEW, flags)
+            whole[flags] = ran.seconds
+            told = f"{ran.seconds:6.2f} s, {encode[flags]:.2f} s of it encode"
+            print(f"  {told}  {shlex.join(flags)}", file=sys.stderr)
+        self.flags[figures.ENCODE] = [*min(encode, key=encode.__getitem__)]
+        self.flags[figures.VQA] = [*min(whole, key=whole.__getitem__)]
+
+    def remember(self, path: Path) -> None:
+        """Takes the flags that an earlier run left in a file."""
+        if path.exists():
+            found = json.loads(path.read_text())
+            self.flags = {f: found[f.name] for f in figures.TUNED if f.name in found}
+
+    def keep(self, path: Path) -> None:
+        """Leaves the flags in a file for `remember`."""
+        path.write_text(json.dumps({f.name: flags for f, flags in self.flags.items()}, indent=1) + "\n")
+
+    def commands(self) -> dict[str, str]:
+        """The whole commands, by the name of their figure."""
+        found = {}
+        for figure, flags in self.flags.items():
+            program, count = (self._bench, ["-r", str(REPEATS.get(figure, 1))])
+            if figure in (figures.ENCODE, figures.VQA):
+                program, count = (self._cli, ["-n", str(1 if figure is figures.ENCODE else NEW)])
+            found[figure.name] = shlex.join([*program, *flags, *count])
+        return found
