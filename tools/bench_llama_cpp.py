@@ -9,10 +9,13 @@ makes the Q8_0 of an mmproj. Its programs llama-bench, llama-mtmd-cli and llama-
 in the folder --llama-cpp or $LLAMA_CPP names, and on the PATH. Ours is the mvlm_np that this Python imports:
 a wheel's if one is installed, else this checkout's.
 
-First every figure is taken with each mmproj and each of llama.cpp's flags that may matter, and the best
-are kept. Then come the rounds: each measures everything once, ours and theirs in turn, every time in a
-new process. The table has medians; ours go through `model.stream`, `model.encode_image` and `mvlm ask`, so
-the tokenizer, the embedding, lm_head and sampling are in them. llama-bench samples nothing.
+First llama.cpp's best flags are sought for every figure: each mmproj, and one flag after another that may
+matter. Then come the rounds: each measures everything once, ours and theirs in turn, every time in a new
+process. The table has medians; ours go through `model.stream`, `model.encode_image` and `mvlm ask`, so the
+tokenizer, the embedding, lm_head and sampling are in them. llama-bench samples nothing.
+
+For a model of 1.7B on two cores, a round takes about 5 minutes, with --neighbour 10, and the search for flags
+5 before that. --tuned keeps the flags, so that the next run has them.
 
 "of the limit" is what our figure reaches of what the machine can do, measured in the same process: reading
 memory for decode, multiplying bytes in registers for the prompt and the picture. "Never run here" is the
@@ -34,6 +37,7 @@ sys.path.append(str(ROOT))  # behind the others: an installed mvlm_np comes firs
 
 # Nothing heavy is imported here: the memory of a process starts from that of the one that starts it.
 from mvlm_np.cli.neighbour import neighbour  # noqa: E402
+from tools.parts.arguments import at_least_1  # noqa: E402
 from tools.parts.llama_cpp import figures  # noqa: E402
 from tools.parts.llama_cpp.figures import ALL, BESIDE, LONG, NEW, QUESTION, SHORT, Figure, Measured  # noqa: E402
 from tools.parts.llama_cpp.process import Ran, run  # noqa: E402
@@ -48,16 +52,16 @@ def main() -> None:
     parser.add_argument("folder", help="an int4 model that `mvlm convert` wrote")
     parser.add_argument("--gguf", help="the language model in Q4_0")
     parser.add_argument(
-        "--mmproj", nargs="+", help="its vision tower and projector; of several, the best counts"
+        "--mmproj", nargs="+", help="its vision tower and projector; of several, the best one counts"
     )
     parser.add_argument("--llama-cpp", default=os.environ.get("LLAMA_CPP"), help="folder of its programs")
     parser.add_argument("--image", default=str(ROOT / "examples" / "chelsea.jpg"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of llama.cpp")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=at_least_1, default=3, help="rounds (3, of 5 minutes each)")
     parser.add_argument("--neighbour", action="store_true", help="once more while another program is busy")
     parser.add_argument("--only", nargs="+", choices=ALL, default=ALL, help="some of the figures alone")
-    parser.add_argument("--tuned", type=Path, help="file that keeps llama.cpp's best flags for the next run")
-    parser.add_argument("--quick", action="store_true", help="take llama.cpp's flags as they are, untuned")
+    parser.add_argument("--tuned", type=Path, help="file that keeps the best flags")
+    parser.add_argument("--quick", action="store_true", help="seek no flags: take the usual ones")
     parser.add_argument(
         "--json", action="store_true", help="print every figure of every round, and the commands"
     )

@@ -61,7 +61,7 @@ def together(folder: str, image: str) -> list[float]:
     sequences = Together(mvlm_np.load(folder), (1, *TOGETHER), ids, NEW)
     for count in sequences.seconds:
         sequences.step(count)  # compiles
-    for _ in range(3):
+    for _ in range(2):
         sequences.measure()
     rates = sequences.tokens_per_second()
     return [rates[count] / rates[1] for count in TOGETHER]
@@ -78,7 +78,7 @@ def drafts(folder: str, image: str) -> list[float]:
     measured, small = speculate.Measured(model, ids, 2 * NEW), speculate.llama_68m(model)
     cost = small.decoder.nbytes / model.decoder.nbytes
     each = [None, *(speculate.Controlled(small, cost, measured.answer, rate) for rate in DRAFTS)]
-    rounds = [[measured.decode(draft)[0] for draft in each] for _ in range(4)][1:]  # the first one warms up
+    rounds = [[measured.decode(draft)[0] for draft in each] for _ in range(3)][1:]  # the first one warms up
     plain, *seconds = map(median, zip(*rounds, strict=True))
     return [plain / taken for taken in seconds]
 

@@ -7,8 +7,8 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from tools.parts.llama_cpp import figures
@@ -29,7 +29,7 @@ SHAPES = {
     figures.READ: (f"-p {PROMPT} -n 0", ATTENTION | REPACK | {"-ub": ["512", "128", "64"]}),
     figures.LOAD: ("-p 0 -n 1 --no-warmup", {"-lm": ["mmap", "none"]}),
 }
-VARIANTS = ["", "-fa on", "-fa off", "-lm none", "--no-repack", "--no-warmup"]  # of llama-mtmd-cli
+VARIANTS = ["-fa on", "-fa off", "-lm none", "--no-repack", "--no-warmup"]  # likewise for llama-mtmd-cli
 REPEATS = {figures.READ: 3}  # what a process measures more than once
 
 
@@ -88,7 +88,10 @@ class LlamaCpp:
     # ------------------------------------------------------------ the best flags
 
     def tune(self, only: Sequence[str], quick: bool) -> None:
-        """Finds the best flags for each figure that has none yet; quick: takes the first ones."""
+        """Finds the best flags for each figure that has none yet, one flag after another.
+
+        quick  take the first of each
+        """
         for what, figure in (BENCHED | {"load": figures.LOAD}).items():
             if what in only and figure not in self.flags:
                 self._tune_bench(figure, quick)
@@ -97,22 +100,37 @@ class LlamaCpp:
 
     def _tune_bench(self, figure: Figure, quick: bool) -> None:
         shape, choices = SHAPES[figure]
-        rates = {}
-        for values in product(*(tried[:1] if quick else tried for tried in choices.values())):
-            flags = shape.split() + [word for pair in zip(choices, values, strict=True) for word in pair]
-            rate = -self.load(flags) if figure is figures.LOAD else self.bench(flags)
-            rates[tuple(flags)] = rate
-            print(f"  {abs(rate):6.1f} {figure.unit}  {shlex.join(flags)}", file=sys.stderr)
-        self.flags[figure] = [*max(rates, key=rates.__getitem__)]
+
+        def words(flags: Mapping[str, str]) -> list[str]:
+            return [*shape.split(), *chain(*flags.items())]
+
+        def how_good(flags: Mapping[str, str]) -> float:
+            found = (self.bench if figure.more_is_better else self.load)(words(flags))
+            print(f"  {found:6.1f} {figure.unit}  {shlex.join(words(flags))}", file=sys.stderr)
+            return found if figure.more_is_better else -found
+
+        best = {flag: usual for flag, (usual, *_) in choices.items()}
+        most = how_good(best)
+        for flag, (_, *others) in () if quick else choices.items():
+            for value in others:
+                if (found := how_good(best | {flag: value})) > most:
+                    best, most = best | {flag: value}, found
+        self.flags[figure] = words(best)
 
     def _tune_cli(self, quick: bool) -> None:
-        encode, whole = {}, {}
-        for mmproj, variant in product(self._mmprojs, VARIANTS[:1] if quick else VARIANTS):
+        encode, whole = dict[tuple[str, ...], float](), dict[tuple[str, ...], float]()
+
+        def seconds(mmproj: str, variant: str = "") -> float:
             flags = ("--mmproj", mmproj, *variant.split())
             ran, encode[flags] = self.cli(NEW, flags)
             whole[flags] = ran.seconds
             told = f"{ran.seconds:6.2f} s, {encode[flags]:.2f} s of it encode"
             print(f"  {told}  {shlex.join(flags)}", file=sys.stderr)
+            return ran.seconds
+
+        best = min(self._mmprojs, key=seconds)
+        for variant in () if quick else VARIANTS:
+            seconds(best, variant)
         self.flags[figures.ENCODE] = [*min(encode, key=encode.__getitem__)]
         self.flags[figures.VQA] = [*min(whole, key=whole.__getitem__)]
 
