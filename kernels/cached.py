@@ -6,7 +6,6 @@ comes out for a position depends, to the bit, on its own sequence alone.
 """
 
 from math import sqrt
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -64,10 +63,9 @@ def several_attention(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, sequences: Sequences, layer: int
 ) -> np.ndarray:
     """`kv_store.several_attention`, up to the rounding of its sums."""
-    out, table = _empty(q), _tables.get(sequences)
-    if table is None:
-        table = _tables[sequences] = _table(q, k, v, sequences)
-    together, places = table
+    if sequences.plan is None:
+        sequences.plan = _plan(q, k, v, sequences)
+    out, (together, places) = _empty(q), sequences.plan
     if len(together):
         stop = sum(sequences.pasts) // len(sequences.pasts) + 1
         _few_queries(q, k, v, sequences.keys[together[0]].numbers.dtype, places[layer], stop, out)
@@ -78,12 +76,8 @@ def several_attention(
     return out
 
 
-# Of what is computed together: the sequences of one launch, and their `places`, int64 (L, sequences, PLACE).
-# It is the same for all layers of a step, so it is made once.
-_tables: WeakKeyDictionary[Sequences, tuple[list[int], np.ndarray]] = WeakKeyDictionary()
-
-
-def _table(q, k, v, sequences):
+def _plan(q, k, v, sequences):
+    """The sequences of one launch, and their `places` in each layer, int64 (L, sequences, PLACE)."""
     together, firsts, strides = [], [], []
     each = zip(
         sequences.keys, sequences.values, sequences.rows, sequences.pasts, sequences.counts, strict=True

@@ -5,9 +5,9 @@ function is the definition of its operation, which a kernel of the same name may
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -108,20 +108,24 @@ def beam_attention(
     return out
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Sequences:
     """Several sequences whose next positions are computed together: their rows lie one after another.
+
+    Made anew for each step.
 
     keys, values  of each sequence, all layers: numbers (L, KV, capacity, d), each with its own capacity and
                   all of one type
     pasts         positions that each of them holds
     counts        rows that belong to each of them: 1 for a decoding step, more for a piece of a prompt
+    plan          what the backend finds out in the first layer and needs in all; None before
     """
 
     keys: Sequence[Stored]
     values: Sequence[Stored]
     pasts: Sequence[int]
     counts: Sequence[int]
+    plan: Any = field(default=None, init=False)
 
     @cached_property
     def rows(self) -> list[slice]:
