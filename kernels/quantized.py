@@ -12,6 +12,7 @@ from math import isfinite
 import numpy as np
 
 from mvlm_np.errors import GenerationError
+from mvlm_np.kernels import pack
 from mvlm_np.kernels.arrays import FLOAT32, rows_contiguous
 from mvlm_np.kernels.kernel import Kernel
 from mvlm_np.kernels.pack import ROWS, Packed
@@ -22,15 +23,17 @@ CACHED = 1 << 18  # bytes of activations that stay in a core's cache while all w
 NO_BIAS = np.zeros(0, np.float32)
 
 _rounded = Kernel("quantized.rounded")
-ONE_TOKEN = {bits: Kernel(f"quantized.int{bits}_1x1") for bits in (8, 4)}
+ONE_TOKEN = {kind: Kernel(f"quantized.{kind}_1x1") for kind in ("int8", "int4")}
 TALL, COLUMNS = SHAPE
-TOKENS = {bits: Kernel(f"quantized.int{bits}_{TALL}x{COLUMNS}") for bits in (8, 4)}
+TOKENS = {kind: Kernel(f"quantized.{kind}_{TALL}x{COLUMNS}") for kind in ("int8", "int4")}
 
 
 def packed_product(
     matrices: Sequence[Packed], biases: Sequence[np.ndarray | None]
 ) -> Callable[[np.ndarray], list[np.ndarray]]:
     """`pack.packed_product`: the integers are the same, their weighted sums up to rounding."""
+    if matrices[0].kind not in TOKENS:
+        return pack.packed_product(matrices, biases)
     return Product(matrices, biases)
 
 
@@ -47,10 +50,10 @@ class Product:
 
     def __init__(self, matrices: Sequence[Packed], biases: Sequence[np.ndarray | None]):
         self.matrices = tuple(matrices)  # keeps what `places` points to
-        self.bits, self.K = matrices[0].bits, matrices[0].K
+        self.kind, self.K = matrices[0].kind, matrices[0].K
         self.places, self.columns = np.zeros((len(matrices), 5), np.int64), []
         self.tiles = self.width = 0
-        for place, (_, values, scales, N, _) in zip(self.places, matrices, strict=True):
+        for place, (_, N, _, values, scales, _) in zip(self.places, matrices, strict=True):
             assert values.flags.c_contiguous and scales.flags.c_contiguous
             tiles, start = len(values), self.width
             self.tiles += tiles
@@ -83,19 +86,19 @@ class Product:
     def _of_one_token(self, x: np.ndarray) -> list[np.ndarray]:
         y = np.empty((1, self.width), np.float32)
         cost = ROWS * self.K / 20  # 20 weights a nanosecond come from memory
-        ONE_TOKEN[self.bits](self.tiles, cost, x, OFFSET[self.bits], self.places, self.bias, y)
+        ONE_TOKEN[self.kind](self.tiles, cost, x, OFFSET[self.kind], self.places, self.bias, y)
         return [y[:, start : start + N] for start, _, N in self.columns]
 
     def _of_tokens(self, x: np.ndarray) -> list[np.ndarray]:
-        (M, K), bits = x.shape, self.bits
+        (M, K), kind = x.shape, self.kind
         padded = in_blocks(M)
         acts = np.empty(padded * -(-K // GROUP) * WORDS, np.int32)
-        _rounded(padded, K, x, OFFSET[bits], TALL, acts)
+        _rounded(padded, K, x, OFFSET[kind], TALL, acts)
         y = np.empty((padded, self.width), np.float32)
         span = max(1, CACHED // (TALL * K)) * TALL
         steps = self.width // (COLUMNS * ROWS) * -(-M // span)
         cost = COLUMNS * ROWS * K * min(span, M) / 200  # 200 products a nanosecond
-        TOKENS[bits](steps, cost, self.places, acts, self.bias, span, y)
+        TOKENS[kind](steps, cost, self.places, acts, self.bias, span, y)
         # One result lies behind the other, so that each is contiguous and nobody copies it.
         flat = y.reshape(-1)
         return [

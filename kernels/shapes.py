@@ -41,7 +41,7 @@ FEWER = (8, 4) if INSTRUCTION_SET == "avx512vnni" else (SHAPE[0] // 2, SHAPE[0] 
 
 # vpdpbusd takes one operand unsigned, so int8 weights are moved up by this much, and a sum starts from minus
 # as many times the sum of its activations. Nibbles are stored with 8 added for every instruction set.
-OFFSET = {8: 128 if INSTRUCTION_SET.endswith("vnni") else 0, 4: 8}
+OFFSET = {"int8": 128 if INSTRUCTION_SET.endswith("vnni") else 0, "int4": 8}
 
 # Rounded activations are int32 words. A token's group of 32 columns is 8 words of 4 int8, the start of its
 # integer sums, and its float32 scale. In a block of tokens, the first words of all stand first, then the

@@ -25,7 +25,7 @@ from mvlm_np.checkpoints.checkpoint import Checkpoint
 from mvlm_np.checkpoints.gguf_tokenizer import as_sentencepiece
 from mvlm_np.checkpoints.gguf_writer import write_gguf_pair
 from mvlm_np.checkpoints.json_files import read_json
-from mvlm_np.checkpoints.loader import bits
+from mvlm_np.checkpoints.loader import kind
 from mvlm_np.checkpoints.lora import MergedTensor
 from mvlm_np.checkpoints.record import write_json, write_record
 from mvlm_np.checkpoints.safetensors import Entry, write_safetensors
@@ -34,46 +34,48 @@ from mvlm_np.config import Config
 from mvlm_np.errors import GenerationError, MemoryNeeded, NoTokenizer, TokenizerError, UserError
 from mvlm_np.inputs.conversation import as_jinja
 from mvlm_np.kernels import pack
-from mvlm_np.loading import bound_tensors, load, manifest, open_tokenizer
+from mvlm_np.kernels.pack import KINDS
+from mvlm_np.loading import bound_tensors, load, manifest, open_tokenizer, quantized
 
-PRECISIONS = ("float32", "bf16", "int8", "int4")
-GGUF_PRECISIONS = {"float16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
+PRECISIONS = ("float32", "bf16", *KINDS)
+GGUF_PRECISIONS = {"float16": "F16", "int8": "Q8_0", "int4": "Q4_0", "uint4": "Q4_K"}
+PLAINLY = {"float32": "float32", "bf16": "bfloat16"}  # precisions of every tensor, and how it is stored
 QUALITIES = ("high", "fast")
 
-# What is told of each tensor as it is written: its name, bits (None: not rounded), signal-to-noise in dB.
-Told = Callable[[str, int | None, float], object]
+# What is told of each tensor as it is written: its name, kind (None: not packed), signal-to-noise in dB.
+Told = Callable[[str, str | None, float], object]
 
 
 def convert(
     checkpoint: Checkpoint,
     destination: Path,
-    precision: str,
+    precision: str | None,
     quality: str = "high",
-    told: Told = lambda name, bits, snr: None,
+    told: Told = lambda name, kind, snr: None,
     template: str | None = prefix.TEMPLATE,
 ) -> None:
     """Writes `checkpoint` to the new folder `destination`.
 
-    precision  of the linear layers: "float32", "bf16", "int8" or "int4" (see `loader.bits`). With the
-               latter two, everything else stays as it is stored
-    quality    of int4: "high" or "fast", see `quantize`
-    template   whose beginning is computed and stored for int8 and int4, see `prefix`; None: of none
+    precision  of the linear layers: "float32", "bf16", "int8", "int4" or "uint4" (see `loader.kind`), or
+               None: as stored. But for the first two, everything else stays as it is stored
+    quality    of int4 and uint4: "high" or "fast", see `quantize`
+    template   whose beginning is computed and stored for packed weights, see `prefix`; None: of none
 
     UserError: the folder is there already, or cannot be written; or the checkpoint is not sound.
     """
-    tensors = _sound(checkpoint, precision, PRECISIONS, quality)
-    rounding: dict[str, dict[str, float]] = {}
+    tensors = _sound(checkpoint, precision, (None, *PRECISIONS), quality)
+    rounding: dict[str, dict[str, Any]] = {}
 
-    def note(name: str, kept: int | None, snr: float) -> None:
+    def note(name: str, kept: str | None, snr: float) -> None:
         if kept and np.isfinite(snr):
-            rounding[name] = {"bits": kept, "signal_to_noise_db": snr}
+            rounding[name] = {"precision": kept, "signal_to_noise_db": snr}
         told(name, kept, snr)
 
     with _new_folder(destination) as part:
         _write_weights(checkpoint.config, tensors, part, precision, quality, note)
         _write_tokenizer(checkpoint, part)
         _write_settings(checkpoint, part)
-        if template is not None and precision in pack.BITS:
+        if template is not None and precision not in PLAINLY and quantized(tensors, precision):
             _write_prefix(part, template)
         write_record(part, {**_origin(checkpoint), "precision": precision, "rounding": rounding})
 
@@ -84,11 +86,15 @@ def convert_to_gguf(
     precision: str,
     quality: str = "high",
     progress: Callable[[int, int], object] = lambda done, total: None,
+    told: Told = lambda name, kind, snr: None,
 ) -> None:
     """Writes `checkpoint` as the GGUF pair that llama.cpp runs, into the new folder `destination`.
 
-    precision  of the decoder's matrices: "float16" (F16), "int8" (Q8_0) or "int4" (Q4_0)
-    quality    of int4: "high", the same weights as in a folder, or "fast", those of llama.cpp's quantiser
+    precision  of the decoder's matrices: "float16" (F16), "int8" (Q8_0), "int4" (Q4_0) or "uint4" (Q4_K)
+    quality    of int4: "high", the same weights as in a folder, or "fast", those of llama.cpp's quantiser;
+               of uint4: see `quantize`
+    told       is called with the name, kind and signal-to-noise ratio, in dB, of each matrix that was packed
+               already and had to be rounded again to fit its blocks
     progress   is called with the bytes written so far and the bytes in all
 
     UserError: as `convert`; or llama.cpp has no such model; or there is no tokenizer, which a GGUF contains.
@@ -108,20 +114,21 @@ def convert_to_gguf(
             chat_template=as_jinja("v1") if checkpoint.config.vision else None,
             quality=quality,
             progress=progress,
+            told=told,
         )
         write_record(part, {**_origin(checkpoint), "precision": precision})
 
 
 def _sound(
-    checkpoint: Checkpoint, precision: str, precisions: Collection[str], quality: str
+    checkpoint: Checkpoint, precision: str | None, precisions: Collection[str | None], quality: str
 ) -> dict[str, Tensor]:
     """The checkpoint's tensors, once all that was asked for makes sense."""
     for where, found, known in (("precision", precision, precisions), ("quality", quality, QUALITIES)):
         if found not in known:
-            raise UserError(where, f"found {found!r}", " or ".join(known))
+            raise UserError(where, f"found {found!r}", " or ".join(filter(None, known)))
     tensors = bound_tensors(checkpoint)
     for tensor in tensors.values():
-        if isinstance(tensor, MergedTensor) and tensor.is_rounded and precision in ("int8", "int4"):
+        if isinstance(tensor, MergedTensor) and tensor.is_rounded and precision in (None, *KINDS):
             raise UserError(
                 f"{checkpoint.path}: {tensor.name}",
                 f"is kept in {tensor.base.dtype}, and would be rounded a second time after merging",
@@ -155,13 +162,18 @@ def _new_folder(destination: Path) -> Iterator[Path]:
 
 
 def _write_weights(
-    config: Config, tensors: Mapping[str, Tensor], part: Path, precision: str, quality: str, note: Told
+    config: Config,
+    tensors: Mapping[str, Tensor],
+    part: Path,
+    precision: str | None,
+    quality: str,
+    note: Told,
 ) -> None:
     """model.safetensors; the vision tower in a folder of its own where upstream's rule looks for it there."""
     matrices = manifest(config).matrices
     model, tower = _File(), _File()
     for name, tensor in tensors.items():
-        kept = bits(name, tensor, precision) if name in matrices and precision in pack.BITS else None
+        kept = kind(name, tensor, precision) if name in matrices and precision not in PLAINLY else None
         file = model
         if name.startswith(VISION_TOWER) and not config.vision_in_checkpoint:
             name, file = name.removeprefix(VISION_TOWER), tower
@@ -174,7 +186,7 @@ def _write_weights(
         if file.plain:
             path.parent.mkdir(exist_ok=True)
             mark = {packed.MARK: packed.VERSION} if file.metadata else {}
-            # Sizes of packed tensors are multiples of 32 bytes, so whatever follows them is aligned too.
+            # Sizes of packed arrays are multiples of 32 bytes, so whatever follows them is aligned too.
             file.plain.sort(key=lambda entry: -PLAIN[entry.dtype].itemsize)
             write_safetensors(path, [*file.packed, *file.plain], {"format": "pt", **mark, **file.metadata})
 
@@ -188,29 +200,28 @@ class _File:
         self.metadata: dict[str, str] = {}
 
 
-def _packed(name: str, tensor: Tensor, kept: int, quality: str, note: Told) -> list[Entry]:
-    """The two tensors of a packed matrix. Rounding gives both at once, so the scales wait for their turn."""
+def _packed(name: str, tensor: Tensor, kept: str, quality: str, note: Told) -> list[Entry]:
+    """The arrays of a packed matrix. Rounding gives them all at once, so the factors wait for their turn."""
     waiting: list[np.ndarray] = []
 
     def values() -> Iterator[np.ndarray]:
-        if isinstance(tensor, packed.PackedTensor) and tensor.bits == kept:
+        if isinstance(tensor, packed.PackedTensor) and tensor.dtype == kept:
             packed.require_finite([tensor])
-        values, scales, snr = packed.packed(tensor, kept, quality)
-        waiting.append(scales)
+        matrix, snr = packed.packed(tensor, kept, quality)
+        values, *waiting[:] = matrix.arrays
         yield values
         tensor.file.forget(tensor.offset, tensor.raw.nbytes)
         note(name, kept, snr)
 
-    value_shape, scale_shape = pack.shapes(kept, *packed.matrix(tensor.shape))
-    return [
-        Entry(name + packed.VALUES, packed.VALUE_DTYPES[kept], value_shape, values),
-        Entry(name + packed.SCALES, "float16", scale_shape, lambda: [waiting.pop()]),
-    ]
+    first, *others = (
+        (f"{name}.{part}", *about) for part, about in pack.parts(kept, *packed.matrix(tensor.shape)).items()
+    )
+    return [Entry(*first, values), *(Entry(*other, lambda: [waiting.pop(0)]) for other in others)]
 
 
-def _plain(name: str, tensor: Tensor, precision: str, note: Told) -> Entry:
+def _plain(name: str, tensor: Tensor, precision: str | None, note: Told) -> Entry:
     """A tensor in floating point: as stored, but where the precision or a block type says otherwise."""
-    dtype = {"float32": "float32", "bf16": "bfloat16"}.get(precision, tensor.dtype)
+    dtype = PLAINLY.get(precision or "", tensor.dtype)
     dtype = dtype if dtype in PLAIN else "float32"
 
     def values() -> Iterator[np.ndarray]:

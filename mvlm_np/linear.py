@@ -1,6 +1,6 @@
 """A weight that knows how to multiply. The precision of a model is the type of its weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -43,7 +43,7 @@ class Dense:
 
 
 class Quantized:
-    """y = x W^T + b with W in int8 or int4, and x rounded to int8 group by group; see `ops.quantized_matmul`.
+    """y = x W^T + b with W packed, and x rounded to int8 group by group; see `ops.quantized_matmul`.
 
     packed  W as `kernels.pack` lays it out
     bias    (N,) or None
@@ -56,7 +56,7 @@ class Quantized:
 
     @property
     def nbytes(self) -> int:
-        return self.packed.values.nbytes + self.packed.scales.nbytes
+        return self.packed.nbytes
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return self._product(x)[0]
@@ -70,11 +70,19 @@ class Joined:
 
     def __init__(self, *layers: Linear):
         self.layers = layers
-        quantized = [layer for layer in layers if isinstance(layer, Quantized)]
-        self._product: Callable[[np.ndarray], list[np.ndarray]] = lambda x: [layer(x) for layer in layers]
-        if len(quantized) == len(layers) and len({layer.packed.bits for layer in quantized}) == 1:
-            packed, biases = zip(*((layer.packed, layer.bias) for layer in quantized), strict=True)
-            self._product = quantized[0].ops.packed_product(packed, biases)
+        alike: dict[str, list[int]] = {}
+        for i, layer in enumerate(layers):
+            kind = layer.packed.kind if isinstance(layer, Quantized) else f"dense {i}"
+            alike.setdefault(kind, []).append(i)
+        products = [(places, _product([layers[i] for i in places])) for places in alike.values()]
+
+        def one_after_another(x: np.ndarray) -> list[np.ndarray]:
+            found = dict[int, np.ndarray]()
+            for places, product in products:
+                found |= zip(places, product(x), strict=True)
+            return [found[i] for i in range(len(layers))]
+
+        self._product = products[0][1] if len(products) == 1 else one_after_another
 
     @property
     def nbytes(self) -> int:
@@ -82,6 +90,15 @@ class Joined:
 
     def __call__(self, x: np.ndarray) -> list[np.ndarray]:
         return self._product(x)
+
+
+def _product(layers: Sequence[Linear]) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """What layers make of one input: quantised ones of the same kind, or a single one."""
+    quantized = [layer for layer in layers if isinstance(layer, Quantized)]
+    if len(quantized) < len(layers):
+        return lambda x: [layer(x) for layer in layers]
+    packed, biases = zip(*((layer.packed, layer.bias) for layer in quantized), strict=True)
+    return quantized[0].ops.packed_product(packed, biases)
 
 
 # The table of embeddings: token ids (T,) -> float32 (T, D). Only the rows asked for are read.

@@ -11,7 +11,7 @@ from mvlm_np import backend as backends
 from mvlm_np import cores, decoder, memory, projector, vision
 from mvlm_np.binder import PROJECTOR, VISION_TOWER, Binder, Manifest
 from mvlm_np.checkpoints.checkpoint import Checkpoint
-from mvlm_np.checkpoints.loader import Loader, bits, check
+from mvlm_np.checkpoints.loader import Loader, check, kind
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.config import Config
@@ -19,18 +19,18 @@ from mvlm_np.decoder import DecoderWeights
 from mvlm_np.errors import MemoryNeeded, UserError
 from mvlm_np.inputs.tokenizer import Tokenizer
 from mvlm_np.inputs.tokenizer import make as make_tokenizer
+from mvlm_np.kernels.pack import KINDS
 from mvlm_np.kv_cache import TYPES as CACHES
 from mvlm_np.kv_cache import bytes_per_position
 from mvlm_np.linear import Quantized
 from mvlm_np.model import MobileVLM
-from mvlm_np.ops import GROUP
 from mvlm_np.projector import Projector
 from mvlm_np.vision import VisionWeights
 
 if TYPE_CHECKING:
     from mvlm_np.prefix import Prefix
 
-PRECISIONS = ("float32", "int8", "int4")
+PRECISIONS = ("float32", *KINDS)
 SMALL = 50_000_000  # bytes: NumPy has answered with such a model before Numba is imported
 
 
@@ -47,14 +47,15 @@ def load(
     """Loads a model.
 
     path_or_name  a model folder or a GGUF file
-    precision     of the linear layers: "float32", "int8", "int4", or None: as stored; see `loader.bits`
+    precision     of the linear layers: "float32", "int8", "int4", "uint4", or None: as stored; see
+                  `loader.kind`
     backend       "numba", "numpy" (the reference), or "auto": numba if it is there, but numpy for a model so
                   small that importing Numba would take longer than the answer
     threads       of BLAS and of the kernels, for the whole process; None leaves them alone
     vision_tower  the folder of the CLIP model, where it is not where the config says
     mmproj        the GGUF file with vision tower and projector, where it is not beside the model
     cache         type of the key-value cache: "float32", "float16" or "int8"; None: float16 beside a decoder
-                  in int8 or int4, whose own rounding is far coarser, else float32
+                  in packed weights, whose own rounding is far coarser, else float32
     progress      called with the bytes read so far and the bytes in all
 
     Raises a UserError if the files are unreadable, incomplete or do not fit each other, and MemoryNeeded
@@ -152,9 +153,9 @@ def bound_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def quantized(tensors: Mapping[str, Tensor], precision: str | None) -> bool:
-    """Whether the decoder's layers are kept in int8 or int4."""
+    """Whether the decoder's layers are packed."""
     name = "model.layers.0.mlp.down_proj.weight"
-    return bits(name, tensors[name], precision) is not None
+    return kind(name, tensors[name], precision) is not None
 
 
 def memory_needed(
@@ -163,10 +164,10 @@ def memory_needed(
     """Bytes that a loaded model works with: its weights, mapped or not, and a cache of 512 positions."""
     matrices, needed = manifest(config).matrices, 0.0
     for name, tensor in tensors.items():
-        kept = bits(name, tensor, precision) if name in matrices else None
-        # Embeddings are read row by row where they lie; int8 and int4 have a float16 scale for each group.
+        kept = kind(name, tensor, precision) if name in matrices else None
+        # Embeddings are read row by row where they lie.
         if name != "model.embed_tokens.weight" or name in matrices:
-            needed += prod(tensor.shape) * (kept / 8 + 2 / GROUP if kept else 4)
+            needed += prod(tensor.shape) * (KINDS[kept] / 8 if kept else 4)
     positions = min(config.decoder.max_position_embeddings, 512)
     return round(needed) + bytes_per_position(config.decoder, cache) * positions
 

@@ -14,6 +14,7 @@ import numpy as np
 from mvlm_np.errors import GenerationError
 
 GROUP = 32  # columns of a quantised matrix that share a scale
+SUPER = 8  # groups of a matrix with minima that share what scales and minima are counted in
 
 # ---------------------------------------------------------------- normalisation
 
@@ -233,22 +234,43 @@ def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return q.reshape(M, -1)[:, :K], scales
 
 
-def quantized_matmul(x: np.ndarray, w: np.ndarray, scales: np.ndarray) -> np.ndarray:
+def quantized_matmul(
+    x: np.ndarray, w: np.ndarray, scales: np.ndarray, tops: np.ndarray | None = None
+) -> np.ndarray:
     """x W^T with both sides in integers: x (M, K) is rounded by `quantize_rows`. -> float32 (M, N)
 
-    w int8 (N, K), scales float16 or float32 (N, groups), a group being 32 columns. Within a group the
-    products add up exactly, as integers; the groups' sums, each times its two scales, add up in float32 from
-    the first group to the last.
+    w int8 or uint8 (N, K); scales and tops as `group_factors` takes them. Within a group of 32 columns the
+    products add up exactly, as integers, and so do the activations. Everything else is float32, from the
+    first group to the last: the minimum, times the activations' scale times their sum, is taken off; then the
+    sum of products, times its two scales, is added.
     """
     (M, K), N = x.shape, len(w)
     xq, x_scales = quantize_rows(x)
+    scale, minimum = group_factors(scales, tops)
     y = np.zeros((M, N), np.float32)
     for g, start in enumerate(range(0, K, GROUP)):
         columns = slice(start, start + GROUP)
         # float32 holds these integers exactly: |sum| <= 32 * 127 * 128 < 2^24.
-        sums = xq[:, columns].astype(np.float32) @ w[:, columns].astype(np.float32).T
-        y += sums * (x_scales[:, g, None] * scales[:, g].astype(np.float32))
+        xg, wg = xq[:, columns].astype(np.float32), w[:, columns].astype(np.float32)
+        x_scale = x_scales[:, g, None]
+        if minimum is not None:
+            y -= minimum[:, g] * (x_scale * xg.sum(1, keepdims=True))
+        y += xg @ wg.T * (x_scale * scale[:, g])
     return y
+
+
+def group_factors(scales: np.ndarray, tops: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    """What a group of 32 columns is rounded by: weight = scale * w - minimum. Both float32 (N, groups).
+
+    scales  float16 or float32 (N, groups): there are no minima; or uint8 (N, groups, 2), scale and minimum
+    tops    float16 (N, supers, 2): what 8 groups, a super-block, count their scales and their minima in
+
+    The products are exact: 8 bits times 11.
+    """
+    if tops is None:
+        return scales.astype(np.float32), None
+    both = np.repeat(tops.astype(np.float32), SUPER, axis=1)[:, : scales.shape[1]] * scales
+    return both[..., 0], both[..., 1]
 
 
 # ---------------------------------------------------------------- images

@@ -97,17 +97,18 @@ def compute(session: Session, template: str, tokenizer: Tokenizer, pictures: boo
 def origin(weights: DecoderWeights, config: DecoderConfig, ids: np.ndarray) -> str:
     """A digest of all that the keys and values of these ids depend on, but for the type of the cache.
 
-    Of a packed matrix, all scales count, by their sum, and the values of its first rows: another training,
-    adapter or way of rounding changes them. To read all values would take longer than to compute.
+    Of a packed matrix, all scales and tops count, by their sums, and the values of its first rows: another
+    training, adapter or way of rounding changes them. To read all values would take longer than to compute.
     """
     digest = sha256(repr((ARITHMETIC, config)).encode())
     digest.update(np.ascontiguousarray(weights.embed_tokens(ids)).data)
     for block in weights.layers:
         for layer in _linear(block):
             assert isinstance(layer, Quantized)
-            bits, values, scales, N, K = layer.packed
-            total = np.add.reduce(scales.reshape(-1).view(np.uint64))
-            digest.update(repr((bits, N, K, int(total))).encode())
+            kind, N, K, values, *_ = layer.packed
+            name = {"int8": 8, "int4": 4}.get(kind, kind)  # as it is in files that are there
+            totals = [int(np.add.reduce(a.reshape(-1).view(np.uint64))) for a in layer.packed.arrays[1:]]
+            digest.update(repr((name, N, K, *totals)).encode())
             digest.update(np.ascontiguousarray(values[0]).data)
             if layer.bias is not None:
                 digest.update(layer.bias.data)

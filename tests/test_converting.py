@@ -25,7 +25,7 @@ import mvlm_np
 from mvlm_np.checkpoints.checkpoint import Checkpoint
 from mvlm_np.checkpoints.gguf import read_gguf
 from mvlm_np.checkpoints.gguf_writer import write_gguf_pair
-from mvlm_np.checkpoints.loader import bits
+from mvlm_np.checkpoints.loader import kind
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.checkpoints.packed import PackedTensor, packed
 from mvlm_np.checkpoints.record import verify
@@ -103,12 +103,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def kept(checkpoint: Checkpoint, precision: str | None) -> dict[str, tuple[np.ndarray, ...]]:
-    """What a loaded model works with, by our names: values and scales, or float32."""
+    """What a loaded model works with, by our names: packed arrays, or float32."""
     matrices = manifest(checkpoint.config).matrices
     found: dict[str, tuple[np.ndarray, ...]] = {}
     for name, tensor in bound_tensors(checkpoint).items():
-        n = bits(name, tensor, precision) if name in matrices else None
-        found[name] = packed(tensor, n)[:2] if n else (tensor.float32(),)
+        packed_kind = kind(name, tensor, precision) if name in matrices else None
+        found[name] = (*packed(tensor, packed_kind)[0].arrays,) if packed_kind else (tensor.float32(),)
     return found
 
 
@@ -210,11 +210,11 @@ def test_ggufs_blocks_repack_without_loss(
 
 def test_llama_cpps_q6_k_is_rounded_anew_and_its_loss_told(tmp_path: Path) -> None:
     source = open_checkpoint(shared_path("goldens/v2-256/gguf/llm-Q4_0.gguf"))
-    told: dict[str, tuple[int | None, float]] = {}
+    told: dict[str, tuple[str | None, float]] = {}
     convert(source, tmp_path / "out", "int8", told=lambda name, n, snr: told.update({name: (n, snr)}))
     assert source.tensors["lm_head.weight"].dtype == "q6_k"
-    kept_bits, snr = told["lm_head.weight"]
-    assert kept_bits == 8 and 40 < snr < 60
+    kept_kind, snr = told["lm_head.weight"]
+    assert kept_kind == "int8" and 40 < snr < 60
 
 
 def test_the_loss_is_that_of_the_weights(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_the_loss_is_that_of_the_weights(tmp_path: Path) -> None:
         error = before - tensor.float32()
         expected = 10 * np.log10((before**2).sum() / (error**2).sum())
         assert told[name] == pytest.approx(expected, abs=1e-3)  # dB; summed in float32
-        assert record[name] == {"bits": tensor.bits, "signal_to_noise_db": told[name]}
+        assert record[name] == {"precision": tensor.dtype, "signal_to_noise_db": told[name]}
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -258,7 +258,7 @@ def test_packed_weights_lie_where_registers_load_fastest(tmp_path: Path) -> None
     for tensor in open_checkpoint(tmp_path / "out").tensors.values():
         if isinstance(tensor, PackedTensor):
             assert tensor.offset % 32 == 0
-            assert tensor.scales is not None and tensor.scales.ctypes.data % 32 == 0
+            assert all(factor.raw.ctypes.data % 32 == 0 for factor in tensor.factors)
 
 
 def test_the_safetensors_package_reads_what_is_written(tmp_path: Path) -> None:

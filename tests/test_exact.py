@@ -16,7 +16,6 @@ from mvlm_np import backend, decoder, quantize
 from mvlm_np.config import DecoderConfig
 from mvlm_np.decoder import DecoderLayer, DecoderWeights
 from mvlm_np.kernels import pack
-from mvlm_np.kernels.pack import Packed
 from mvlm_np.kv_cache import TYPES, BatchCache, BeamCache, KVCache
 from mvlm_np.linear import Joined, Quantized
 from mvlm_np.trace import ignore
@@ -25,7 +24,7 @@ from tests.kernels.teams import threads
 
 pytest.importorskip("numba")
 OPS = backend.choose("numba")
-types, bits = st.sampled_from(TYPES), st.sampled_from([8, 4])
+types, kinds = st.sampled_from(TYPES), st.sampled_from(["int8", "int4"])
 
 
 @st.composite
@@ -44,15 +43,15 @@ def configs(draw: Any) -> DecoderConfig:
     )
 
 
-def weights_of(config: DecoderConfig, bits: int, seed: int) -> DecoderWeights:
+def weights_of(config: DecoderConfig, kind: str, seed: int) -> DecoderWeights:
     """Random ones, packed."""
     rng = np.random.default_rng(seed)
     D, I, V = config.hidden_size, config.intermediate_size, config.vocab_size
     KVd = config.num_key_value_heads * config.head_dim
 
     def linear(N: int, K: int) -> Quantized:
-        w, scales = quantize.quantize((rng.standard_normal((N, K)) / K**0.5).astype(np.float32), bits)
-        return Quantized(Packed(bits, *pack.pack(bits, w, scales), N, K), None, OPS)
+        w = (rng.standard_normal((N, K)) / K**0.5).astype(np.float32)
+        return Quantized(pack.pack(kind, *quantize.quantize(w, kind)), None, OPS)
 
     def gains() -> np.ndarray:
         return frozen((1 + 0.3 * rng.standard_normal(D)).astype(np.float32))
@@ -96,12 +95,12 @@ def rows(seed: int, T: int, config: DecoderConfig) -> np.ndarray:
 
 @settings(max_examples=20)
 @given(
-    configs(), seeds, bits, types, st.lists(st.sampled_from([1, 1, 2, 3, 5, 16, 40]), min_size=2, max_size=6)
+    configs(), seeds, kinds, types, st.lists(st.sampled_from([1, 1, 2, 3, 5, 16, 40]), min_size=2, max_size=6)
 )
 def test_any_pieces_of_a_prompt_give_what_the_whole_gives(
-    config: DecoderConfig, seed: int, bits: int, dtype: str, pieces: list[int]
+    config: DecoderConfig, seed: int, kind: str, dtype: str, pieces: list[int]
 ) -> None:
-    weights, T = weights_of(config, bits, seed), sum(pieces)
+    weights, T = weights_of(config, kind, seed), sum(pieces)
     x = rows(seed, T, config)
     whole, chunked, single = (Sequence(config, weights, dtype, T) for _ in range(3))
     wanted = whole.read(x)
@@ -119,14 +118,14 @@ def test_any_pieces_of_a_prompt_give_what_the_whole_gives(
 @given(
     configs(),
     seeds,
-    bits,
+    kinds,
     types,
     st.lists(st.tuples(st.integers(0, 40), st.sampled_from([1, 1, 1, 2, 7, 40])), min_size=1, max_size=5),
 )
 def test_a_sequence_gets_in_a_batch_what_it_gets_alone(
-    config: DecoderConfig, seed: int, bits: int, dtype: str, sizes: list[tuple[int, int]]
+    config: DecoderConfig, seed: int, kind: str, dtype: str, sizes: list[tuple[int, int]]
 ) -> None:
-    weights, counts = weights_of(config, bits, seed), [count for _, count in sizes]
+    weights, counts = weights_of(config, kind, seed), [count for _, count in sizes]
     x = [rows(seed + i, past + count, config) for i, (past, count) in enumerate(sizes)]
     alone, joined = ([Sequence(config, weights, dtype, len(own) + 3) for own in x] for _ in range(2))
     for (past, _), own, *both in zip(sizes, x, alone, joined, strict=True):
@@ -142,11 +141,11 @@ def test_a_sequence_gets_in_a_batch_what_it_gets_alone(
 
 
 @settings(max_examples=20)
-@given(configs(), seeds, bits, types, st.integers(1, 40), st.integers(1, 4), st.integers(1, 20))
+@given(configs(), seeds, kinds, types, st.integers(1, 40), st.integers(1, 4), st.integers(1, 20))
 def test_a_beam_gets_what_its_sequence_gets_alone(
-    config: DecoderConfig, seed: int, bits: int, dtype: str, T: int, beams: int, steps: int
+    config: DecoderConfig, seed: int, kind: str, dtype: str, T: int, beams: int, steps: int
 ) -> None:
-    weights, prompt = weights_of(config, bits, seed), rows(seed, T, config)
+    weights, prompt = weights_of(config, kind, seed), rows(seed, T, config)
     shared = Sequence(config, weights, dtype, T)
     shared.read(prompt)
     cache = BeamCache(config, shared.cache, beams, steps)
@@ -160,12 +159,12 @@ def test_a_beam_gets_what_its_sequence_gets_alone(
 
 
 @settings(max_examples=20)
-@given(configs(), seeds, bits, types, st.integers(1, 30), st.integers(1, 8), st.data())
+@given(configs(), seeds, kinds, types, st.integers(1, 30), st.integers(1, 8), st.data())
 def test_rows_that_are_forgotten_leave_no_trace(
-    config: DecoderConfig, seed: int, bits: int, dtype: str, T: int, drafted: int, data: Any
+    config: DecoderConfig, seed: int, kind: str, dtype: str, T: int, drafted: int, data: Any
 ) -> None:
     """As after a draft of which only the beginning is accepted."""
-    weights, x = weights_of(config, bits, seed), rows(seed, T + drafted, config)
+    weights, x = weights_of(config, kind, seed), rows(seed, T + drafted, config)
     plain, drafting = (Sequence(config, weights, dtype, T + drafted) for _ in range(2))
     wanted = plain.read(x)
     drafting.read(x[:T])

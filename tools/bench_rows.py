@@ -30,10 +30,10 @@ D, I = 2048, 5632
 rng = np.random.default_rng(0)
 
 def matrix(bits, N, K):
-    values, scales = pack.shapes(bits, N, K)
+    (_, values), (_, scales) = pack.parts(f"int{bits}", N, K).values()
     # A byte 0x80 is no int8 weight.
     found = rng.integers(0, 256, values, np.uint8) if bits == 4 else rng.integers(-127, 128, values, np.int8)
-    return pack.Packed(bits, found, np.full(scales, 0.01, np.float16), N, K)
+    return pack.Packed(f"int{bits}", N, K, found, np.full(scales, 0.01, np.float16))
 
 def product(bits, K, *widths):
     return K, quantized.packed_product([matrix(bits, N, K) for N in widths], [None] * len(widths))

@@ -79,15 +79,15 @@ def in_torch(
     folder: Path,
     image: Path,
     dtype: torch.dtype = torch.float32,
-    bits: int | None = None,
+    kind: str | None = None,
     question: str = QUESTION,
 ) -> Stages:
-    """Every stage as torch computes it in a type, or in float32 with matrices that were rounded to `bits`."""
+    """Every stage as torch computes it in a type, or in float32 with matrices that were rounded to `kind`."""
 
     class Changed(Reference):
         def state(self, part: str) -> dict[str, torch.Tensor]:
             found = super().state(part)
-            return {name: fewer_bits(name, w, bits) if bits else w for name, w in found.items()}
+            return {name: fewer_bits(name, w, kind) if kind else w for name, w in found.items()}
 
     plain = torch_reference.pretrained, torch_reference.build_projector, torch_reference.to_numpy
     if dtype != torch.float32:
@@ -101,11 +101,11 @@ def in_torch(
     return {name: array[0] for name, array in arrays.items()}
 
 
-def fewer_bits(name: str, w: torch.Tensor, bits: int) -> torch.Tensor:
-    """A linear layer's matrix rounded to int8 or int4; int4 is for the decoder's blocks only, as ours is."""
+def fewer_bits(name: str, w: torch.Tensor, kind: str) -> torch.Tensor:
+    """A linear layer's matrix rounded to a packed kind; 4 bits are for the decoder's blocks only, as ours."""
     if w.ndim != 2 or "embed" in name:
         return w
-    kept = bits if name.startswith("model.layers.") else 8
+    kept = kind if name.startswith("model.layers.") else "int8"
     return torch.from_numpy(dequantize(*quantize(w.numpy(), kept, "fast")))
 
 
@@ -141,8 +141,8 @@ def candidates(
     yield "torch", "float32", lambda: in_torch(folder, image)
     yield "torch float16", "float16", lambda: in_torch(folder, image, torch.float16)
     yield "torch bfloat16", "bf16", lambda: in_torch(folder, image, torch.bfloat16)
-    yield "torch, int8 weights", "int8", lambda: in_torch(folder, image, bits=8)
-    yield "torch, int4 weights", "int4", lambda: in_torch(folder, image, bits=4)
+    yield "torch, int8 weights", "int8", lambda: in_torch(folder, image, kind="int8")
+    yield "torch, int4 weights", "int4", lambda: in_torch(folder, image, kind="int4")
 
     def ours(precision: str, backend: str, threads: int | None = None) -> Callable[[], Stages]:
         def run() -> Stages:

@@ -102,7 +102,7 @@ def _chunks(builder, pointer, bits):
             yield builder.and_(loaded, llvm.constant(15, register))
             yield builder.lshr(loaded, llvm.constant(4, register))
         else:
-            yield builder.xor(loaded, llvm.constant(-128, register)) if OFFSET[8] else loaded
+            yield builder.xor(loaded, llvm.constant(-128, register)) if OFFSET["int8"] else loaded
 
 
 def _in_all_lanes(builder, pointer, kind, rows):
@@ -154,7 +154,7 @@ def group_sums(builder, starts, steps, rows, columns, small):
     starts  a register for each of `rows` tokens, given when it is asked for
     steps   8 times (a chunk for each column, a word for each token), a register each
     small   the weights are below 16 and unsigned; otherwise neither they nor the activations are -128, and
-            they have OFFSET[8] added
+            they have OFFSET["int8"] added
     """
     if INSTRUCTION_SET in ("avx2", "neon") and small:
         return _in_16_bits(builder, starts, steps, rows, columns)

@@ -36,7 +36,7 @@ from mvlm_np.ops import GROUP
 
 ROWS = 16  # keys, or elements of a value, of a tile
 TOKENS = {"avx512vnni": 12, "avxvnni": 6, "avx2": 6}.get(INSTRUCTION_SET, 4)  # whose sums registers hold
-UP = OFFSET[8]  # what is added to keys, where they have to be unsigned
+UP = OFFSET["int8"]  # what is added to keys, where they have to be unsigned
 BLOCK = 24  # queries whose scores are in the cache together
 
 

@@ -1,9 +1,12 @@
 """Writes a model as the two GGUF files that llama.cpp runs: the LLaMA decoder, and the mmproj.
 
-Names, types and settings are those of llama.cpp's own converters and quantiser (F16, Q8_0, Q4_0), with
+Names, types and settings are those of llama.cpp's own converters and quantiser (F16, Q8_0, Q4_0, Q4_K), with
 two differences. `clip.vision.feature_layer` is always set, since llama.cpp otherwise leaves out one more
-layer of the vision tower. And in a Q4_0 file the matrix that makes the logits is Q8_0 where llama.cpp takes
-Q6_K, which this engine reads but does not write. What is in 4 or 8 bits already is not rounded again.
+layer of the vision tower. And in a file of 4 bits the matrix that makes the logits is Q8_0 where llama.cpp
+takes Q6_K, which this engine reads but does not write.
+
+What is in these blocks already, or in a packed kind that they hold, is not rounded again. Our uint4 counts
+scales and minima in 8 bits, and Q4_K in 6: what does not fit is rounded again, and told.
 
 One tensor at a time is in memory, and a file appears under its name only when both are complete.
 """
@@ -14,25 +17,27 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from math import prod
+from math import inf, log10, prod
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from mvlm_np.checkpoints.gguf_blocks import TYPES, encode, join_q4_0, join_q8_0
+from mvlm_np.checkpoints.gguf_blocks import TYPES, encode, join
 from mvlm_np.checkpoints.gguf_names import PROJECTOR_TYPES, decoder_names, mmproj_names
 from mvlm_np.checkpoints.gguf_tokenizer import tokenizer_settings
-from mvlm_np.checkpoints.packed import PackedTensor, matrix
+from mvlm_np.checkpoints.packed import LOSSLESS, PackedTensor
 from mvlm_np.checkpoints.tensors import CHUNK, Tensor
 from mvlm_np.config import Config, VisionConfig
 from mvlm_np.errors import CheckpointError, ConfigError, some
 from mvlm_np.kernels import pack
-from mvlm_np.quantize import quantize
+from mvlm_np.quantize import dequantize, quantize, recount
 
 ALIGNMENT = 32
-FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7}  # what we write, and llama.cpp's number for it
-_TYPES = {"F16": "float16", "Q4_0": "q4_0", "Q8_0": "q8_0"}
+FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 14}  # what we write, and llama.cpp's number for it
+_TYPES = {"F16": "float16", "Q4_0": "q4_0", "Q8_0": "q8_0", "Q4_K": "q4_k"}
+_FOUR_BITS = ("q4_0", "q4_k")
+_WHOLE = 63  # the largest scale or minimum of a Q4_K
 _QUANTIZATION_VERSION = 2  # of the block formats
 _NUMBERS = {stored.name: number for number, stored in TYPES.items()}
 
@@ -77,15 +82,20 @@ def write_gguf_pair(
     chat_template: str | None = None,
     quality: str = "fast",
     progress: Callable[[int, int], object] = lambda done, total: None,
+    told: Callable[[str, str, float], object] = lambda name, kind, snr: None,
 ) -> list[Path]:
     """Writes `model-{precision}.gguf` and, if there is vision, `mmproj-model-f16.gguf`; returns their paths.
 
     tensors    by Hugging Face's names, checked against `config`; what the files have no place for is left out
     tokenizer  the bytes of its SentencePiece model; added_tokens and legacy as in `inputs.tokenizer`
     chat_template  in Jinja; without one, llama.cpp's tools for pictures ask for it
-    precision  "F16", "Q8_0" or "Q4_0", of the decoder's matrices; rows that blocks do not divide stay F16
-    quality    of Q4_0: "fast" rounds as llama.cpp's quantiser does, "high" as `quantize` does
+    precision  "F16", "Q8_0", "Q4_0" or "Q4_K", of the decoder's matrices. Rows that blocks of Q4_K do not
+               divide are Q8_0, and those that others do not divide F16. A matrix that is kept in one of the
+               two types of 4 bits stays in it if the other is asked for
+    quality    of Q4_0: "fast" rounds as llama.cpp's quantiser does, "high" as `quantize` does, of Q4_K always
     progress   is called after each piece with the bytes written so far and the bytes in all
+    told       is called with the name, kind and signal-to-noise ratio, in dB, of each matrix of uint4 that
+               was rounded again to scales of 6 bits
 
     Raises CheckpointError for a missing tensor or values that the format cannot hold, ConfigError for a
     model that llama.cpp has no graph for, OSError if the disk is full; nothing is left behind then.
@@ -97,7 +107,7 @@ def write_gguf_pair(
     )
     if chat_template is not None:
         settings["tokenizer.chat_template"] = chat_template
-    entries = list(_decoder_entries(tensors, config, precision, quality))
+    entries = list(_decoder_entries(tensors, config, precision, quality, told))
     files = {f"model-{precision}.gguf": (settings, entries)}
     if config.vision:
         settings = _mmproj_settings(config, config.vision, name)
@@ -211,7 +221,11 @@ def _decoder_settings(config: Config, name: str, precision: str) -> dict[str, An
 
 
 def _decoder_entries(
-    tensors: Mapping[str, Weight], config: Config, precision: str, quality: str
+    tensors: Mapping[str, Weight],
+    config: Config,
+    precision: str,
+    quality: str,
+    told: Callable[[str, str, float], object],
 ) -> Iterator[Entry]:
     decoder = config.decoder
     heads = {"attn_q": decoder.num_attention_heads, "attn_k": decoder.num_key_value_heads}
@@ -220,13 +234,16 @@ def _decoder_entries(
     for name, tensor in _chosen(tensors, names):
         shape = tensor.shape
         dtype = "float32" if len(shape) == 1 else _TYPES[precision]
-        if dtype == "q4_0" and name == logits and _grid(tensor) != "q4_0":
+        if dtype in _FOUR_BITS:
+            kept = _grid(tensor)
+            dtype = kept if kept in _FOUR_BITS else "q8_0" if name == logits else dtype
+        if dtype == "q4_k" and shape[-1] % 256:
             dtype = "q8_0"
         if dtype in ("q8_0", "q4_0") and shape[-1] % 32:
             dtype = "float16"
         part = name.split(".")[-2]
         order = partial(_pairs, heads=heads[part]) if part in heads else None
-        yield Entry(name, shape, dtype, partial(_chunks, name, tensor, dtype, order, quality))
+        yield Entry(name, shape, dtype, partial(_chunks, name, tensor, dtype, order, quality, told))
 
 
 def _pairs(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -248,40 +265,51 @@ def _chunks(
     dtype: str,
     order: Callable[[np.ndarray], np.ndarray] | None = None,
     quality: str = "fast",
+    told: Callable[[str, str, float], object] = lambda name, kind, snr: None,
 ) -> Iterator[np.ndarray]:
     """The bytes of `tensor` as `dtype`, its rows put in `order`."""
     if isinstance(tensor, Tensor) and _grid(tensor) == dtype:
-        blocks = _blocks(tensor)
-        if not np.isfinite(blocks[:, :2].view("<f2")).all():
+        rows = _blocks(tensor, dtype, told)
+        if not np.isfinite(rows[..., : _HEADS[dtype]].view("<f2")).all():
             raise CheckpointError(name, "has scales that are not finite numbers")
-        rows = blocks.reshape(tensor.shape[0], -1)
+        rows = rows.reshape(tensor.shape[0], -1)
         yield np.ascontiguousarray(order(rows) if order else rows).reshape(-1)
         return
     values = tensor.float32()
-    values = (order(values) if order else values).reshape(-1)
-    for start in range(0, len(values), CHUNK):
-        part = values[start : start + CHUNK]
-        if dtype == "q4_0" and quality == "high":
-            yield join_q4_0(*quantize(part.reshape(-1, pack.GROUP), 4, where=name)).reshape(-1)
+    values = order(values) if order else values
+    step = max(1, CHUNK // max(1, values.shape[-1]))
+    for start in range(0, len(values), step):
+        part = values[start : start + step]
+        if dtype == "q4_k" or (dtype == "q4_0" and quality == "high"):
+            rounded = quantize(part, LOSSLESS[dtype], quality, name, _WHOLE)
+            yield join(dtype, *rounded).reshape(-1)
         else:
-            yield encode(dtype, part, name)
+            yield encode(dtype, part.reshape(-1), name)
+
+
+_HEADS = {"q4_0": 2, "q8_0": 2, "q4_k": 4}  # bytes at the beginning of a block that are float16
 
 
 def _grid(tensor: Weight) -> str | None:
     """The block type on whose grid a matrix is kept: GGUF's own, or the one that ours repack to."""
     if isinstance(tensor, PackedTensor):
-        return {"int4": "q4_0", "int8": "q8_0"}[tensor.dtype] if tensor.shape[-1] % pack.GROUP == 0 else None
+        blocks = {kind: name for name, kind in LOSSLESS.items()}
+        name = blocks[tensor.dtype]
+        return name if tensor.shape[-1] % TYPES[_NUMBERS[name]].values == 0 else None
     return tensor.dtype if isinstance(tensor, Tensor) and tensor.decode else None
 
 
-def _blocks(tensor: Tensor) -> np.ndarray:
-    """The blocks of a tensor that is kept on a grid, uint8 (blocks, bytes), in the order of the values."""
+def _blocks(tensor: Tensor, dtype: str, told: Callable[[str, str, float], object]) -> np.ndarray:
+    """The blocks of a matrix that is kept on a grid, uint8 (N, blocks, bytes), in the order of the values."""
     if not isinstance(tensor, PackedTensor):
-        return tensor.stored()
-    assert tensor.scales is not None
-    q, scales = pack.unpack(tensor.bits, tensor.raw, tensor.scales, *matrix(tensor.shape))
-    join = {"int4": join_q4_0, "int8": join_q8_0}[tensor.dtype]
-    return join(q.reshape(-1, pack.GROUP), scales.reshape(-1, 1))
+        return tensor.stored().reshape(tensor.shape[0], -1, tensor.raw.shape[-1])
+    rounded = pack.unpack(tensor.packed)
+    if dtype == "q4_k" and rounded[1].max() > _WHOLE:
+        before, rounded = dequantize(*rounded), recount(*rounded, _WHOLE)
+        after = dequantize(*rounded)
+        signal, noise = (np.vdot(a, a) for a in (before, before - after))
+        told(tensor.name, tensor.dtype, 10 * log10(signal / noise) if noise else inf)
+    return join(dtype, *rounded)
 
 
 # -- The vision tower and the projector -------------------------------------------------------------------

@@ -8,12 +8,14 @@ import numpy as np
 
 from mvlm_np.backend import Ops
 from mvlm_np.binder import Binder
-from mvlm_np.checkpoints.packed import PackedTensor, packed, require_finite
+from mvlm_np.checkpoints.packed import LOSSLESS, PackedTensor, packed, require_finite
 from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.errors import CheckpointError, some
-from mvlm_np.kernels.pack import BITS, Packed
+from mvlm_np.kernels.pack import KINDS
 from mvlm_np.linear import Dense, Embedding, Linear, Quantized
+
+FOUR_BITS = ("int4", "uint4")
 
 # Tensors that some writers save and no output depends on.
 _UNUSED = re.compile(
@@ -26,8 +28,8 @@ _UNUSED = re.compile(
 class Loader(Binder):
     """Reads what is asked for. `tensors` have passed `check`.
 
-    precision  of the linear layers: None (as stored), "float32", "int8" or "int4"; see `bits`
-    ops        the backend, for layers in int8 and int4
+    precision  of the linear layers: None (as stored), "float32" or one of the packed kinds; see `kind`
+    ops        the backend, for packed layers
     progress   called with the bytes of each tensor that is read
     """
 
@@ -42,7 +44,7 @@ class Loader(Binder):
         self.tensors, self.precision, self.ops, self.progress = tensors, precision, ops, progress
         self._counted: set[str] = set()  # a tied table of embeddings is asked for twice
         self._packed: list[PackedTensor] = []
-        self._rounded: dict[tuple[str, int], list[float]] = {}  # SNR in dB, by stored type and bits
+        self._rounded: dict[tuple[str, str], list[float]] = {}  # SNR in dB, by stored type and kind
 
     def array(self, name: str, *shape: int) -> np.ndarray:
         return self._take(name).float32()
@@ -53,16 +55,16 @@ class Loader(Binder):
     def linear(self, name: str, N: int, K: int, bias: bool = True) -> Linear:
         tensor = self._take(f"{name}.weight")
         b = self.array(f"{name}.bias", N) if bias else None
-        kept = bits(f"{self.prefix}{name}.weight", tensor, self.precision)
+        kept = kind(f"{self.prefix}{name}.weight", tensor, self.precision)
         if kept is None:
             return Dense(tensor.float32().reshape(N, K), b)
-        if isinstance(tensor, PackedTensor) and tensor.bits == kept:
+        if isinstance(tensor, PackedTensor) and tensor.dtype == kept:
             self._packed.append(tensor)
-        values, scales, snr = packed(tensor, kept)
+        matrix, snr = packed(tensor, kept)
         if snr < inf:
             self._rounded.setdefault((tensor.dtype, kept), []).append(snr)
         assert self.ops is not None
-        return Quantized(Packed(kept, values, scales, N, K), b, self.ops)
+        return Quantized(matrix, b, self.ops)
 
     conv1x1 = linear
 
@@ -73,7 +75,7 @@ class Loader(Binder):
     def notes(self) -> list[str]:
         """What rounding has cost, a line for each type that matrices were stored in."""
         return [
-            f"matrices stored as {stored}, {len(ratios)} in all, were rounded anew to int{kept}, "
+            f"matrices stored as {stored}, {len(ratios)} in all, were rounded anew to {kept}, "
             f"with a signal-to-noise ratio of {min(ratios):.1f} dB or more"
             for (stored, kept), ratios in self._rounded.items()
         ]
@@ -86,19 +88,23 @@ class Loader(Binder):
         return tensor
 
 
-def bits(name: str, tensor: Tensor, precision: str | None) -> int | None:
-    """In how many bits the matrix `name` of a linear layer is kept; None for float32.
+def kind(name: str, tensor: Tensor, precision: str | None) -> str | None:
+    """In which packed kind the matrix `name` of a linear layer is kept; None for float32.
 
-    As stored (precision None), GGUF's Q4_0 is kept in 4 bits and every other block type in 8. "int4"
-    means the decoder's blocks: the vision tower, the projector and lm_head, to which the answer is more
-    sensitive and which are smaller, are kept in 8 bits unless they are stored in 4.
+    As stored (precision None), GGUF's Q4_0 is kept in int4, Q4_K in uint4, every other block type in int8.
+    "int4" and "uint4" mean the decoder's blocks: the vision tower, the projector and lm_head, to which the
+    answer is more sensitive and which are smaller, are kept in int8. What is stored in 4 bits stays as it is.
     """
-    stored = {**BITS, "q8_0": 8, "q4_0": 4}.get(tensor.dtype, 8 if tensor.decode else None)
+    stored = tensor.dtype if tensor.dtype in KINDS else None
+    if tensor.decode:
+        stored = LOSSLESS.get(tensor.dtype, "int8")
     if precision is None:
         return stored
-    if precision == "int4" and (stored == 4 or name.startswith("model.layers.")):
-        return 4
-    return None if precision == "float32" else 8
+    if precision in FOUR_BITS:
+        if stored in FOUR_BITS:
+            return stored
+        return precision if name.startswith("model.layers.") else "int8"
+    return None if precision == "float32" else "int8"
 
 
 def check(

@@ -30,6 +30,7 @@ from mvlm_np.checkpoints.kinds import ADAPTER, adapter_in
 from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.errors import CheckpointError, ConfigError, TokenizerError
+from mvlm_np.kernels.pack import KINDS
 
 # Kinds of LoRA for which PEFT computes something else than W + scaling B A, or something more.
 VARIANTS = (
@@ -63,8 +64,8 @@ class MergedTensor(Tensor):
 
     @property
     def is_rounded(self) -> bool:
-        """Whether the base is kept in int8, int4 or a GGUF block type."""
-        return self.base.decode is not None or self.base.dtype in ("int8", "int4")
+        """Whether the base is kept in a packed kind or a GGUF block type."""
+        return self.base.decode is not None or self.base.dtype in KINDS
 
     def float32(self) -> np.ndarray:
         return self.rows(slice(None))

@@ -1,7 +1,7 @@
-"""Our own int8 and int4 tensors inside safetensors files: mapped, and used as they lie.
+"""Our own packed tensors inside safetensors files: mapped, and used as they lie.
 
-A matrix NAME (N, K) is stored as two tensors, NAME.values and NAME.scales, in the layout of
-`kernels.pack`. The file's metadata says so: {"mvlm_np.packed": "1", NAME: "int4 N K"}. The kernels of 1 x 1
+A matrix NAME (N, K) is stored as the arrays that `kernels.pack` lays out: NAME.values, NAME.scales and, in
+uint4, NAME.tops. The file's metadata says so: {"mvlm_np.packed": "1", NAME: "int4 N K"}. The kernels of 1 x 1
 convolutions are matrices whose shape ends in 1 1.
 """
 
@@ -19,47 +19,39 @@ from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tensors import CHUNK, Tensor
 from mvlm_np.errors import CheckpointError
 from mvlm_np.kernels import pack
+from mvlm_np.kernels.pack import KINDS, Packed, Rounded
 
 MARK, VERSION = "mvlm_np.packed", "1"
-VALUES, SCALES = ".values", ".scales"
-VALUE_DTYPES = {8: "int8", 4: "uint8"}
+LOSSLESS = {"q8_0": "int8", "q4_0": "int4", "q4_k": "uint4"}  # GGUF's block types, and who holds them exactly
 
 
 @dataclass(frozen=True)
 class PackedTensor(Tensor):
-    """A packed matrix: `raw` holds the values, `scales` the scales; dtype is "int8" or "int4"."""
+    """A packed matrix: dtype is its kind, `raw` its values, and `factors` its scales and tops, as they lie in
+    the same file."""
 
-    scales: np.ndarray | None = None
-    scales_offset: int = 0  # in the same file
+    factors: tuple[Tensor, ...] = ()
 
     @property
     def nbytes(self) -> int:
-        assert self.scales is not None
-        return self.raw.nbytes + self.scales.nbytes
+        return self.packed.nbytes
 
     @property
-    def bits(self) -> int:
-        return pack.BITS[self.dtype]
+    def packed(self) -> Packed:
+        return Packed(self.dtype, *matrix(self.shape), self.raw, *(factor.raw for factor in self.factors))
 
     def float32(self) -> np.ndarray:
         """The values, dequantised."""
-        assert self.scales is not None
-        N, K = matrix(self.shape)
-        return quantize.dequantize(*pack.unpack(self.bits, self.raw, self.scales, N, K)).reshape(self.shape)
+        return quantize.dequantize(*pack.unpack(self.packed)).reshape(self.shape)
 
     def forget(self) -> None:
-        assert self.scales is not None
         self.file.forget(self.offset, self.raw.nbytes)
-        self.file.forget(self.scales_offset, self.scales.nbytes)
+        for factor in self.factors:
+            factor.forget()
 
     def rows(self, ids: np.ndarray | slice) -> np.ndarray:
         """Rows `ids`, dequantised: (T, K)."""
-        assert self.scales is not None
-        N, K = matrix(self.shape)
-        tile, row = np.divmod(np.arange(N)[ids], pack.ROWS)
-        values = self.raw.reshape(*self.raw.shape[:3], pack.ROWS, 4)[tile, :, :, row]  # (T, groups, bits, 4)
-        q = pack.unpack_groups(self.bits, values).reshape(len(tile), -1)
-        return quantize.dequantize(q[:, :K], self.scales[tile, :, row])
+        return quantize.dequantize(*pack.unpack_rows(self.packed, ids))
 
 
 def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -67,40 +59,38 @@ def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], prod(shape[1:])
 
 
-def packed(tensor: Tensor, bits: int, quality: str = "high") -> tuple[np.ndarray, np.ndarray, float]:
-    """A matrix in the packed layout: values, scales, and the signal-to-noise ratio of rounding it, in dB.
+def packed(tensor: Tensor, kind: str, quality: str = "high") -> tuple[Packed, float]:
+    """A matrix in the packed layout, and the signal-to-noise ratio of rounding it, in dB.
 
     As it lies in the file if it is packed already, its scales not looked through (see `require_finite`);
-    without loss from GGUF's Q4_0 (to 4 bits) and Q8_0 (to 8); else rounded, see `quantize`. Raises
-    CheckpointError if the weights or scales that it rounds or repacks are not finite.
+    without loss from GGUF's Q8_0 to int8, Q4_0 to int4 and Q4_K to uint4; else rounded, see `quantize`.
+    CheckpointError: the weights or scales that it rounds or repacks are not finite.
     """
-    if isinstance(tensor, PackedTensor) and tensor.bits == bits:
-        assert tensor.scales is not None
-        return tensor.raw, tensor.scales, inf
-    from mvlm_np.checkpoints.gguf_blocks import split_q4_0, split_q8_0
+    if isinstance(tensor, PackedTensor) and tensor.dtype == kind:
+        return tensor.packed, inf
+    from mvlm_np.checkpoints.gguf_blocks import split
 
     N, K = matrix(tensor.shape)
-    q, scales = np.empty((N, K), np.int8), np.empty((N, -(-K // pack.GROUP)), np.float16)
-    split = {("q4_0", 4): split_q4_0, ("q8_0", 8): split_q8_0}.get((tensor.dtype, bits))
     step = max(1, CHUNK // K)
+    found = list[Rounded]()
     signal = noise = 0.0
     for start in range(0, N, step):
         part = slice(start, start + step)
-        if split:
+        if LOSSLESS.get(tensor.dtype) == kind:
             blocks = tensor.stored().reshape(N, -1, tensor.raw.shape[-1])[part]
-            q_part, d = split(blocks.reshape(-1, blocks.shape[-1]))
-            q[part], scales[part] = q_part.reshape(-1, K), d.reshape(-1, K // pack.GROUP)
+            found.append(split(tensor.dtype, blocks))
         else:
             w = tensor.rows(part).reshape(-1, K)
-            q[part], scales[part] = quantize.quantize(w, bits, quality, _where(tensor))
-            error = w - quantize.dequantize(q[part], scales[part])
+            found.append(quantize.quantize(w, kind, quality, _where(tensor)))
+            error = w - quantize.dequantize(*found[-1])
             signal, noise = signal + np.vdot(w, w), noise + np.vdot(error, error)
-    if not _are_finite(scales):
+    q, *factors = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    if not _are_finite(factors[-1]):
         raise _damaged(tensor)
     tensor.forget()
-    if bits == 8:
+    if kind == "int8":
         np.maximum(q, -127, out=q)  # -128 is not ours; ggml never writes it into a Q8_0 either
-    return *pack.pack(bits, q, scales), 10 * log10(signal / noise) if noise else inf
+    return pack.pack(kind, q, *factors), 10 * log10(signal / noise) if noise else inf
 
 
 def require_finite(tensors: Sequence[PackedTensor]) -> None:
@@ -109,9 +99,7 @@ def require_finite(tensors: Sequence[PackedTensor]) -> None:
 
     def look(first: int) -> None:
         for i in range(first, len(tensors), 2):
-            scales = tensors[i].scales
-            assert scales is not None
-            if not _are_finite(scales):
+            if not _are_finite(tensors[i].factors[-1].raw):
                 damaged.append(i)
                 return
 
@@ -124,9 +112,10 @@ def require_finite(tensors: Sequence[PackedTensor]) -> None:
 
 
 def _are_finite(scales: np.ndarray) -> bool:
-    """Seen as whole numbers, a float16's infinity is 0x7C00, or 0xFC00 with a sign, and NaNs lie above.
+    """Of float16: the last of a kind's factors is, the scales or the tops.
 
-    NumPy's `isfinite` takes ten times as long, and a 1.7B model in int4 has 100 MB of scales.
+    Seen as whole numbers, its infinity is 0x7C00, or 0xFC00 with a sign, and NaNs lie above. NumPy's
+    `isfinite` takes ten times as long, and a 1.7B model in int4 has 100 MB of scales.
     """
     return not scales.size or bool(
         scales.view(np.int16).max() < 0x7C00 and scales.view(np.uint16).max() < 0xFC00
@@ -156,42 +145,34 @@ def join(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) ->
             where = f"{path}: {show(name)}"
             raise CheckpointError(where, "is there packed and as it is", "one of the two", "convert again")
         kind, shape = _parse(path, name, description)
-        pair = [joined.pop(name + part, None) for part in (VALUES, SCALES)]
-        sizes = pack.shapes(pack.BITS[kind], *matrix(shape))
-        expected = zip(sizes, (VALUE_DTYPES[pack.BITS[kind]], "float16"), strict=True)
-        for tensor, part, (size, dtype) in zip(pair, (VALUES, SCALES), expected, strict=True):
+        arrays = []
+        for part, (dtype, size) in pack.parts(kind, *matrix(shape)).items():
+            tensor = joined.pop(f"{name}.{part}", None)
             if tensor is None or tensor.shape != size or tensor.dtype != dtype:
                 found = "are missing" if tensor is None else f"are {tensor.dtype} {list(tensor.shape)}"
                 wanted = f"{dtype} {list(size)} for {description}"
                 where = f"{path}: {show(name)}"
-                raise CheckpointError(where, f"its {part[1:]} {found}", wanted, "convert again")
-        values, scales = pair
-        assert values is not None and scales is not None
+                raise CheckpointError(where, f"its {part} {found}", wanted, "convert again")
+            arrays.append(tensor)
+        values, *factors = arrays
         joined[name] = PackedTensor(
-            name,
-            kind,
-            shape,
-            values.file,
-            values.offset,
-            values.raw,
-            scales=scales.raw,
-            scales_offset=scales.offset,
+            name, kind, shape, values.file, values.offset, values.raw, factors=tuple(factors)
         )
     return joined
 
 
-def describe(bits: int, shape: tuple[int, ...]) -> str:
+def describe(kind: str, shape: tuple[int, ...]) -> str:
     """What the metadata says of a packed matrix."""
-    return f"int{bits} " + " ".join(map(str, shape))
+    return f"{kind} " + " ".join(map(str, shape))
 
 
 def _parse(path: Path, name: str, description: str) -> tuple[str, tuple[int, ...]]:
     kind, *sizes = description.split() or [""]
     if (
-        kind in pack.BITS
+        kind in KINDS
         and 2 <= len(sizes) <= 4
         and all(re.fullmatch("[1-9][0-9]{0,8}", size) for size in sizes)
     ):
         return kind, tuple(map(int, sizes))
-    where, wanted = f"{path}: {show(name)}", "int8 or int4 and a shape, such as int4 2048 5632"
+    where, wanted = f"{path}: {show(name)}", f"{' or '.join(KINDS)} and a shape, such as int4 2048 5632"
     raise CheckpointError(where, f"found {show(description)}", wanted)

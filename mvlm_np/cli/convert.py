@@ -19,7 +19,10 @@ from mvlm_np.cli.calls import place
 from mvlm_np.errors import UserError
 from mvlm_np.inputs.conversation import TEMPLATES
 
-PRECISIONS = {"folder": ("float32", "bf16", "int8", "int4"), "gguf": ("float16", "int8", "int4")}
+PRECISIONS = {
+    "folder": ("float32", "bf16", "int8", "int4", "uint4"),
+    "gguf": ("float16", "int8", "int4", "uint4"),
+}
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -29,16 +32,15 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=known,
-        required=True,
-        help="of the linear layers; in a GGUF they are called F16, Q8_0 and Q4_0",
+        help="of the linear layers (in a folder: as stored); a GGUF calls them F16, Q8_0, Q4_0 and Q4_K",
     )
     parser.add_argument("--to", choices=PRECISIONS, default="folder", help="format to write (folder)")
-    parser.add_argument("--quality", choices=("high", "fast"), default="high", help="of int4 (high)")
+    parser.add_argument("--quality", choices=("high", "fast"), default="high", help="of 4 bits (high)")
     parser.add_argument(
         "--prefix",
         choices=(*TEMPLATES, "none"),
         default="v1",
-        help="prompt template whose beginning is stored computed, for int8 and int4 (v1)",
+        help="prompt template whose beginning is stored computed, for rounded models (v1)",
     )
     parser.add_argument("--lora", metavar="DIR", type=place, help="adapter that PEFT saved, to be merged in")
     parser.add_argument(
@@ -48,9 +50,9 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.precision not in PRECISIONS[args.to]:
+    if args.precision not in (*PRECISIONS[args.to], None if args.to == "folder" else ""):
         wanted = f"{', '.join(PRECISIONS[args.to])} in a {args.to}"
-        raise UserError("--precision", f"found {args.precision}", wanted)
+        raise UserError("--precision", f"found {args.precision or 'none'}", wanted)
     from mvlm_np.checkpoints.lora import merged
     from mvlm_np.checkpoints.opening import open_checkpoint
     from mvlm_np.cli.progress import bar, counting_bytes, say_what_is_compiled
@@ -67,8 +69,18 @@ def run(args: argparse.Namespace) -> int:
         print(f"mvlm: note: {note}", file=sys.stderr)
     destination = args.destination
     if args.to == "gguf":
+        again = list[float]()
         with counting_bytes("convert") as count:
-            convert_to_gguf(checkpoint, destination, args.precision, args.quality, count)
+            convert_to_gguf(
+                checkpoint, destination, args.precision, args.quality, count,
+                lambda name, kind, snr: again.append(snr),
+            )  # fmt: skip
+        if again:
+            print(
+                f"mvlm: note: {len(again)} matrices of uint4 have scales of 8 bits, and Q4_K of 6. They "
+                f"were rounded again, with a signal-to-noise ratio of {min(again):.1f} dB or more",
+                file=sys.stderr,
+            )
         for path in sorted(destination.glob("*.gguf"), reverse=True):
             print(f"wrote {path}")
         return 0
@@ -76,15 +88,15 @@ def run(args: argparse.Namespace) -> int:
     rows = []
     with bar("convert", len(manifest(checkpoint.config).shapes), unit="tensor") as progress:
 
-        def told(name: str, bits: int | None, snr: float) -> None:
-            if bits:
-                rows.append((name, f"int{bits}", "lossless" if snr == float("inf") else f"{snr:.1f} dB"))
+        def told(name: str, kind: str | None, snr: float) -> None:
+            if kind:
+                rows.append((name, kind, "lossless" if snr == float("inf") else f"{snr:.1f} dB"))
             progress.update()
 
         template = None if args.prefix == "none" else args.prefix
         convert(checkpoint, destination, args.precision, args.quality, told, template)
     width = max((len(name) for name, *_ in rows), default=0)
     for name, kept, loss in rows:
-        print(f"{name:{width}}  {kept}  {loss:>8}")
+        print(f"{name:{width}}  {kept:5}  {loss:>8}")
     print(f"wrote {destination}")
     return 0

@@ -19,7 +19,7 @@ from mvlm_np.config import Config, DecoderConfig
 from mvlm_np.demo import PICTURES
 from mvlm_np.drafts import DraftModel, Ngrams, draft_for
 from mvlm_np.generation import Drafted, Settings
-from mvlm_np.kernels.pack import Packed, shapes
+from mvlm_np.kernels.pack import Packed, parts
 from mvlm_np.linear import Embedding, Linear, Quantized
 from mvlm_np.prompt_limits import within_context
 from mvlm_np.speculation import Draft
@@ -43,9 +43,10 @@ class RandomInt8(Binder):
         return np.ones(shape, np.float32)
 
     def linear(self, name: str, N: int, K: int, bias: bool = True) -> Linear:
-        values, scales = shapes(8, N, K)
+        (_, values), (_, scales) = parts("int8", N, K).values()
         numbers = self.rng.integers(-127, 128, values, np.int8)
-        return Quantized(Packed(8, numbers, np.full(scales, 1e-3, np.float16), N, K), None, self.ops)
+        packed = Packed("int8", N, K, numbers, np.full(scales, 1e-3, np.float16))
+        return Quantized(packed, None, self.ops)
 
     def embedding(self, name: str, N: int, D: int) -> Embedding:
         return self.rng.standard_normal((N, D), np.float32).__getitem__

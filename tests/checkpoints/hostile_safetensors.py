@@ -200,6 +200,8 @@ LAYOUTS = {
 
 _VALUES = {"w.values": entry(0, 512, [1, 1, 8, 64], "I8"), "w.scales": entry(512, 544, [1, 1, 16], "F16")}
 
+_MINIMA = {"w.values": entry(0, 256, [1, 1, 4, 64], "U8"), "w.scales": entry(256, 288, [1, 1, 2, 16], "U8")}
+
 
 def packed(
     description: str, tensors: Any = _VALUES, size: int = 544, more: dict[str, str] | None = None
@@ -209,7 +211,7 @@ def packed(
     return file({"__metadata__": metadata, **tensors}, bytes(size))
 
 
-_SHAPES = r"wanted int8 or int4 and a shape"
+_SHAPES = r"wanted int8 or int4 or uint4 and a shape"
 
 PACKED = {
     "version of the future": (
@@ -241,6 +243,18 @@ PACKED = {
     "without scales": (
         packed("int8 16 32", {"w.values": _VALUES["w.values"]}, 512),
         r"'w': its scales are missing, wanted float16 \[1, 1, 16\]",
+    ),
+    "uint4 without tops": (
+        packed("uint4 16 32", _MINIMA, 288),
+        r"'w': its tops are missing, wanted float16 \[1, 1, 2, 16\]",
+    ),
+    "uint4 with scales of another kind": (
+        packed("uint4 16 32", _MINIMA | {"w.scales": entry(256, 288, [1, 1, 16], "F16")}, 288),
+        r"'w': its scales are float16 \[1, 1, 16\], wanted uint8 \[1, 1, 2, 16\] for uint4 16 32",
+    ),
+    "uint4 with tops for more super-blocks": (
+        packed("uint4 16 32", {**_MINIMA, "w.tops": entry(288, 416, [1, 2, 2, 16], "F16")}, 416),
+        r"'w': its tops are float16 \[1, 2, 2, 16\], wanted float16 \[1, 1, 2, 16\]",
     ),
     "and as it is": (
         packed("int8 16 32", {**_VALUES, "w": entry(544, 544, [0])}),

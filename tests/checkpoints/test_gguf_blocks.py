@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from mvlm_np import quantize
 from mvlm_np.checkpoints import gguf_blocks
 from mvlm_np.checkpoints.gguf_blocks import (
     FOREIGN,
@@ -17,16 +18,19 @@ from mvlm_np.checkpoints.gguf_blocks import (
     StoredType,
     encode,
     join_q4_0,
+    join_q4_k,
     join_q8_0,
     need_package,
     quantize_q4_0,
     quantize_q8_0,
     split_q4_0,
+    split_q4_k,
     split_q8_0,
 )
 from mvlm_np.checkpoints.gguf_model import open_gguf
 from mvlm_np.checkpoints.safetensors import read_safetensors
 from mvlm_np.errors import CheckpointError
+from mvlm_np.kernels import pack
 from tests.conftest import shared_path
 
 BLOCKS = {number: stored for number, stored in TYPES.items() if stored.decode}
@@ -58,6 +62,8 @@ def test_extreme_scales_decode_as_the_package_does(number: int, scale: float) ->
     blocks = np.random.default_rng(0).integers(0, 256, (8, stored.nbytes), np.uint8)
     at = slice(stored.nbytes - 2, None) if stored.name == "q6_k" else slice(0, 2)
     blocks[:, at] = np.array([scale], np.float16).view(np.uint8)
+    if stored.name in ("q4_k", "q5_k"):  # of the minima
+        blocks[::2, 2:4] = np.array([scale], np.float16).view(np.uint8)
     with np.errstate(invalid="ignore"):
         expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(number))
     np.testing.assert_array_equal(decoded(stored, blocks).view(np.uint32), expected.view(np.uint32))
@@ -95,13 +101,41 @@ def test_other_types_are_decoded_by_the_package(number: int) -> None:
 
 def test_without_the_package_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf_blocks.importlib.util, "find_spec", lambda name: None)
-    need_package(["float16", "q4_0", "q8_0", "q6_k"])
+    need_package(["float16", "q4_0", "q8_0", "q4_k", "q5_k", "q6_k"])
     for call in (
-        lambda: need_package(["q4_k", "q4_0"]),
-        lambda: decoded(BLOCKS[12], np.zeros((1, 144), np.uint8)),
+        lambda: need_package(["q3_k", "q4_0"]),
+        lambda: decoded(BLOCKS[11], np.zeros((1, 110), np.uint8)),
     ):
-        with pytest.raises(CheckpointError, match=r"type q4_k: .*not installed; pip install gguf"):
+        with pytest.raises(CheckpointError, match=r"type q3_k: .*not installed; pip install gguf"):
             call()
+
+
+@given(data=st.data())
+def test_q4_k_is_held_by_uint4_bit_for_bit(data: st.DataObject) -> None:
+    """Whatever is in the blocks: as the package decodes them, and back to the same bytes."""
+    n = data.draw(st.integers(1, 3))
+    blocks = data.draw(hnp.arrays(np.uint8, (17, n, 144)))
+    tops = blocks[..., :4].view(np.float16)
+    tops[~np.isfinite(tops)] = data.draw(st.sampled_from([0.0, -0.0, 6e-8, -6e-8, 65504.0, -65504.0]))
+    packed = pack.pack("uint4", *gguf_blocks.split("q4_k", blocks))
+    found = quantize.dequantize(*pack.unpack(packed))
+    expected = gguf.quants.dequantize(blocks.reshape(-1, 144), gguf.GGMLQuantizationType.Q4_K)
+    np.testing.assert_array_equal(found.view(np.uint32).ravel(), expected.view(np.uint32).ravel())
+    np.testing.assert_array_equal(gguf_blocks.join("q4_k", *pack.unpack(packed)), blocks)
+
+
+def test_q4_k_is_held_by_uint4_over_many_blocks() -> None:
+    rng = np.random.default_rng(0)
+    for tops in (rng.standard_normal((20000, 2)), 2.0 ** rng.integers(-24, 16, (20000, 2)), None):
+        blocks = rng.integers(0, 256, (20000, 144), np.uint8)
+        stored = blocks[:, :4].view(np.float16)
+        stored[:] = stored if tops is None else tops
+        stored[~np.isfinite(stored)] = 1
+        expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q4_K)
+        rounded = gguf_blocks.split("q4_k", blocks.reshape(1000, 20, 144))
+        packed = pack.pack("uint4", *rounded)
+        found = quantize.dequantize(*pack.unpack(packed)).reshape(-1, 256)
+        np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
 # -- Quantising -------------------------------------------------------------------------------------------
@@ -161,7 +195,10 @@ def test_q8_0_rounds_half_away_from_zero_and_not_what_is_just_below(case: tuple[
     assert quantize_q8_0(block)[0, 3:4].view(np.int8)[0] == _roundf(half)
 
 
-@pytest.mark.parametrize("split, join, nbytes", [(split_q4_0, join_q4_0, 18), (split_q8_0, join_q8_0, 34)])
+@pytest.mark.parametrize(
+    "split, join, nbytes",
+    [(split_q4_0, join_q4_0, 18), (split_q8_0, join_q8_0, 34), (split_q4_k, join_q4_k, 144)],
+)
 @given(data=st.data())
 def test_blocks_split_and_join_without_a_change(
     split: Callable, join: Callable, nbytes: int, data: st.DataObject

@@ -19,6 +19,8 @@ from mvlm_np.checkpoints.safetensors import read_safetensors
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.config import Config
 from mvlm_np.errors import CheckpointError, ConfigError
+from mvlm_np.kernels import pack
+from mvlm_np.kernels.pack import Packed
 from tests.checkpoints.gguf_models import (
     VOCAB,
     Array,
@@ -110,9 +112,21 @@ def test_blocks_that_fit_are_copied_without_rounding_again(tmp_path: Path, preci
     assert contents(mmproj)[1] == contents(tmp_path / "1" / "mmproj-model-f16.gguf")[1]
 
 
-@pytest.mark.parametrize("kind, bits", [("Q8_0", 8), ("Q4_0", 4)])
+def as_tensor(tensor: Tensor, matrix: Packed) -> PackedTensor:
+    """A matrix as if it lay packed in the file where the tensor is."""
+    names = [*pack.parts(matrix.kind, matrix.N, matrix.K)]
+    arrays = [
+        Tensor(f"{tensor.name}.{part}", array.dtype.name, array.shape, tensor.file, 0, array)
+        for part, array in zip(names, matrix.arrays, strict=True)
+    ]
+    return PackedTensor(
+        tensor.name, matrix.kind, tensor.shape, tensor.file, 0, matrix.values, factors=tuple(arrays[1:])
+    )
+
+
+@pytest.mark.parametrize("blocks, kind", [("Q8_0", "int8"), ("Q4_0", "int4")])
 def test_our_own_packed_weights_become_blocks_without_rounding_again(
-    tmp_path: Path, kind: str, bits: int
+    tmp_path: Path, blocks: str, kind: str
 ) -> None:
     config = small_config(vision=False)
     weights = random_weights(config)
@@ -121,13 +135,10 @@ def test_our_own_packed_weights_become_blocks_without_rounding_again(
     for name, tensor in stored.items():
         tensors[name] = tensor
         if len(tensor.shape) == 2:
-            values, scales, _ = packed(tensor, bits, "high")
-            tensors[name] = PackedTensor(
-                name, f"int{bits}", tensor.shape, tensor.file, 0, values, scales=scales
-            )
-    path, *_ = write_gguf_pair(tmp_path / "out", tensors, config, tokenizer_model(), kind)
+            tensors[name] = as_tensor(tensor, packed(tensor, kind)[0])
+    path, *_ = write_gguf_pair(tmp_path / "out", tensors, config, tokenizer_model(), blocks)
     for name, tensor in open_gguf(path).tensors.items():
-        assert tensor.dtype == ("float32" if len(tensor.shape) == 1 else kind.lower())
+        assert tensor.dtype == ("float32" if len(tensor.shape) == 1 else blocks.lower())
         np.testing.assert_array_equal(tensor.float32(), tensors[name].float32())
 
 

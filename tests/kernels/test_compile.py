@@ -154,15 +154,16 @@ import numpy as np
 from mvlm_np import linear
 from mvlm_np.kernels import pack, quantized
 x = np.arange(64, dtype=np.float32).reshape(1, 64)
-for bits in ORDER:
+for kind in ORDER:
     w = np.arange(-7, 7, dtype=np.int8).repeat(64).reshape(14, 64)
-    matrix = pack.Packed(bits, *pack.pack(bits, w, np.ones((14, 2), np.float16)), 14, 64)
+    matrix = pack.pack(kind, w, np.ones((14, 2), np.float16))
     for M in SIZES:
         rows = np.repeat(x, M, 0)
         found = quantized.packed_product([matrix], [None])(rows)[0]
         assert np.array_equal(found, pack.packed_product([matrix], [None])(rows)[0])
 """
-    for order, rows in (((4,), (1,)), ((8,), (9,)), ((4, 8), (1, 9)), ((8, 4), (9, 1))):
+    kinds = ("int4", "int8")
+    for order, rows in ((kinds[:1], (1,)), (kinds[1:], (9,)), (kinds, (1, 9)), (kinds[::-1], (9, 1))):
         run(tmp_path, code.replace("ORDER", str(order)).replace("SIZES", str(rows)))
 
 

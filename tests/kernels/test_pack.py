@@ -6,85 +6,95 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvlm_np.kernels import pack
+from mvlm_np.quantize import LIMITS
 
-BITS = st.sampled_from([8, 4])
+KINDS = st.sampled_from([*pack.KINDS])
 SIZES = st.integers(1, 70)
-LEAST = {8: -127, 4: -8}
-MOST = {8: 127, 4: 7}
+COLUMNS = st.integers(1, 600)  # of up to three super-blocks
 
 
-def matrix(bits: int, N: int, K: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Random weights of the whole range, and scales of either sign."""
-    rng = np.random.default_rng(seed)
-    w = rng.integers(LEAST[bits], MOST[bits] + 1, (N, K)).astype(np.int8)
-    return w, rng.standard_normal((N, -(-K // 32))).astype(np.float16)
+def matrix(kind: str, N: int, K: int, seed: int = 0) -> pack.Rounded:
+    """Random weights of the whole range, and factors of either sign."""
+    rng, groups = np.random.default_rng(seed), -(-K // 32)
+    least, most = LIMITS[kind]
+    q = rng.integers(least, most + 1, (N, K)).astype(np.uint8 if kind == "uint4" else np.int8)
+    if kind == "uint4":
+        tops = rng.standard_normal((N, -(-groups // 8), 2)).astype(np.float16)
+        return q, rng.integers(0, 256, (N, groups, 2), np.uint8), tops
+    return q, rng.standard_normal((N, groups)).astype(np.float16)
 
 
-@given(BITS, SIZES, SIZES, st.integers(0, 99))
-def test_unpacking_gives_back_what_was_packed(bits: int, N: int, K: int, seed: int) -> None:
-    w, scales = matrix(bits, N, K, seed)
-    values, packed_scales = pack.pack(bits, w, scales)
-    assert (values.shape, packed_scales.shape) == pack.shapes(bits, N, K)
-    assert values.dtype == {8: np.int8, 4: np.uint8}[bits] and packed_scales.dtype == np.float16
-    assert values.flags.c_contiguous and packed_scales.flags.c_contiguous
-    found, found_scales = pack.unpack(bits, values, packed_scales, N, K)
-    assert found.dtype == np.int8
-    np.testing.assert_array_equal(found, w)
-    np.testing.assert_array_equal(found_scales.view(np.uint16), scales.view(np.uint16))
+@given(KINDS, SIZES, COLUMNS, st.integers(0, 99))
+def test_unpacking_gives_back_what_was_packed(kind: str, N: int, K: int, seed: int) -> None:
+    rounded = matrix(kind, N, K, seed)
+    packed = pack.pack(kind, *rounded)
+    assert packed[:3] == (kind, N, K)
+    assert [(a.dtype.name, a.shape) for a in packed.arrays] == [*pack.parts(kind, N, K).values()]
+    assert all(a.flags.c_contiguous for a in packed.arrays)
+    assert packed.nbytes == sum(a.nbytes for a in packed.arrays)
+    assert_same(pack.unpack(packed), rounded)
+
+
+def assert_same(found: pack.Rounded, wanted: pack.Rounded) -> None:
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
 
 
 @given(SIZES, SIZES)
 def test_each_int8_weight_lies_where_it_should(N: int, K: int) -> None:
-    w, scales = matrix(8, N, K)
-    values, packed_scales = pack.pack(8, w, scales)
+    w, scales = matrix("int8", N, K)
+    _, _, _, values, packed_scales, _ = pack.pack("int8", w, scales)
     for tile, group, chunk, byte in np.ndindex(values.shape):
         row, column = 16 * tile + byte // 4, 32 * group + 4 * chunk + byte % 4
         assert values[tile, group, chunk, byte] == (w[row, column] if row < N and column < K else 0)
-    check_scales(packed_scales, scales)
+    check_rows(packed_scales, scales)
 
 
+@pytest.mark.parametrize("kind, added", [("int4", 8), ("uint4", 0)])
 @given(SIZES, SIZES)
-def test_each_int4_weight_lies_where_it_should(N: int, K: int) -> None:
-    w, scales = matrix(4, N, K)
-    values, packed_scales = pack.pack(4, w, scales)
-    for tile, group, chunk, byte in np.ndindex(values.shape):
+def test_each_weight_of_4_bits_lies_where_it_should(kind: str, added: int, N: int, K: int) -> None:
+    w, *factors = matrix(kind, N, K)
+    packed = pack.pack(kind, w, *factors)
+    for tile, group, chunk, byte in np.ndindex(packed.values.shape):
         row, column = 16 * tile + byte // 4, 32 * group + 8 * chunk + byte % 4
-        both = int(values[tile, group, chunk, byte])
+        both = int(packed.values[tile, group, chunk, byte])
         for nibble, k in ((both & 15, column), (both >> 4, column + 4)):
-            assert nibble - 8 == (w[row, k] if row < N and k < K else 0)
-    check_scales(packed_scales, scales)
+            assert nibble - added == (w[row, k] if row < N and k < K else 0)
+    for array, rows in zip(packed.arrays[1:], factors, strict=True):
+        check_rows(array, rows)
 
 
-def check_scales(packed: np.ndarray, scales: np.ndarray) -> None:
-    for tile, group, r in np.ndindex(packed.shape):
+def check_rows(packed: np.ndarray, rows: np.ndarray) -> None:
+    """Factors lie with their 16 rows side by side; rows past the last are 0."""
+    for tile, *others, r in np.ndindex(packed.shape):
         row = 16 * tile + r
-        assert packed[tile, group, r] == (scales[row, group] if row < len(scales) else 0)
+        assert packed[(tile, *others, r)] == (rows[(row, *others)] if row < len(rows) else 0)
 
 
-@given(BITS, SIZES, SIZES)
-def test_any_strides_and_read_only_arrays_will_do(bits: int, N: int, K: int) -> None:
-    w, scales = matrix(bits, N, K)
-    expected = pack.pack(bits, w, scales)
-    strided = [np.asfortranarray(a) for a in (w, scales)]
+@given(KINDS, SIZES, COLUMNS)
+def test_any_strides_and_read_only_arrays_will_do(kind: str, N: int, K: int) -> None:
+    rounded = matrix(kind, N, K)
+    expected = pack.pack(kind, *rounded)
+    strided = [np.asfortranarray(a) for a in rounded]
     for a in strided:
         a.setflags(write=False)
-    for found, wanted in zip(pack.pack(bits, *strided), expected, strict=True):
+    for found, wanted in zip(pack.pack(kind, *strided).arrays, expected.arrays, strict=True):
         np.testing.assert_array_equal(found, wanted)
-    for a in expected:
+    for a in expected.arrays:
         a.setflags(write=False)
-    np.testing.assert_array_equal(pack.unpack(bits, *expected, N, K)[0], w)
+    assert_same(pack.unpack(expected), rounded)
 
 
-@pytest.mark.parametrize("bits, per_weight", [(8, 1), (4, 0.5)])
-def test_whole_tiles_take_no_more_room_than_their_weights_and_scales(bits: int, per_weight: float) -> None:
-    values, scales = pack.pack(bits, *matrix(bits, 64, 96))
-    assert values.nbytes == 64 * 96 * per_weight
-    assert scales.nbytes == 64 * 3 * 2
+@pytest.mark.parametrize("kind, bits", pack.KINDS.items())
+def test_whole_tiles_take_as_many_bits_as_is_said(kind: str, bits: float) -> None:
+    assert pack.pack(kind, *matrix(kind, 64, 512)).nbytes * 8 == 64 * 512 * bits
 
 
-@given(BITS, SIZES, st.integers(0, 9))
-def test_groups_of_one_row_are_unpacked_as_in_the_whole(bits: int, K: int, row: int) -> None:
-    w, scales = matrix(bits, 10, K)
-    values, _ = pack.pack(bits, w, scales)
-    own = values.reshape(*values.shape[:3], 16, 4)[row // 16, :, :, row % 16]  # (groups, bits, 4)
-    np.testing.assert_array_equal(pack.unpack_groups(bits, own).reshape(-1)[:K], w[row])
+@given(KINDS, COLUMNS, st.lists(st.integers(-20, 19), max_size=5))
+def test_rows_are_unpacked_as_in_the_whole(kind: str, K: int, ids: list[int]) -> None:
+    rounded = matrix(kind, 20, K)
+    packed = pack.pack(kind, *rounded)
+    chosen = np.array(ids, np.int64)
+    assert_same(pack.unpack_rows(packed, chosen), tuple(a[chosen] for a in rounded))
+    assert_same(pack.unpack_rows(packed, slice(3, 17)), tuple(a[3:17] for a in rounded))
