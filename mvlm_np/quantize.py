@@ -91,8 +91,9 @@ def find_factors(
 
 def round_by_groups(w: np.ndarray, kind: str, *factors: np.ndarray) -> np.ndarray:
     """q (N, K) of float32 (N, K), each group rounded by what `find_factors` gives."""
-    scale, minimum = (None if f is None else f[..., None] for f in group_factors(*factors))
-    return round_with(_groups(w), kind, scale, minimum).reshape(len(w), -1)[:, : w.shape[1]]
+    scale, minimum = group_factors(*factors)
+    q = round_with(_groups(w), kind, scale[..., None], None if minimum is None else minimum[..., None])
+    return q.reshape(len(w), -1)[:, : w.shape[1]]
 
 
 def round_with(w: np.ndarray, kind: str, scale: np.ndarray, minimum: np.ndarray | None = None) -> np.ndarray:
@@ -197,11 +198,13 @@ def _counted(both: np.ndarray, whole: int, where: object) -> Rounded:
     return scales.astype(np.uint8), tops
 
 
-def recount(q: np.ndarray, scales: np.ndarray, tops: np.ndarray, whole: int) -> Rounded:
+def recount(rounded: Rounded, whole: int) -> Rounded:
     """Weights of uint4 with scales and minima of `whole` at most. Super-blocks where larger ones are have
     them counted anew, and their weights rounded to that; the others stay as they are.
     """
+    q, scales, tops = rounded
     scale, minimum = group_factors(scales, tops)
+    assert minimum is not None
     counted, counts_in = _counted(np.abs(np.stack([scale, minimum], axis=-1)), whole, "weight")
     of_supers = np.arange(0, scales.shape[1], SUPER)
     fits = np.maximum.reduceat(scales.max(-1), of_supers, axis=1)[..., None] <= whole  # (N, supers, 1)

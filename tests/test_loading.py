@@ -123,8 +123,8 @@ def test_too_little_memory_is_said_before_any_is_taken(folder: Path, monkeypatch
     needed = {p: loading.memory_needed(settings, tensors, p) for p in (None, "int8", "int4")}
     assert needed[None] > needed["int8"] > needed["int4"]
     for available, fitting in (
-        (needed[None] - 1, r"precision int8 \(0\.0 GB\) or int4 \(0\.0 GB\) would fit"),
-        (needed["int8"] - 1, r"precision int4 \(0\.0 GB\) would fit"),
+        (needed[None] - 1, r"precision int8 \(0\.0 GB\) or int4 \(0\.0 GB\) or uint4 \(0\.0 GB\) would fit"),
+        (needed["int8"] - 1, r"precision int4 \(0\.0 GB\) or uint4 \(0\.0 GB\) would fit"),
         (needed["int4"] - 1, r"not even int4 would fit"),
     ):
         monkeypatch.setattr(memory, "available", lambda available=available: available)
@@ -155,7 +155,7 @@ def test_memory_needed_is_that_of_weights_and_a_cache_of_512_positions(folder: P
 @pytest.mark.parametrize(
     ("arguments", "rule"),
     [
-        ({"precision": "int2"}, r"^precision: found 'int2', wanted float32, int8, int4, or None"),
+        ({"precision": "int2"}, r"^precision: found 'int2', wanted float32, int8, int4, uint4, or None"),
         ({"precision": 8}, r"^precision: found 8, wanted"),
         ({"backend": "torch"}, r"^backend: found 'torch', wanted auto or numba or numpy"),
         ({"cache": "int4"}, r"^cache: found 'int4', wanted float32, float16, int8, or None"),

@@ -11,6 +11,7 @@ import pytest
 import mvlm_np
 from mvlm_np import backend, demo, ops, prefix
 from mvlm_np.checkpoints.opening import open_checkpoint
+from mvlm_np.checkpoints.packed import PackedTensor
 from mvlm_np.cli.inspect import stored_prefix
 from mvlm_np.converting import convert
 from mvlm_np.errors import UserError
@@ -129,7 +130,9 @@ def test_other_weights_do_not_begin_with_it(changed: Path) -> None:
     """The last scale of a block's matrix is another; so is, then, a value in the first rows of one."""
     tensors = open_checkpoint(changed).tensors
     matrix = tensors["model.layers.3.mlp.down_proj.weight"]
-    for at in (matrix.scales_offset + matrix.scales.nbytes - 2, matrix.offset + 100):  # type: ignore[attr-defined]
+    assert isinstance(matrix, PackedTensor)
+    (scales,) = matrix.factors
+    for at in (scales.offset + scales.nbytes - 2, matrix.offset + 100):
         assert load(changed).prefix is not None
         change(changed / "model.safetensors", at)
         assert load(changed).prefix is None

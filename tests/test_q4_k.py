@@ -18,7 +18,7 @@ from mvlm_np.config import Config, DecoderConfig
 from mvlm_np.converting import convert, convert_to_gguf
 from mvlm_np.errors import CheckpointError
 from mvlm_np.kernels import pack
-from mvlm_np.linear import Quantized
+from mvlm_np.linear import Linear, Quantized
 from mvlm_np.model import MobileVLM
 from tests.checkpoints.gguf_models import VOCAB, as_weights, random_weights, tokenizer_model
 from tests.conftest import shared_path
@@ -76,7 +76,14 @@ def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf_blocks.importlib.util, "find_spec", lambda name: None)
 
 
-def matrices(model: MobileVLM) -> Iterator[tuple[str, Quantized]]:
+def packed_in(model: MobileVLM) -> Iterator[tuple[str, pack.Packed]]:
+    """The decoder's matrices by llama.cpp's names."""
+    for name, linear in linear_in(model):
+        assert isinstance(linear, Quantized)
+        yield name, linear.packed
+
+
+def linear_in(model: MobileVLM) -> Iterator[tuple[str, Linear]]:
     for i, layer in enumerate(model.decoder.layers):
         parts = zip(("attn_q", "attn_k", "attn_v"), layer.qkv.layers, strict=True)
         yield from ((f"blk.{i}.{name}", linear) for name, linear in parts)
@@ -94,18 +101,18 @@ def matrices(model: MobileVLM) -> Iterator[tuple[str, Quantized]]:
 def test_it_runs_as_stored_without_the_package(mixed: Path, backend: str) -> None:
     model = mvlm_np.load(mixed, backend=backend)
     theirs = {t.name.removesuffix(".weight"): t for t in gguf.GGUFReader(mixed).tensors}
-    for name, linear in matrices(model):
+    for name, packed in packed_in(model):
         tensor = theirs[name]
         wanted = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         if "attn_q" in name or "attn_k" in name:  # llama.cpp's order of rows
             heads = 2 if "attn_q" in name else 1
             wanted = wanted.reshape(heads, -1, 2, 256).swapaxes(1, 2).reshape(wanted.shape)
-        found = quantize.dequantize(*pack.unpack(linear.packed))
+        found = quantize.dequantize(*pack.unpack(packed))
         if tensor.tensor_type == gguf.GGMLQuantizationType.Q4_K:
-            assert linear.packed.kind == "uint4"
+            assert packed.kind == "uint4"
             np.testing.assert_array_equal(found.view(np.uint32), wanted.view(np.uint32))
         else:
-            assert linear.packed.kind == "int8"
+            assert packed.kind == "int8"
             assert np.linalg.norm(found - wanted) < 0.01 * np.linalg.norm(wanted)
     told = [note for note in model.notes if "rounded anew" in note]
     assert [note.split()[3] for note in sorted(told)] == ["q5_k,", "q6_k,"]
@@ -114,12 +121,13 @@ def test_it_runs_as_stored_without_the_package(mixed: Path, backend: str) -> Non
 
 
 def test_logits_are_those_of_its_weights_but_for_rounded_activations(mixed: Path) -> None:
-    def logits(**how: str) -> np.ndarray:
-        return mvlm_np.load(mixed, **how).trace(None, "what is on the photo", 1)["logits"]
+    def logits(backend: str, precision: str | None = None) -> np.ndarray:
+        model = mvlm_np.load(mixed, precision, backend)
+        return model.trace(None, "what is on the photo", 1)["logits"]
 
-    exact = logits(precision="float32", backend="numpy")
+    exact = logits("numpy", "float32")
     for backend in ("numpy", "numba"):
-        found = logits(backend=backend)
+        found = logits(backend)
         error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
         assert error < 0.05, backend
 
@@ -185,9 +193,9 @@ def test_llama_cpps_own_file_is_held_bit_for_bit() -> None:
     model = mvlm_np.load(path, backend="numpy")
     theirs = {t.name.removesuffix(".weight"): t for t in gguf.GGUFReader(path).tensors}
     compared = 0
-    for name, linear in matrices(model):
+    for name, packed in packed_in(model):
         if theirs[name].tensor_type == gguf.GGMLQuantizationType.Q4_K and "attn_q" not in name:
-            found = quantize.dequantize(*pack.unpack(linear.packed))
+            found = quantize.dequantize(*pack.unpack(packed))
             if "attn_k" not in name:
                 wanted = gguf.quants.dequantize(theirs[name].data, theirs[name].tensor_type)
                 np.testing.assert_array_equal(found.view(np.uint32), wanted.view(np.uint32))

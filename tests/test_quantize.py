@@ -206,11 +206,11 @@ def spread(factors: np.ndarray, K: int) -> np.ndarray:
 def test_every_weight_becomes_the_nearest_point_of_its_groups_grid(w: np.ndarray, quality: str) -> None:
     (N, K), (q, scales, tops) = w.shape, quantize(w, "uint4", quality)
     groups = -(-K // 32)
-    assert [(a.dtype, a.shape) for a in (q, scales, tops)] == [
-        (np.uint8, (N, K)), (np.uint8, (N, groups, 2)), (np.float16, (N, -(-groups // 8), 2))
+    assert [(a.dtype.name, a.shape) for a in (q, scales, tops)] == [
+        ("uint8", (N, K)), ("uint8", (N, groups, 2)), ("float16", (N, -(-groups // 8), 2))
     ]  # fmt: skip
-    scale, minimum = (f if f is None else spread(f, K) for f in ops.group_factors(scales, tops))
-    assert minimum is not None and q.max() <= 15
+    scale, minimum = (spread(f, K) for f in ops.group_factors(scales, tops) if f is not None)
+    assert q.max() <= 15
     assert not q[scale == 0].any()
     exact = (w + minimum)[scale != 0] / scale[scale != 0]
     slack = 4 * U * (np.abs(w) + np.abs(minimum))[scale != 0] / np.abs(scale[scale != 0])
@@ -252,7 +252,7 @@ def test_uint4_of_high_quality_is_better_or_as_good(w: np.ndarray) -> None:
         np.square(w - dequantize(*quantize(w, "uint4", quality)).astype(np.float64)).sum()
         for quality in ("fast", "high")
     )
-    counted = (np.abs(w).max() / 127) ** 2 * w.size
+    counted = (np.abs(w).max() / 127 + 16 * 2.0**-24) ** 2 * w.size
     assert high <= fast + counted
 
 
@@ -340,10 +340,10 @@ def test_rounding_takes_its_two_steps_apart_and_columns_in_any_order(
 def test_recounting_keeps_what_fits_and_the_rest_nearly(w: np.ndarray) -> None:
     fitting = quantize(w, "uint4", whole=63)
     assert fitting[1].max() <= 63
-    for a, b in zip(recount(*fitting, 63), fitting, strict=True):
+    for a, b in zip(recount(fitting, 63), fitting, strict=True):
         np.testing.assert_array_equal(a, b)
     before = quantize(w, "uint4")
-    after = recount(*before, 63)
+    after = recount(before, 63)
     assert after[1].max() <= 63 and [a.dtype for a in after] == [a.dtype for a in before]
     scale, minimum = ops.group_factors(*before[1:])
     assert minimum is not None

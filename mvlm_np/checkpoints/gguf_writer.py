@@ -305,7 +305,7 @@ def _blocks(tensor: Tensor, dtype: str, told: Callable[[str, str, float], object
         return tensor.stored().reshape(tensor.shape[0], -1, tensor.raw.shape[-1])
     rounded = pack.unpack(tensor.packed)
     if dtype == "q4_k" and rounded[1].max() > _WHOLE:
-        before, rounded = dequantize(*rounded), recount(*rounded, _WHOLE)
+        before, rounded = dequantize(*rounded), recount(rounded, _WHOLE)
         after = dequantize(*rounded)
         signal, noise = (np.vdot(a, a) for a in (before, before - after))
         told(tensor.name, tensor.dtype, 10 * log10(signal / noise) if noise else inf)

@@ -77,8 +77,8 @@ def test_a_gguf_is_named_with_its_two_files(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to, precision, message", [
-    ("folder", "float16", "--precision: found float16, wanted float32, bf16, int8, int4 in a folder"),
-    ("gguf", "bf16", "--precision: found bf16, wanted float16, int8, int4 in a gguf"),
+    ("folder", "float16", "--precision: found float16, wanted float32, bf16, int8, int4, uint4 in a folder"),
+    ("gguf", "bf16", "--precision: found bf16, wanted float16, int8, int4, uint4 in a gguf"),
     ("gguf", "float32", "--precision: found float32"),
 ])  # fmt: skip
 def test_each_format_has_its_precisions(

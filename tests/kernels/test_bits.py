@@ -131,7 +131,7 @@ def test_so_they_have_with_every_instruction_set_of_this_cpu() -> None:
         assert done.stdout.splitlines() == lines(WANTED), f"{name}: {done.stderr}"
 
 
-def lines(found: Mapping[tuple[str, int, str], tuple[str, ...]]) -> list[str]:
+def lines(found: Mapping[tuple[str, str, str], tuple[str, ...]]) -> list[str]:
     return [f"    {case}: {digests},".replace("'", '"') for case, digests in found.items()]
 
 

@@ -22,7 +22,7 @@ quantized = pytest.importorskip("mvlm_np.kernels.quantized")
 
 U = 2.0**-24
 sizes = st.integers(1, 70)
-kinds = st.sampled_from(pack.KINDS)
+kinds = st.sampled_from([*pack.KINDS])
 # Magnitudes from denormals to what float16 scales can just hold.
 magnitudes = st.sampled_from([1e-42, 1e-30, 1e-7, 1e-3, 1.0, 1e3, 1e5])
 
