@@ -60,7 +60,11 @@ def test_what_does_not_fit_is_marked(
     monkeypatch.setattr(memory, "available", lambda: 2_000_000_000)
     code, found = report(capsys)
     assert code == 0
-    assert [p for p, size in found["models"]["MobileVLM_V2-1.7B"].items() if size["fits"]] == ["int8", "int4"]
+    assert [p for p, size in found["models"]["MobileVLM_V2-1.7B"].items() if size["fits"]] == [
+        "int8",
+        "int4",
+        "uint4",
+    ]
     assert not any(size["fits"] for size in found["models"]["MobileVLM_V2-7B"].values())
     main(["doctor"])
     row = next(line for line in capsys.readouterr().out.splitlines() if "V2-1.7B" in line)
