@@ -24,12 +24,15 @@ KERNELS: list["Kernel"] = []  # all there are, in the order of their definition
 
 
 class Kernel:
+    """A kernel by its name, `module.function` of `kernels.code`; see above."""
+
     def __init__(self, name: str):
         self.name = name
         KERNELS.append(self)
 
     @cached_property
     def compiled(self) -> Callable:
+        """Its machine code: call(pool, steps, least, *arguments). ImportError: none can be had."""
         return machine_code(self.name)
 
     def __call__(self, steps: int, cost: float, *args: Any) -> None:

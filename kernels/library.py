@@ -124,6 +124,7 @@ def cache_home() -> Path | None:
 
 
 def file_name(target: str) -> str:
+    """What the library of a target is called."""
     return f"{target}.so"
 
 
