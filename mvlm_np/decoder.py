@@ -9,13 +9,13 @@ Keys and values of earlier positions wait in a cache, so each new token costs on
 heads may share a key-value head (grouped-query attention). Source: Touvron et al. 2023 (LLaMA).
 """
 
-from dataclasses import dataclass
 
 import numpy as np
 
 from mvlm_np.backend import Ops, compiled
 from mvlm_np.binder import Binder
 from mvlm_np.config import DecoderConfig
+from mvlm_np.frozen import dataclass
 from mvlm_np.kv_cache import BatchCache, BeamCache, KVCache
 from mvlm_np.linear import Embedding, Joined, Linear, Quantized
 from mvlm_np.trace import Trace

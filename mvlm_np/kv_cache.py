@@ -7,18 +7,21 @@ how they are rounded; docs/quantisation.md what that does to the logits.
 
 from collections.abc import Sequence
 from copy import copy
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from mvlm_np.backend import Ops
 from mvlm_np.config import DecoderConfig
 from mvlm_np.kv_store import Sequences, Stored, empty, part
 
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
 TYPES = ("float32", "float16", "int8")
 
 
-def bytes_per_position(config: DecoderConfig, dtype: DTypeLike) -> int:
+def bytes_per_position(config: DecoderConfig, dtype: "DTypeLike") -> int:
     """What one position takes in all layers, keys and values together."""
     dtype = np.dtype(dtype)
     head = config.head_dim * dtype.itemsize + (4 if dtype == np.int8 else 0)
@@ -33,7 +36,7 @@ class KVCache:
     length        positions filled; setting it back forgets the later ones
     """
 
-    def __init__(self, config: DecoderConfig, capacity: int, dtype: DTypeLike = np.float32):
+    def __init__(self, config: DecoderConfig, capacity: int, dtype: "DTypeLike" = np.float32):
         shape = (config.num_hidden_layers, config.num_key_value_heads, capacity, config.head_dim)
         self.keys, self.values = empty(shape, dtype), empty(shape, dtype)
         self.bytes_per_position = bytes_per_position(config, dtype)

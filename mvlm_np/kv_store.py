@@ -7,12 +7,14 @@ function is the definition of its operation, which a kernel of the same name may
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from mvlm_np import ops
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 Index = tuple[int | slice | None, ...]
 
@@ -25,13 +27,13 @@ class Stored(NamedTuple):
     scales: np.ndarray
 
 
-def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Stored:
+def empty(shape: tuple[int, ...], dtype: "DTypeLike") -> Stored:
     """Room for rows of shape[-1] numbers."""
     scales = int(np.dtype(dtype) == np.int8)
     return Stored(np.empty(shape, dtype), np.empty((*shape[:-1], scales), np.float32))
 
 
-def quantize(x: np.ndarray, dtype: DTypeLike) -> Stored:
+def quantize(x: np.ndarray, dtype: "DTypeLike") -> Stored:
     """Rows (..., d) in the type of the cache.
 
     float16: the nearest number, and +-65504 for what is larger. int8: a row's scale is max |x| / 127, with

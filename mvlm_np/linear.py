@@ -1,12 +1,13 @@
 """A weight that knows how to multiply. The precision of a model is the type of its weights."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from mvlm_np.backend import Ops
+from mvlm_np.frozen import dataclass
 from mvlm_np.kernels.pack import Packed
 
 
@@ -52,14 +53,18 @@ class Quantized:
 
     def __init__(self, packed: Packed, bias: np.ndarray | None, ops: Ops):
         self.packed, self.bias, self.ops = packed, bias, ops
-        self._product = ops.packed_product([packed], [bias])
+
+    @cached_property
+    def _multiply(self) -> Callable[[np.ndarray], list[np.ndarray]]:
+        """Made when it is first used: most layers are part of a `Joined`."""
+        return self.ops.packed_product([self.packed], [self.bias])
 
     @property
     def nbytes(self) -> int:
         return self.packed.nbytes
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self._product(x)[0]
+        return self._multiply(x)[0]
 
 
 class Joined:
@@ -70,6 +75,10 @@ class Joined:
 
     def __init__(self, *layers: Linear):
         self.layers = layers
+
+    @cached_property
+    def _multiply(self) -> Callable[[np.ndarray], list[np.ndarray]]:
+        layers = self.layers
         alike: dict[str, list[int]] = {}
         for i, layer in enumerate(layers):
             kind = layer.packed.kind if isinstance(layer, Quantized) else f"dense {i}"
@@ -82,14 +91,14 @@ class Joined:
                 found |= zip(places, product(x), strict=True)
             return [found[i] for i in range(len(layers))]
 
-        self._product = products[0][1] if len(products) == 1 else one_after_another
+        return products[0][1] if len(products) == 1 else one_after_another
 
     @property
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self.layers)
 
     def __call__(self, x: np.ndarray) -> list[np.ndarray]:
-        return self._product(x)
+        return self._multiply(x)
 
 
 def _product(layers: Sequence[Linear]) -> Callable[[np.ndarray], list[np.ndarray]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mvlm_np import backend as backends
 from mvlm_np import cores, decoder, memory, projector, vision
+from mvlm_np.ahead import Ahead
 from mvlm_np.binder import PROJECTOR, VISION_TOWER, Binder, Manifest
 from mvlm_np.checkpoints.checkpoint import Checkpoint
 from mvlm_np.checkpoints.loader import Loader, check, kind
@@ -89,6 +90,7 @@ def load(
             notes.append(
                 f"{threads} threads on {len(chosen)} cores wait for each other ({why}); fewer are faster"
             )
+    tokenizer = Ahead(lambda: open_tokenizer(checkpoint))
     done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
 
     def count(nbytes: int) -> None:
@@ -120,7 +122,7 @@ def load(
         checkpoint.config,
         *weights,
         ops,
-        lambda: open_tokenizer(checkpoint),
+        tokenizer.result,
         notes,
         cache,
         give_back,

@@ -10,7 +10,6 @@ Sources: LDP is MobileVLM (arXiv 2312.16886), figure 2; LDPv2 is MobileVLM V2 (a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import isqrt
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from mvlm_np.backend import Ops
 from mvlm_np.binder import PROJECTOR, Binder
 from mvlm_np.config import Config
+from mvlm_np.frozen import dataclass
 from mvlm_np.linear import Linear, Norm
 from mvlm_np.trace import Trace
 
@@ -46,6 +46,8 @@ def channels_first(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LDPv2:
+    """The weights of `ldpv2`."""
+
     fc1: Linear
     fc2: Linear
     peg_weight: np.ndarray  # (D, 1, 3, 3)
@@ -78,6 +80,8 @@ def ldpv2(x: np.ndarray, w: LDPv2, ops: Ops, trace: Trace) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LDPBlock:
+    """The weights of `ldp_block`."""
+
     depthwise: np.ndarray  # (D, 1, 3, 3)
     norm1: Norm
     squeeze: Linear  # D -> R
@@ -89,6 +93,8 @@ class LDPBlock:
 
 @dataclass(frozen=True)
 class LDP:
+    """The weights of `ldp`."""
+
     fc1: Linear
     fc2: Linear
     blocks: Sequence[LDPBlock]
@@ -159,6 +165,8 @@ def squeeze_width(D: int) -> int:
 
 @dataclass(frozen=True)
 class MLP:
+    """The weights of `mlp`."""
+
     layers: Sequence[Linear]  # GELU stands between them; a single one is the projector "linear"
 
 

@@ -10,13 +10,13 @@ Source: Radford et al. 2021 (CLIP), Dosovitskiy et al. 2021 (ViT); the sizes are
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from mvlm_np.backend import Ops
 from mvlm_np.binder import VISION_TOWER, Binder
 from mvlm_np.config import VisionConfig
+from mvlm_np.frozen import dataclass
 from mvlm_np.linear import Joined, Linear, Norm
 
 

@@ -49,7 +49,7 @@ _FACTOR = re.compile(r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_embedding_A|lor
 _PAIRS = {("lora_A.weight", "lora_B.weight"): False, ("lora_embedding_A", "lora_embedding_B"): True}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class MergedTensor(Tensor):
     """base + scaling B A, or its transpose, computed in float32 for the rows that are asked for.
 

@@ -25,7 +25,7 @@ MARK, VERSION = "mvlm_np.packed", "1"
 LOSSLESS = {"q8_0": "int8", "q4_0": "int4", "q4_k": "uint4"}  # GGUF's block types, and who holds them exactly
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class PackedTensor(Tensor):
     """A packed matrix: dtype is its kind, `raw` its values, and `factors` its scales and tops, as they lie in
     the same file."""
@@ -115,11 +115,13 @@ def _are_finite(scales: np.ndarray) -> bool:
     """Of float16: the last of a kind's factors is, the scales or the tops.
 
     Seen as whole numbers, its infinity is 0x7C00, or 0xFC00 with a sign, and NaNs lie above. NumPy's
-    `isfinite` takes ten times as long, and a 1.7B model in int4 has 100 MB of scales.
+    `isfinite` takes ten times as long, and a 1.7B model in int4 has 100 MB of scales. Where none is
+    negative, the largest tells all.
     """
-    return not scales.size or bool(
-        scales.view(np.int16).max() < 0x7C00 and scales.view(np.uint16).max() < 0xFC00
-    )
+    if not scales.size:
+        return True
+    largest = scales.view(np.uint16).max()
+    return bool(largest < 0x7C00 or (largest < 0xFC00 and scales.view(np.int16).max() < 0x7C00))
 
 
 def _damaged(tensor: Tensor) -> CheckpointError:

@@ -9,7 +9,6 @@ maps a name to {"dtype", "shape", "data_offsets": [begin, end]} counted from the
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from mvlm_np.checkpoints.json_files import MAX_JSON, parse_json, short
 from mvlm_np.checkpoints.sniff import HEAD, show, what_is
 from mvlm_np.checkpoints.tensors import PLAIN, MappedFile, Tensor
 from mvlm_np.errors import CheckpointError
+from mvlm_np.frozen import dataclass
 
 MAX_DIMS = 8
 MAX_SIZE = 1 << 40  # product of the other dimensions of an empty tensor
@@ -28,6 +28,7 @@ DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
     "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
+KEYS = {"dtype", "shape", "data_offsets"}
 DOWNLOAD = "download it again"
 
 
@@ -85,7 +86,7 @@ def _tensor(file: MappedFile, start: int, name: str, entry: Any) -> Tensor:
     def refusal(found: str, wanted: str, fix: str | None = None) -> CheckpointError:
         return CheckpointError(f"{file.path}: {show(name)}", found, wanted, fix)
 
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != KEYS:
         raise refusal(f"is described by {short(entry)}", "dtype, shape and data_offsets alone")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(kind, str) or kind not in DTYPES:
@@ -109,7 +110,7 @@ def _tensor(file: MappedFile, start: int, name: str, entry: Any) -> Tensor:
 
 
 def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 62 for n in value)
+    return isinstance(value, list) and not [n for n in value if type(n) is not int or not 0 <= n < 1 << 62]
 
 
 @dataclass(frozen=True)

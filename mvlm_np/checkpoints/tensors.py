@@ -75,9 +75,9 @@ PLAIN: dict[str, np.dtype] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)  # a model has a thousand, and frozen ones take three times as long to make
 class Tensor:
-    """One tensor of a checkpoint, still in its file.
+    """One tensor of a checkpoint, still in its file. Nobody changes it.
 
     name    as the file spells it
     dtype   a key of `PLAIN`, or a GGUF block type such as "q4_0"

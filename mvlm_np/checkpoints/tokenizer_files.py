@@ -128,8 +128,8 @@ def _sizes(message: bytes, where: object) -> Counter[int]:
     while at < end:
         # Nearly all of 32,000 are pieces with a key and a size of one byte each: a short loop for these.
         run, n = at, 0
-        while at < end and message[at] == PIECE and message[at + 1] < 128:
-            at += 2 + message[at + 1]
+        while at < end and message[at] == PIECE and (size := message[at + 1]) < 128:
+            at += 2 + size
             n += 1
         sizes[1] += at - run - 2 * n
         if at < end:

@@ -71,14 +71,15 @@ def read(argv: Sequence[str], known: Mapping[str, str]) -> argparse.Namespace:
     top = Parser(prog="mvlm", description="MobileVLM in NumPy and Numba.")
     top.add_argument("--version", action="version", version=f"mvlm {mvlm_np.__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb, summary in known.items():
-        if argv[:1] != [verb]:
-            verbs.add_parser(verb, help=summary)
+    called = [verb for verb in argv[:1] if verb in known]
+    for verb in called or known:
+        if not called:
+            verbs.add_parser(verb, help=known[verb])
             continue
         module = import_module(f"mvlm_np.cli.{verb}")
         sub = verbs.add_parser(
             verb,
-            help=summary,
+            help=known[verb],
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

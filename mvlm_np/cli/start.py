@@ -2,7 +2,8 @@
 
 Each start is a process of its own, in which the real `ask` runs until it has computed its first layer. Of
 steps within steps only the innermost counts, so all add up to the whole. What is imported counts for the
-package that our code asked for, together with all that it imports in its turn.
+package that our code asked for, together with all that it imports in its turn. What other threads do ahead is
+no step; waiting for it is.
 """
 
 import builtins
@@ -10,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +28,8 @@ STEPS = {
         "require_memory": "memory that is free",
         "bind": "mapping of weights",
         "Loader.finish": "looking through scales",
-        "open_tokenizer": "tokenizer",
     },
+    "mvlm_np.ahead": {"Ahead.result": "tokenizer"},
     "mvlm_np.cli.progress": {"ProgressWatch.phase": "picture", "ProgressWatch.__call__": ""},
 }
 FIRST, OURS, STANDARD = "first layer", "import mvlm_np", "import standard library"
@@ -151,6 +153,9 @@ class _Clock:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
+        if current_thread() is not main_thread():
+            yield
+            return
         self._count()
         self._open.append(name)
         try:
@@ -171,7 +176,7 @@ def _importer(clock: _Clock, original: Any) -> Any:
 
     def imports(name: str, scope: Any = None, *rest: Any) -> Any:
         nonlocal foreign
-        if foreign:
+        if foreign or current_thread() is not main_thread():
             return original(name, scope, *rest)
         relative = len(rest) == 3 and rest[2] > 0
         package = (scope["__package__"] if relative else name).partition(".")[0]

@@ -11,15 +11,16 @@ versions differ in which axis they resize first (since 13 it is y where that sav
 square, and so for all that is padded, they agree on x.
 """
 
-from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, floor
 
 import numpy as np
 from PIL import Image
 
+from mvlm_np.frozen import dataclass
+
 WEIGHT_BITS = 22  # Pillow's weights are whole numbers in units of 2**-22
-GROUP = 16  # output pixels that share one matrix product
+GROUP = 16  # output pixels that share one matrix product; it stays so small that BLAS wakes no threads for it
 BLOCK = 1 << 21  # pixels of the picture that are worked on at a time
 AFFORDABLE = 1 << 25  # pixels that Pillow may make for the crop to choose from: 128 MB
 
@@ -117,6 +118,7 @@ def _resize_axis(picture: np.ndarray, axis: Axis, colour: tuple[int, int, int]) 
     """
     result = np.empty((*picture.shape[:2], axis.stop - axis.start), np.uint8)
     origin = axis.before + axis.needed[0]  # of `picture` on the padded axis
+    padding = np.reshape(np.array(colour, np.float64), (3, 1, 1))
     for start in range(axis.start, axis.stop, GROUP):
         stop = min(start + GROUP, axis.stop)
         low, weights = _weights(axis, start, stop)
@@ -124,9 +126,12 @@ def _resize_axis(picture: np.ndarray, axis: Axis, colour: tuple[int, int, int]) 
         seen = weights[:, left + origin - low : right + origin - low]
         # (3, rows, pixels) @ (pixels, outputs) + (3, 1, outputs) -> (3, rows, outputs)
         total = picture[:, :, left:right].astype(np.float64, order="C") @ seen.T
-        total += np.reshape(colour, (3, 1, 1)) * (weights.sum(1) - seen.sum(1))
-        rounded = np.floor(total * 2.0**-WEIGHT_BITS + 0.5)
-        result[:, :, start - axis.start : stop - axis.start] = rounded.clip(0, 255)
+        if seen.size < weights.size:
+            total += padding * (weights.sum(1) - seen.sum(1))
+        total *= 2.0**-WEIGHT_BITS
+        total += 0.5
+        np.clip(np.floor(total, out=total), 0, 255, out=total)
+        result[:, :, start - axis.start : stop - axis.start] = total
     return result
 
 
