@@ -4,14 +4,16 @@ The folder is laid out as upstream's, loads wherever a model folder does, and st
 tokenizer and vision tower lie in it, and of a rounded model the beginning of every prompt (`prefix`).
 `mvlm.json` says where the model came from, what rounding cost, and the SHA-256 of every file. Tensors are
 read, rounded and written one at a time. Whatever stops a conversion leaves nothing under the destination's
-name; killed, it leaves DESTINATION.part-PID, which may be removed.
+name; killed, it leaves DESTINATION.part-PID, which may be removed. A calibration leaves what is done of it in
+DESTINATION.calibrating, with which the same call goes on.
 """
 
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,16 @@ from typing import Any
 import numpy as np
 
 from mvlm_np import prefix
+from mvlm_np.backend import choose
 from mvlm_np.binder import VISION_TOWER
+from mvlm_np.calibrating.layers import Gains, Work, calibrated, origin
+from mvlm_np.calibrating.reading import Reading, Sequences, reader
 from mvlm_np.checkpoints import packed
 from mvlm_np.checkpoints.checkpoint import Checkpoint
 from mvlm_np.checkpoints.gguf_tokenizer import as_sentencepiece
 from mvlm_np.checkpoints.gguf_writer import write_gguf_pair
 from mvlm_np.checkpoints.json_files import read_json
-from mvlm_np.checkpoints.loader import kind
+from mvlm_np.checkpoints.loader import FOUR_BITS, kind
 from mvlm_np.checkpoints.lora import MergedTensor
 from mvlm_np.checkpoints.record import write_json, write_record
 from mvlm_np.checkpoints.safetensors import Entry, write_safetensors
@@ -35,7 +40,7 @@ from mvlm_np.errors import GenerationError, MemoryNeeded, NoTokenizer, Tokenizer
 from mvlm_np.inputs.conversation import as_jinja
 from mvlm_np.kernels import pack
 from mvlm_np.kernels.pack import KINDS
-from mvlm_np.loading import bound_tensors, load, manifest, open_tokenizer, quantized
+from mvlm_np.loading import bound_tensors, load, manifest, open_tokenizer, quantized, require_memory
 
 PRECISIONS = ("float32", "bf16", *KINDS)
 GGUF_PRECISIONS = {"float16": "F16", "int8": "Q8_0", "int4": "Q4_0", "uint4": "Q4_K"}
@@ -53,6 +58,7 @@ def convert(
     quality: str = "high",
     told: Told = lambda name, kind, snr: None,
     template: str | None = prefix.TEMPLATE,
+    calibration: "Calibration | None" = None,
 ) -> None:
     """Writes `checkpoint` to the new folder `destination`.
 
@@ -60,14 +66,33 @@ def convert(
                None: as stored. But for the first two, everything else stays as it is stored
     quality    of int4 and uint4: "high" or "fast", see `quantize`
     template   whose beginning is computed and stored for packed weights, see `prefix`; None: of none
+    calibration  of int4 and uint4: rounds the decoder's layers by what goes through them. Of these, `told`
+               hears the signal-to-noise ratio of what they compute, not that of their weights
 
     UserError: the folder is there already, or cannot be written; or the checkpoint is not sound.
     """
     tensors = _sound(checkpoint, precision, (None, *PRECISIONS), quality)
+    with _calibrated(checkpoint, tensors, destination, precision, calibration) as (rounded, gains):
+        _write_folder(checkpoint, rounded, destination, precision, quality, told, template, gains)
+
+
+def _write_folder(
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, Tensor],
+    destination: Path,
+    precision: str | None,
+    quality: str,
+    told: Told,
+    template: str | None,
+    gains: Gains,
+) -> None:
     rounding: dict[str, dict[str, Any]] = {}
 
     def note(name: str, kept: str | None, snr: float) -> None:
-        if kept and np.isfinite(snr):
+        if name in gains:
+            snr, nearest = gains[name]
+            rounding[name] = {"precision": kept, "output_signal_to_noise_db": snr, "to_nearest_db": nearest}
+        elif kept and np.isfinite(snr):
             rounding[name] = {"precision": kept, "signal_to_noise_db": snr}
         told(name, kept, snr)
 
@@ -87,6 +112,7 @@ def convert_to_gguf(
     quality: str = "high",
     progress: Callable[[int, int], object] = lambda done, total: None,
     told: Told = lambda name, kind, snr: None,
+    calibration: "Calibration | None" = None,
 ) -> None:
     """Writes `checkpoint` as the GGUF pair that llama.cpp runs, into the new folder `destination`.
 
@@ -96,15 +122,19 @@ def convert_to_gguf(
     told       is called with the name, kind and signal-to-noise ratio, in dB, of each matrix that was packed
                already and had to be rounded again to fit its blocks
     progress   is called with the bytes written so far and the bytes in all
+    calibration  as in `convert`, of int4; Q4_K's scales of 6 bits would need another one
 
     UserError: as `convert`; or llama.cpp has no such model; or there is no tokenizer, which a GGUF contains.
     """
     tensors = _sound(checkpoint, precision, GGUF_PRECISIONS, quality)
     tokenizer = open_tokenizer(checkpoint)
-    with _new_folder(destination) as part:
+    with (
+        _calibrated(checkpoint, tensors, destination, precision, calibration) as (rounded, _),
+        _new_folder(destination) as part,
+    ):
         write_gguf_pair(
             part,
-            tensors,
+            rounded,
             checkpoint.config,
             as_sentencepiece(checkpoint.read_tokenizer()),
             GGUF_PRECISIONS[precision],
@@ -138,6 +168,57 @@ def _sound(
     return tensors
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What is read for it, and who hears of its progress: what is done, how much of it, and of how much."""
+
+    reading: Reading
+    progress: Callable[[str, float, float], object] = lambda what, done, total: None
+
+
+@contextmanager
+def _calibrated(
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, Tensor],
+    destination: Path,
+    precision: str | None,
+    calibration: Calibration | None,
+) -> Iterator[tuple[Mapping[str, Tensor], Gains]]:
+    """The tensors with the decoder's matrices rounded by what goes through them, and what that has gained.
+
+    What is done lies beside the destination, until the conversion is complete.
+    """
+    if calibration is None:
+        yield tensors, {}
+        return
+    if precision is None or precision not in FOUR_BITS:
+        fix = "leave it out: rounding to 8 bits costs next to nothing"
+        raise UserError("calibration", f"found the precision {precision}", " or ".join(FOUR_BITS), fix)
+    for name, tensor in tensors.items():
+        if name.startswith("model.layers.") and kind(name, tensor, None) in FOUR_BITS:
+            fix = "calibrate the model from which this one was made"
+            found = f"is rounded to {tensor.dtype} already"
+            raise UserError(f"{checkpoint.path}: {name}", found, "more bits", fix)
+    _require_new(destination)
+    reading, told = calibration.reading, calibration.progress
+    work = Work(
+        destination.with_name(f"{destination.name}.calibrating"),
+        origin(checkpoint.config, tensors, precision, reading.digest()),
+    )
+    ops = choose()
+
+    def sequences() -> Sequences:
+        require_memory(checkpoint, tensors, "int8", "float16")
+        return reading.sequences(reader(checkpoint, tensors, ops), partial(told, "read"))
+
+    with work.held():
+        rounded, gains = calibrated(
+            tensors, checkpoint.config.decoder, precision, ops, work, sequences, partial(told, "calibrate")
+        )
+        yield {**tensors, **rounded}, gains
+        shutil.rmtree(work.path)
+
+
 def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"source": checkpoint.path.name, "notes": checkpoint.notes}
 
@@ -145,8 +226,7 @@ def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
 @contextmanager
 def _new_folder(destination: Path) -> Iterator[Path]:
     """A folder that gets its name when all is written, and vanishes if that fails."""
-    if os.path.lexists(destination):
-        raise UserError(destination, "exists already", "a new folder", "name another, or remove it")
+    _require_new(destination)
     part = destination.with_name(f"{destination.name}.part-{os.getpid()}")
     try:
         part.mkdir(parents=True)
@@ -156,6 +236,11 @@ def _new_folder(destination: Path) -> Iterator[Path]:
         raise UserError(destination, f"cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _require_new(destination: Path) -> None:
+    if os.path.lexists(destination):
+        raise UserError(destination, "exists already", "a new folder", "name another, or remove it")
 
 
 # ---------------------------------------------------------------- weights

@@ -20,6 +20,7 @@ LAYERS = [
     {"demo", "golden", "compat"},
     {"look"},
     {"converting"},
+    {"calibrating"},
     {"loading"},
     {"model"},
     {"chat", "stages", "prefix"},

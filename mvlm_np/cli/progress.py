@@ -70,6 +70,24 @@ class LateBar:
         self.close()
 
 
+class Bars:
+    """Bars that show the time left, one after another: each begins when it is first called by its title."""
+
+    def __init__(self) -> None:
+        self._title = ""
+        self._bar: tqdm
+
+    def __call__(self, title: str, done: float, total: float) -> None:
+        if title != self._title:
+            shown = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
+            self._title = title
+            self._bar = bar(title, None, initial=done, bar_format=shown)
+            self._bar.total = total
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self._bar.close()
+
+
 @contextmanager
 def counting_bytes(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar over bytes, moved on by calling what this yields with the bytes done and the bytes in all."""
@@ -104,8 +122,8 @@ def say_what_is_compiled() -> None:
 
 
 def say_notes() -> None:
-    """From now on, notes on pictures and on what a conversation forgets are told on stderr."""
-    for name in ("mvlm_np.inputs.image", "mvlm_np.chat"):
+    """From now on, notes on pictures, forgotten turns and calibrations are told on stderr."""
+    for name in ("mvlm_np.inputs.image", "mvlm_np.chat", "mvlm_np.calibrating.layers"):
         log = logging.getLogger(name)
         if not log.handlers:
             log.addHandler(_Note())
