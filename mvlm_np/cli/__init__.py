@@ -31,7 +31,7 @@ STARTED = 100_000  # objects; a start makes half as many, which all stay
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
-    gc.set_threshold(STARTED)  # to look for garbage after each 700 takes 5 % of a start, and finds none
+    gc.set_threshold(STARTED)  # to look for garbage after each 700 takes 5 % of a start, and finds little
     try:
         with _quiet_interrupts():
             return _run(list(sys.argv[1:] if argv is None else argv))
