@@ -38,6 +38,12 @@ def _kernels(dtype, number, has_scales, scaled, scale_of, put):
         return rows, carray(pointer(place[what + 1] + head * room * 4), (room,), np.float32)
 
     @inline
+    def address_of(place, what, head, d):
+        """Where the keys or values begin that a head attends to first."""
+        part = place[SHARED:] if place[SHARED + FILLED] > 0 else place[OWN:]
+        return part[what] + head * part[CAPACITY] * d * itemsize
+
+    @inline
     def store_rows(x, head, place, what):
         own = place[OWN:]
         rows, scales = rows_at(own, what, head, x.shape[2])
@@ -53,20 +59,25 @@ def _kernels(dtype, number, has_scales, scaled, scale_of, put):
             store_rows(v, head, place, VALUES)
 
     @inline
-    def score(q, n, keys, scales, seen, panel, scores, start):
-        """scores[:n, start : start + seen] = q[:n] @ keys[:seen]; what is behind them holds anything."""
+    def score(q, n, keys, scales, seen, panel, scores, start, following):
+        """scores[:n, start : start + seen] = q[:n] @ keys[:seen]; what is behind them holds anything.
+
+        following: the address of what will be read next.
+        """
         d, last = q.shape[1], seen - 1
+        keys_address = keys.ctypes.data
         for s in range(0, seen, LANES):
+            ahead = following if s + AHEAD >= seen else keys_address + (s + AHEAD) * d * itemsize
             if n == 1:
                 total = splat(np.float32(0))
                 for i in range(0, d, columns):
-                    prefetch(keys, (s + AHEAD) * d + i * LANES, turned)
+                    prefetch(ahead + i * LANES * itemsize, turned)
                     part = scaled(load_columns(keys, s, last, i), scales, s, last)
                     total = add_columns(total, q, 0, i, part)
                 store(scores, (0, start + s), total)
             else:
                 for i in range(0, d, columns):
-                    prefetch(keys, (s + AHEAD) * d + i * LANES, turned)
+                    prefetch(ahead + i * LANES * itemsize, turned)
                     store_tile(scaled(load_columns(keys, s, last, i), scales, s, last), panel, i, 0)
                 for r in range(0, n, TILE):
                     sums = zeros(TILE, 1)
@@ -75,18 +86,20 @@ def _kernels(dtype, number, has_scales, scaled, scale_of, put):
                     store_tile(sums, scores, r, start + s)
 
     @inline
-    def mix(scores, n, start, values, scales, seen, block, mixed):
-        """mixed[:n] += scores[:n, start : start + seen] @ values[:seen]"""
+    def mix(scores, n, start, values, scales, seen, block, mixed, following):
+        """mixed[:n] += scores[:n, start : start + seen] @ values[:seen]; following: as above."""
         d = mixed.shape[1]
+        values_address = values.ctypes.data
         for s in range(0, seen, LANES):
             stop = min(s + LANES, seen)
+            ahead = following if s + AHEAD >= seen else values_address + (s + AHEAD) * d * itemsize
             if n == 1:
-                mix_one(scores, start, values, scales, s, stop, mixed)
+                mix_one(scores, start, values, scales, s, stop, mixed, ahead)
             else:
                 for t in range(s, stop):
                     scale = splat(scale_of(scales, t))
                     for i in range(0, d, LANES):
-                        prefetch(values, (t + AHEAD) * d + i, vector)
+                        prefetch(ahead + ((t - s) * d + i) * itemsize, vector)
                         store(block, (t - s, i), multiply(load(values, (t, i)), scale))
                 for column in range(0, d, LANES):
                     for r in range(0, n, TILE):
@@ -96,7 +109,7 @@ def _kernels(dtype, number, has_scales, scaled, scale_of, put):
                         store_tile(sums, mixed, r, column)
 
     @inline
-    def mix_one(scores, start, values, scales, s, stop, mixed):
+    def mix_one(scores, start, values, scales, s, stop, mixed, ahead):
         """The same for one query and positions s .. stop - 1."""
         d = mixed.shape[1]
         fours = d // (4 * LANES) * (4 * LANES)
@@ -104,7 +117,7 @@ def _kernels(dtype, number, has_scales, scaled, scale_of, put):
             a, b = load(mixed, (0, i)), load(mixed, (0, i + LANES))
             c, e = load(mixed, (0, i + 2 * LANES)), load(mixed, (0, i + 3 * LANES))
             for t in range(s, stop):
-                prefetch(values, (t + AHEAD) * d + i, four_vectors)
+                prefetch(ahead + ((t - s) * d + i) * itemsize, four_vectors)
                 weight, scale = splat(scores[0, start + t]), splat(scale_of(scales, t))
                 a = multiply_add(weight, multiply(load(values, (t, i)), scale), a)
                 b = multiply_add(weight, multiply(load(values, (t, i + LANES)), scale), b)
@@ -141,14 +154,17 @@ def _kernels(dtype, number, has_scales, scaled, scale_of, put):
             for r in range(n):
                 for i in range(d):
                     queries[r, i] = q[head * group + r % group, row + r // group, i] * np.float32(scale)
+            following = address_of(place, VALUES, head, d)
             for part, length, start in ((shared, before, 0), (own, filled, before)):
                 rows, scales = rows_at(part, KEYS, head, d)
-                score(queries, n, rows, scales, length, panel, scores, start)
+                score(queries, n, rows, scales, length, panel, scores, start, following)
             for r in range(n):
                 sums[r] = exponentials(scores[r, : up(seen)], seen - count + r // group + 1)
+            after = min(step + 1, len(places) * KV - 1)
+            following = address_of(places[after // KV], KEYS, after % KV, d)
             for part, length, start in ((shared, before, 0), (own, filled, before)):
                 rows, scales = rows_at(part, VALUES, head, d)
-                mix(scores, n, start, rows, scales, length, block, mixed)
+                mix(scores, n, start, rows, scales, length, block, mixed, following)
             for r in range(n):
                 for i in range(d):
                     out[head * group + r % group, row + r // group, i] = mixed[r, i] / sums[r]

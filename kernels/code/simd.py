@@ -206,15 +206,14 @@ def largest(typing, v):
 
 
 @intrinsic(prefer_literal=True)
-def prefetch(typing, a, i, count):
-    """Asks for `count` bytes, a constant, from element i of a C-contiguous (n, d) array on, or behind it."""
+def prefetch(typing, address, count):
+    """Asks for `count` bytes, a constant, from an address on, if there is anything."""
     lines = range(0, count.literal_value, 64)
 
     def generate(context, builder, signature, arguments):
-        pointer = llvm.element(context, builder, signature.args[0], arguments[0], 0, arguments[1])
-        pointer = builder.bitcast(pointer, I8.as_pointer())
+        first = builder.inttoptr(arguments[0], I8.as_pointer())
         for line in lines:
-            llvm.prefetch(builder, pointer, line)
+            llvm.prefetch(builder, first, line)
         return context.get_dummy_value()
 
-    return types.none(a, types.int64, count), generate
+    return types.none(types.int64, count), generate
