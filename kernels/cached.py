@@ -5,6 +5,7 @@ with many positions, pieces of a prompt, have one of their own. Both kernels add
 comes out for a position depends, to the bit, on its own sequence alone.
 """
 
+from ctypes import addressof, c_char
 from math import sqrt
 
 import numpy as np
@@ -18,7 +19,7 @@ from mvlm_np.kv_store import Sequences, Stored, part
 
 FEW = 32  # queries for a KV head; for more it is worth while to pack what they attend to
 
-_FEW = {dtype: Kernel(f"cached.few_queries_{kind}") for dtype, kind in KINDS.items()}
+FEW_QUERIES = {dtype: Kernel(f"cached.few_queries_{kind}") for dtype, kind in KINDS.items()}
 _STORE = {dtype: Kernel(f"cached.store_{kind}") for dtype, kind in KINDS.items()}
 _NOTHING_SHARED = [0] * 6
 
@@ -100,7 +101,7 @@ def _few_queries(q, k, v, dtype, places, positions, out):
     steps = len(places) * len(k)
     cost = q.size / steps * positions / 8
     new = rows_contiguous(q), rows_contiguous(k), rows_contiguous(v)
-    _FEW[dtype](steps, cost, *new, places, 1 / sqrt(q.shape[2]), out)
+    FEW_QUERIES[dtype](steps, cost, *new, places, 1 / sqrt(q.shape[2]), out)
     return out
 
 
@@ -152,6 +153,16 @@ def _lies(stored, KV, d, stop, written):
 
 def _place(keys, values, filled):
     """What a kernel has to know of stored keys and values, of which so many positions count; see `shapes`."""
-    addresses = (a.__array_interface__["data"][0] for s in (keys, values) for a in s)
+    addresses = (_address(a) for s in (keys, values) for a in s)
     _, _, width = keys.numbers.shape
     return *addresses, keys.numbers.strides[0] // (width * keys.numbers.itemsize), filled
+
+
+def _address(a):
+    """Where an array begins; 0 where it is empty, as scales of floats are."""
+    if not a.size:
+        return 0
+    try:  # for each layer of each token, and NumPy's own ways take three times as long
+        return addressof(c_char.from_buffer(a))
+    except (TypeError, ValueError, BufferError):  # read-only, or not contiguous
+        return a.__array_interface__["data"][0]

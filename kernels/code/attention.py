@@ -7,10 +7,13 @@ they lie: float32, float16 or int8.
 
 import numpy as np
 from numba import types
+from numba.extending import intrinsic
 
-from mvlm_np.kernels.code.activations import exp
+from mvlm_np.kernels.code import llvm
+from mvlm_np.kernels.code.activations import LN_2, LN_2_REST, LOG2_E, POWERS, ROUND
 from mvlm_np.kernels.code.compile import inline
 from mvlm_np.kernels.code.kernel import kernel, reads, writes
+from mvlm_np.kernels.code.llvm import FLOATS, INTS
 from mvlm_np.kernels.code.simd import (
     LANES,
     add,
@@ -19,9 +22,11 @@ from mvlm_np.kernels.code.simd import (
     largest,
     load,
     multiply,
+    multiply_add,
     splat,
     store,
     total,
+    vector,
 )
 from mvlm_np.kernels.code.tiles import add_outer, store_tile, zeros
 from mvlm_np.kernels.cpu import INSTRUCTION_SET
@@ -67,20 +72,47 @@ def _softmax(first, stop, x, out):
 def exponentials(row, n):
     """row[:n] becomes exp(row - its largest), the rest 0. Returns their sum.
 
-    The row's length is a multiple of 16.
+    The row's length is a multiple of 16. What is below exp(-87), some 1e-38, is 0.
     """
     for j in range(n, len(row)):
         row[j] = -np.inf
     lanes = splat(np.float32(-np.inf))
     for j in range(0, len(row), LANES):
         lanes = larger(load(row, (j,)), lanes)
-    top = largest(lanes)
-    for j in range(len(row)):
-        row[j] = exp(row[j] - top)
+    down = splat(-largest(lanes))
     lanes = splat(np.float32(0))
     for j in range(0, len(row), LANES):
-        lanes = add(lanes, load(row, (j,)))
+        e = _exp(add(load(row, (j,)), down))
+        store(row, (j,), e)
+        lanes = add(lanes, e)
     return total(lanes)
+
+
+@inline
+def _exp(x):
+    """`activations.exp` of 16 numbers that are at most 0, but 0 below -87. NaN stays."""
+    bounded = larger(splat(np.float32(-87)), x)
+    shifted = multiply_add(bounded, splat(LOG2_E), splat(ROUND))
+    n = add(shifted, splat(-ROUND))
+    r = multiply_add(n, splat(-LN_2_REST), multiply_add(n, splat(-LN_2), bounded))
+    polynomial = splat(POWERS[0])
+    for c in POWERS[1:]:
+        polynomial = multiply_add(polynomial, r, splat(c))
+    e = add(splat(np.float32(1)), multiply_add(multiply(r, r), polynomial, r))
+    return _times_power(e, shifted, bounded, x)
+
+
+@intrinsic
+def _times_power(typing, e, shifted, bounded, x):
+    """e * 2^n, a normal number, or 0 where x is below its bound; n is in the last bits of `shifted`."""
+
+    def generate(context, builder, signature, arguments):
+        e, n = (builder.bitcast(v, INTS) for v in arguments[:2])
+        power = builder.bitcast(builder.add(e, builder.shl(n, llvm.constant(23))), FLOATS)
+        below = builder.fcmp_ordered("<", arguments[3], arguments[2])
+        return builder.select(below, llvm.constant(0.0, FLOATS), power)
+
+    return vector(e, shifted, bounded, x), generate
 
 
 # ---------------------------------------------------------------- many queries

@@ -12,23 +12,11 @@ from numba import types
 from numba.extending import intrinsic
 
 from mvlm_np.kernels.code import llvm
-from mvlm_np.kernels.code.activations import LN_2, LN_2_REST, LOG2_E, POWERS, ROUND
+from mvlm_np.kernels.code.attention import exponentials
 from mvlm_np.kernels.code.compile import inline
 from mvlm_np.kernels.code.dot import group_sums, sums_of_positive, token_words
 from mvlm_np.kernels.code.kernel import kernel, reads, writes
-from mvlm_np.kernels.code.llvm import F32, FLOATS, I8, I32, I64, INTS, LANES
-from mvlm_np.kernels.code.simd import (
-    add,
-    larger,
-    largest,
-    load,
-    multiply,
-    multiply_add,
-    splat,
-    store,
-    total,
-    vector,
-)
+from mvlm_np.kernels.code.llvm import F32, I8, I32, I64, LANES
 from mvlm_np.kernels.code.tiles import Tile, largest_magnitude, store_rounded
 from mvlm_np.kernels.cpu import INSTRUCTION_SET
 from mvlm_np.kernels.shapes import OFFSET, PARTS
@@ -67,7 +55,7 @@ def _int8_attention(first, stop, q, k, v, out):
             _round(query_rows, _up(n, TOKENS), queries, UP)
             _multiply(queries, keys, n, scores)
             for r in range(n):
-                sums[r] = _exponentials(scores[r], S)
+                sums[r] = exponentials(scores[r], S)
             _round(scores, _up(n, TOKENS), weights, 0)
             _multiply_positive(weights, values, n, mixed)
             for r in range(n):
@@ -229,58 +217,3 @@ def _add_group(
 
 
 _multiply, _multiply_positive = _product(False), _product(True)
-
-
-# ---------------------------------------------------------------- softmax
-
-
-@inline
-def _exponentials(row, n):
-    """row[:n] becomes exp(row - its largest), the rest 0. Returns their sum.
-
-    The row's length is a multiple of 16.
-    """
-    for j in range(n, len(row)):
-        row[j] = -np.inf
-    lanes = splat(np.float32(-np.inf))
-    for j in range(0, n, LANES):
-        lanes = larger(load(row, (j,)), lanes)
-    down = splat(-largest(lanes))
-    lanes = splat(np.float32(0))
-    whole = n // LANES * LANES
-    for j in range(0, whole, LANES):
-        e = _exp(add(load(row, (j,)), down))
-        store(row, (j,), e)
-        lanes = add(lanes, e)
-    if whole < n:
-        store(row, (whole,), _exp(add(load(row, (whole,)), down)))
-    for j in range(n, len(row)):
-        row[j] = np.float32(0)
-    if whole < n:
-        lanes = add(lanes, load(row, (whole,)))
-    return total(lanes)
-
-
-@inline
-def _exp(x):
-    """`activations.exp` of 16 numbers that are at most 0; below -87 that of -87, some 1e-38. NaN stays."""
-    x = larger(splat(np.float32(-87)), x)
-    shifted = multiply_add(x, splat(LOG2_E), splat(ROUND))
-    n = add(shifted, splat(-ROUND))
-    r = multiply_add(n, splat(-LN_2_REST), multiply_add(n, splat(-LN_2), x))
-    polynomial = splat(POWERS[0])
-    for c in POWERS[1:]:
-        polynomial = multiply_add(polynomial, r, splat(c))
-    e = add(splat(np.float32(1)), multiply_add(multiply(r, r), polynomial, r))
-    return _times_power(e, shifted)
-
-
-@intrinsic
-def _times_power(typing, e, shifted):
-    """e * 2^n, which are normal numbers; n is in the last bits of `shifted`. NaN stays."""
-
-    def generate(context, builder, signature, arguments):
-        e, n = (builder.bitcast(v, INTS) for v in arguments)
-        return builder.bitcast(builder.add(e, builder.shl(n, llvm.constant(23))), FLOATS)
-
-    return vector(e, shifted), generate

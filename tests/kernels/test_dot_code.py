@@ -6,6 +6,7 @@ import sys
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT
@@ -15,6 +16,7 @@ from tools.parts.product_loops import TARGETS
 pytest.importorskip("llvmlite")
 cpu = pytest.importorskip("mvlm_np.kernels.cpu")
 quantized = pytest.importorskip("mvlm_np.kernels.quantized")
+cached = pytest.importorskip("mvlm_np.kernels.cached")
 
 # Instruction set and weights -> instructions that must be there.
 EXPECTED = {
@@ -70,3 +72,14 @@ def test_so_do_the_kernels_of_this_machine(kernel: Any) -> None:
     for loop in hot:
         if not loop.inner and quantized.COLUMNS == 1:  # with two, some totals wait on the stack
             assert [str(i) for i in loop.own if i.spills] == []
+
+
+@pytest.mark.skipif("avx" not in cpu.INSTRUCTION_SET, reason="looks for x86's instructions")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_so_does_attention_of_one_row(dtype: str) -> None:
+    """Its loops are those that ask for what comes next: scores, and the sum of values."""
+    loops = with_instruction(of_kernel(cached.FEW_QUERIES[np.dtype(dtype)]), "prefetch.*")
+    hot = [loop for loop in loops if loop.count("vfmadd.*") and not loop.inner]
+    assert len(hot) >= 2
+    for loop in hot:
+        assert [str(i) for i in loop.own if i.spills] == []
