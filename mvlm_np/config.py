@@ -4,10 +4,8 @@ Field names are those of the files (Hugging Face's and upstream's), so that a re
 `config.json`. `checkpoints.config_files` and `checkpoints.gguf_model` fill them in and check them.
 """
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
-
-from mvlm_np.frozen import dataclass
 
 OPENAI_CLIP = "openai/clip-vit-large-patch14-336"
 

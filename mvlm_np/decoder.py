@@ -9,19 +9,19 @@ Keys and values of earlier positions wait in a cache, so each new token costs on
 heads may share a key-value head (grouped-query attention). Source: Touvron et al. 2023 (LLaMA).
 """
 
+from dataclasses import dataclass
 
 import numpy as np
 
 from mvlm_np.backend import Ops, compiled
 from mvlm_np.binder import Binder
 from mvlm_np.config import DecoderConfig
-from mvlm_np.frozen import dataclass
 from mvlm_np.kv_cache import BatchCache, BeamCache, KVCache
 from mvlm_np.linear import Embedding, Joined, Linear, Quantized
 from mvlm_np.trace import Trace
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class DecoderLayer:
     """The weights of one block."""
 
@@ -33,7 +33,7 @@ class DecoderLayer:
     down_proj: Linear  # I -> D
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class DecoderWeights:
     """All that the decoder has learnt."""
 

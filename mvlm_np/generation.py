@@ -8,7 +8,7 @@ log-probability is.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from math import inf
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from mvlm_np.errors import GenerationError
-from mvlm_np.frozen import dataclass
 
 BEAMS = 128  # at most; each takes memory of its own
 

@@ -1,13 +1,13 @@
 """A weight that knows how to multiply. The precision of a model is the type of its weights."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from mvlm_np.backend import Ops
-from mvlm_np.frozen import dataclass
 from mvlm_np.kernels.pack import Packed
 
 
@@ -21,7 +21,7 @@ class Linear(Protocol):
     def __call__(self, x: np.ndarray) -> np.ndarray: ...
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Dense:
     """y = x W^T + b in floating point.
 

@@ -13,6 +13,7 @@ arithmetic, the beginning is computed as ever.
 
 import json
 import os
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -25,7 +26,6 @@ from mvlm_np.checkpoints.safetensors import Entry, read_with_metadata, write_saf
 from mvlm_np.config import DecoderConfig
 from mvlm_np.decoder import DecoderWeights
 from mvlm_np.errors import UserError
-from mvlm_np.frozen import dataclass
 from mvlm_np.inputs.conversation import render
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN, Tokenizer, tokenize_prompt
 from mvlm_np.kv_store import Stored, part

@@ -10,6 +10,7 @@ Sources: LDP is MobileVLM (arXiv 2312.16886), figure 2; LDPv2 is MobileVLM V2 (a
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import isqrt
 
 import numpy as np
@@ -17,7 +18,6 @@ import numpy as np
 from mvlm_np.backend import Ops
 from mvlm_np.binder import PROJECTOR, Binder
 from mvlm_np.config import Config
-from mvlm_np.frozen import dataclass
 from mvlm_np.linear import Linear, Norm
 from mvlm_np.trace import Trace
 
@@ -44,7 +44,7 @@ def channels_first(x: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- LDPv2
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class LDPv2:
     """The weights of `ldpv2`."""
 
@@ -78,7 +78,7 @@ def ldpv2(x: np.ndarray, w: LDPv2, ops: Ops, trace: Trace) -> np.ndarray:
 # ---------------------------------------------------------------- LDP
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class LDPBlock:
     """The weights of `ldp_block`."""
 
@@ -91,7 +91,7 @@ class LDPBlock:
     stride: int
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class LDP:
     """The weights of `ldp`."""
 
@@ -163,7 +163,7 @@ def squeeze_width(D: int) -> int:
 # ---------------------------------------------------------------- linear, mlpNx_gelu
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class MLP:
     """The weights of `mlp`."""
 

@@ -10,17 +10,17 @@ Source: Radford et al. 2021 (CLIP), Dosovitskiy et al. 2021 (ViT); the sizes are
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from mvlm_np.backend import Ops
 from mvlm_np.binder import VISION_TOWER, Binder
 from mvlm_np.config import VisionConfig
-from mvlm_np.frozen import dataclass
 from mvlm_np.linear import Joined, Linear, Norm
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class VisionLayer:
     """The weights of one block."""
 
@@ -32,7 +32,7 @@ class VisionLayer:
     fc2: Linear  # I -> V
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class VisionWeights:
     """All that the encoder has learnt; sizes are those of ViT-L/14-336."""
 

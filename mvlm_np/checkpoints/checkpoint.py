@@ -1,13 +1,12 @@
 """What every reader of models returns, a folder's as well as a GGUF's: a `Checkpoint`, with its tokenizer."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.config import Config
-from mvlm_np.frozen import dataclass
 
 if TYPE_CHECKING:
     from mvlm_np.checkpoints.tokenizer_json import BytePairModel

@@ -9,6 +9,7 @@ maps a name to {"dtype", "shape", "data_offsets": [begin, end]} counted from the
 import json
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from mvlm_np.checkpoints.json_files import MAX_JSON, parse_json, short
 from mvlm_np.checkpoints.sniff import HEAD, show, what_is
 from mvlm_np.checkpoints.tensors import PLAIN, MappedFile, Tensor
 from mvlm_np.errors import CheckpointError
-from mvlm_np.frozen import dataclass
 
 MAX_DIMS = 8
 MAX_SIZE = 1 << 40  # product of the other dimensions of an empty tensor

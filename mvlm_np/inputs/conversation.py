@@ -7,10 +7,10 @@ A template is a system text, two roles and separators. Those in `TEMPLATES` are 
 import json
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mvlm_np.errors import PromptError
-from mvlm_np.frozen import dataclass
 
 IMAGE_MARK = "<image>"  # stands for a whole picture in a prompt
 

@@ -11,13 +11,12 @@ versions differ in which axis they resize first (since 13 it is y where that sav
 square, and so for all that is padded, they agree on x.
 """
 
+from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, floor
 
 import numpy as np
 from PIL import Image
-
-from mvlm_np.frozen import dataclass
 
 WEIGHT_BITS = 22  # Pillow's weights are whole numbers in units of 2**-22
 GROUP = 16  # output pixels that share one matrix product; it stays so small that BLAS wakes no threads for it
