@@ -1,4 +1,4 @@
-"""Products with int8 and int4 weights: `pack.packed_product`, compiled.
+"""Products with packed weights: `pack.packed_product`, compiled.
 
 Two steps. First the activations are rounded to int8 and laid out for the product, in blocks of tokens,
 k-major: the tokens' bytes of columns 4 c .. 4 c + 3 lie side by side.
@@ -12,10 +12,9 @@ from math import isfinite
 import numpy as np
 
 from mvlm_np.errors import GenerationError
-from mvlm_np.kernels import pack
 from mvlm_np.kernels.arrays import FLOAT32, rows_contiguous
 from mvlm_np.kernels.kernel import Kernel
-from mvlm_np.kernels.pack import ROWS, Packed
+from mvlm_np.kernels.pack import KINDS, ROWS, Packed
 from mvlm_np.kernels.shapes import FEWER, OFFSET, SHAPE, WORDS
 from mvlm_np.ops import GROUP
 
@@ -23,25 +22,24 @@ CACHED = 1 << 18  # bytes of activations that stay in a core's cache while all w
 NO_BIAS = np.zeros(0, np.float32)
 
 _rounded = Kernel("quantized.rounded")
-ONE_TOKEN = {kind: Kernel(f"quantized.{kind}_1x1") for kind in ("int8", "int4")}
+ONE_TOKEN = {kind: Kernel(f"quantized.{kind}_1x1") for kind in KINDS}
 TALL, COLUMNS = SHAPE
-TOKENS = {kind: Kernel(f"quantized.{kind}_{TALL}x{COLUMNS}") for kind in ("int8", "int4")}
+TOKENS = {kind: Kernel(f"quantized.{kind}_{TALL}x{COLUMNS}") for kind in KINDS}
 
 
 def packed_product(
     matrices: Sequence[Packed], biases: Sequence[np.ndarray | None]
 ) -> Callable[[np.ndarray], list[np.ndarray]]:
     """`pack.packed_product`: the integers are the same, their weighted sums up to rounding."""
-    if matrices[0].kind not in TOKENS:
-        return pack.packed_product(matrices, biases)
     return Product(matrices, biases)
 
 
 class Product:
     """The product with some matrices. What does not change from call to call is found out once:
 
-    places   int64 (matrices, 5): addresses of values and scales, how many tiles, and of all results' columns
-             the matrix's first one and that behind its last: it has room for whole stripes of COLUMNS tiles
+    places   int64 (matrices, 6): addresses of values, scales and tops (or 0), how many tiles, and of all
+             results' columns the matrix's first one and that behind its last: it has room for whole stripes
+             of COLUMNS tiles
     columns  these two, and N, for each matrix
     tiles    of all matrices
     width    all results' columns
@@ -51,14 +49,15 @@ class Product:
     def __init__(self, matrices: Sequence[Packed], biases: Sequence[np.ndarray | None]):
         self.matrices = tuple(matrices)  # keeps what `places` points to
         self.kind, self.K = matrices[0].kind, matrices[0].K
-        self.places, self.columns = np.zeros((len(matrices), 5), np.int64), []
+        self.places, self.columns = np.zeros((len(matrices), 6), np.int64), []
         self.tiles = self.width = 0
-        for place, (_, N, _, values, scales, _) in zip(self.places, matrices, strict=True):
-            assert values.flags.c_contiguous and scales.flags.c_contiguous
-            tiles, start = len(values), self.width
+        for place, matrix in zip(self.places, matrices, strict=True):
+            assert all(array.flags.c_contiguous for array in matrix.arrays)
+            tiles, start, N = len(matrix.values), self.width, matrix.N
             self.tiles += tiles
             self.width += -(-tiles // COLUMNS) * COLUMNS * ROWS
-            place[:] = values.ctypes.data, scales.ctypes.data, tiles, start, self.width
+            place[: len(matrix.arrays)] = [array.ctypes.data for array in matrix.arrays]
+            place[3:] = tiles, start, self.width
             self.columns.append((start, self.width, N))
         self.bias = NO_BIAS
         if any(bias is not None for bias in biases):

@@ -40,14 +40,17 @@ SHAPE = {
 FEWER = (8, 4) if INSTRUCTION_SET == "avx512vnni" else (SHAPE[0] // 2, SHAPE[0] // 4)
 
 # vpdpbusd takes one operand unsigned, so int8 weights are moved up by this much, and a sum starts from minus
-# as many times the sum of its activations. Nibbles are stored with 8 added for every instruction set.
-OFFSET = {"int8": 128 if INSTRUCTION_SET.endswith("vnni") else 0, "int4": 8}
+# as many times the sum of its activations. int4 is stored with 8 added for every instruction set. uint4 has
+# minima instead, which take minus that sum as a float, times its scale: they ask for it with MINIMA.
+MINIMA = -1
+OFFSET = {"int8": 128 if INSTRUCTION_SET.endswith("vnni") else 0, "int4": 8, "uint4": MINIMA}
 
 # Rounded activations are int32 words. A token's group of 32 columns is 8 words of 4 int8, the start of its
-# integer sums, and its float32 scale. In a block of tokens, the first words of all stand first, then the
-# second ones and so on. On ARM, where a product waits for its vector instructions and not for loads, two of
-# them are saved: a start stands there 4 times, as a register wants it, and START is added to it. That is
-# 3 * 2^22 as a float, so the bits of a sum are those of 3 * 2^22 + sum, and subtracting is converting.
+# integer sums (or what minima are multiplied by, a float32), and its float32 scale. In a block of tokens, the
+# first words of all stand first, then the second ones and so on. On ARM, where a product waits for its vector
+# instructions and not for loads, two of them are saved: a start stands there 4 times, as a register wants it,
+# and START is added to it. That is 3 * 2^22 as a float, so the bits of a sum are those of 3 * 2^22 + sum, and
+# subtracting is converting.
 _ARM = INSTRUCTION_SET.startswith("neon")
 COPIES = 4 if _ARM else 1
 START = 0x4B400000 if _ARM else 0

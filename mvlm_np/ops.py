@@ -241,8 +241,8 @@ def quantized_matmul(
 
     w int8 or uint8 (N, K); scales and tops as `group_factors` takes them. Within a group of 32 columns the
     products add up exactly, as integers, and so do the activations. Everything else is float32, from the
-    first group to the last: the minimum, times the activations' scale times their sum, is taken off; then the
-    sum of products, times its two scales, is added.
+    first group to the last: the sum of products, times its two scales, is added; then the minimum, times the
+    activations' sum and scale, is taken off.
     """
     (M, K), N = x.shape, len(w)
     xq, x_scales = quantize_rows(x)
@@ -253,9 +253,9 @@ def quantized_matmul(
         # float32 holds these integers exactly: |sum| <= 32 * 127 * 128 < 2^24.
         xg, wg = xq[:, columns].astype(np.float32), w[:, columns].astype(np.float32)
         x_scale = x_scales[:, g, None]
+        y += xg @ wg.T * (x_scale * scale[:, g])
         if minimum is not None:
             y -= minimum[:, g] * (x_scale * xg.sum(1, keepdims=True))
-        y += xg @ wg.T * (x_scale * scale[:, g])
     return y
 
 

@@ -24,7 +24,7 @@ from tests.kernels.teams import threads
 
 pytest.importorskip("numba")
 OPS = backend.choose("numba")
-types, kinds = st.sampled_from(TYPES), st.sampled_from(["int8", "int4"])
+types, kinds = st.sampled_from(TYPES), st.sampled_from([*pack.KINDS])
 
 
 @st.composite

@@ -1,6 +1,6 @@
 """Dot products of bytes: the one place where CPUs differ.
 
-`add_group` multiplies a group of 32 columns of int8 or int4 weights with the same columns of several tokens.
+`add_group` multiplies a group of 32 columns of packed weights with the same columns of several tokens.
 How depends on the instruction set (`cpu`); all of them give identical integers. The 16 rows of a tile of
 weights take one register or several, a lane for each row; a product may take some of these at a time. As in
 `simd`, indices are not checked.
@@ -11,13 +11,17 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from mvlm_np.kernels.code import llvm
-from mvlm_np.kernels.code.llvm import F32, I8, I16, I32, INTS, LANES
+from mvlm_np.kernels.code.llvm import F32, I8, I16, I32, I64, INTS, LANES
 from mvlm_np.kernels.code.simd import load_halves
 from mvlm_np.kernels.code.tiles import Tile
 from mvlm_np.kernels.cpu import INSTRUCTION_SET
 from mvlm_np.kernels.shapes import COPIES, OFFSET, PARTS, START
+from mvlm_np.ops import SUPER
 
 AHEAD = 4096  # bytes of values by which what is fetched from memory is ahead of its use
+VALUES = {"int8": 512, "int4": 256, "uint4": 256}  # bytes of a group's values in a tile
+SCALES = 32  # bytes of a group's scales in a tile
+TOPS = 64  # bytes of a super-block's tops in a tile
 
 
 @intrinsic(prefer_literal=True)
@@ -28,13 +32,15 @@ def zero_totals(typing, rows, columns):
 
 
 @intrinsic(prefer_literal=True)
-def add_group(typing, totals, bits, values, scales, part, group, acts, word):
+def add_group(typing, totals, kind, values, scales, tops, part, group, acts, word):
     """totals + the products of one group of 32 columns, each times its weights' and its activations' scale.
+    Where weights have minima, what these make of the activations is then taken off.
 
     totals  a tile of float32: tokens x registers
-    bits    4 or 8, a constant
+    kind    one of `pack.KINDS`, a constant
     values  the addresses of one tile of weights or more, as `pack` defines them
-    scales  the addresses of their float16 scales
+    scales  the addresses of their scales
+    tops    the addresses of their tops, if the kind has them
     part    the first register of each tile that is taken; how many follows from `totals`
     acts    int32: rounded activations
     word    where in `acts` those of the block's group begin
@@ -42,23 +48,23 @@ def add_group(typing, totals, bits, values, scales, part, group, acts, word):
     count = totals.rows * totals.columns
 
     def generate(context, builder, signature, arguments):
-        tile, _, values, scales, part, group, acts, word = arguments
-        values, scales = (cgutils.unpack_tuple(builder, tiles) for tiles in (values, scales))
-        acts = llvm.element(context, builder, signature.args[6], acts, word)
+        tile, _, *addresses, part, group, acts, word = arguments
+        addresses = [cgutils.unpack_tuple(builder, of_tiles) for of_tiles in addresses]
+        acts = llvm.element(context, builder, signature.args[7], acts, word)
         before = [builder.extract_value(tile, i) for i in range(count)]
         after = group_products(
-            builder, before, totals.rows, bits.literal_value, values, scales, part, group, acts
+            builder, before, totals.rows, kind.literal_value, *addresses, part, group, acts
         )
         for i, total in enumerate(after):
             tile = builder.insert_value(tile, total, i)
         return tile
 
-    return totals(totals, bits, values, scales, part, group, acts, word), generate
+    return totals(totals, kind, values, scales, tops, part, group, acts, word), generate
 
 
-def group_products(builder, totals, rows, bits, values, scales, part, group, acts):
+def group_products(builder, totals, rows, kind, values, scales, tops, part, group, acts):
     """`add_group` for LLVM values: lists of totals and of addresses, and a pointer to the activations."""
-    tiles, size = len(values), 64 * bits  # bytes of a group's values
+    tiles, size = len(values), VALUES[kind]
     columns = len(totals) // rows
     taken = range(columns // tiles)  # registers of each tile
     for address in values:  # a pass over a part of the rows fetches as large a part of the lines
@@ -66,39 +72,62 @@ def group_products(builder, totals, rows, bits, values, scales, part, group, act
         for line in range(0, size // PARTS * len(taken), 64):
             llvm.prefetch(builder, ahead, AHEAD + line)
     for address in scales:
-        first = llvm.offset(builder, address, (group, 2 * LANES))
-        llvm.prefetch(builder, first, AHEAD // size * 2 * LANES)
+        llvm.prefetch(builder, llvm.offset(builder, address, (group, SCALES)), AHEAD // size * SCALES)
 
-    def registers(addresses, group_size, register_size):
-        """For each column, where the part of a group begins that belongs to its rows."""
+    def registers(addresses, which, which_size, register_size):
+        """For each column, where the part of a group (or super-block) begins that belongs to its rows."""
         for address in addresses:
-            first = llvm.offset(builder, address, (group, group_size), (part, register_size))
+            first = llvm.offset(builder, address, (which, which_size), (part, register_size))
             yield from (llvm.further(builder, first, r * register_size) for r in taken)
 
     def of_tokens(word):
         return llvm.further(builder, acts, word * rows)
 
-    chunks = [_chunks(builder, pointer, bits) for pointer in registers(values, size, 64 // PARTS)]
+    if kind == "uint4":
+        starts = [llvm.constant(START, ir.VectorType(I32, LANES // PARTS))] * rows
+    else:
+        starts = _starts(builder, of_tokens(8), rows)
+    chunks = [_chunks(builder, pointer, kind) for pointer in registers(values, group, size, 64 // PARTS)]
     words = (token_words(builder, of_tokens(k), rows, tiles > 1) for k in range(8))
     # Generators, so that what is loaded stands beside its use: LLVM keeps that order.
     steps = zip(zip(*chunks, strict=True), words, strict=True)
-    sums = group_sums(builder, _starts(builder, of_tokens(8), rows), steps, rows, columns, bits == 4)
-    halves = [
-        load_halves(builder, pointer, LANES // PARTS)
-        for pointer in registers(scales, 2 * LANES, 2 * LANES // PARTS)
-    ]
+    sums = group_sums(builder, starts, steps, rows, columns, kind != "int8")
+    if kind == "uint4":
+        super_block = builder.udiv(group, ir.Constant(I64, SUPER))
+        whole = registers(scales, group, SCALES, LANES // PARTS)
+        counted_in = registers(tops, super_block, TOPS, 2 * LANES // PARTS)
+        pairs = [*zip(whole, counted_in, strict=True)]
+        scales, minima = ([_counted(builder, *pair, i) for pair in pairs] for i in (0, 1))
+    else:
+        halves = registers(scales, group, SCALES, SCALES // PARTS)
+        scales = [load_halves(builder, pointer, LANES // PARTS) for pointer in halves]
     act_scales = list(_in_all_lanes(builder, of_tokens(8 + COPIES), F32, rows))
-    pairs = [(half, act_scale) for half in halves for act_scale in act_scales]
-    for total, exact, (half, act_scale) in zip(totals, sums, pairs, strict=True):
-        yield llvm.multiply_add(builder, _floats(builder, exact), builder.fmul(half, act_scale), total)
+    pairs = [(scale, act_scale) for scale in scales for act_scale in act_scales]
+    totals = [
+        llvm.multiply_add(builder, _floats(builder, exact), builder.fmul(*pair), total)
+        for total, exact, pair in zip(totals, sums, pairs, strict=True)
+    ]
+    if kind == "uint4":
+        act_sums = list(_in_all_lanes(builder, of_tokens(8), F32, rows))
+        pairs = [(minimum, act_sum) for minimum in minima for act_sum in act_sums]
+        totals = [llvm.multiply_add(builder, *pair, t) for t, pair in zip(totals, pairs, strict=True)]
+    return totals
 
 
-def _chunks(builder, pointer, bits):
+def _counted(builder, whole, tops, which):
+    """The scales (0) or the minima (1) of a register's rows: whole numbers times what they are counted in."""
+    stored = ir.VectorType(I8, LANES // PARTS)
+    stored = llvm.load(builder, llvm.further(builder, whole, which * LANES), stored)
+    top = load_halves(builder, llvm.further(builder, tops, which * 2 * LANES), LANES // PARTS)
+    return builder.fmul(builder.uitofp(stored, top.type), top)
+
+
+def _chunks(builder, pointer, kind):
     """A group's weights: 8 vectors of 4 columns of a register's rows."""
     register = ir.VectorType(I8, 64 // PARTS)
-    for c in range(bits):
+    for c in range(VALUES[kind] // 64):
         loaded = llvm.load(builder, pointer, register, 1, c * PARTS)
-        if bits == 4:
+        if kind != "int8":
             yield builder.and_(loaded, llvm.constant(15, register))
             yield builder.lshr(loaded, llvm.constant(4, register))
         else:

@@ -1,4 +1,4 @@
-"""Products with int8 and int4 weights: `pack.packed_product`, compiled.
+"""Products with packed weights: `pack.packed_product`, compiled.
 
 Two steps. First the activations are rounded to int8 and laid out for the product, in blocks of tokens,
 k-major: the tokens' bytes of columns 4 c .. 4 c + 3 lie side by side (`shapes` has the details).
@@ -10,13 +10,13 @@ import numpy as np
 from numba import carray, types
 
 from mvlm_np.kernels.code.compile import inline
-from mvlm_np.kernels.code.dot import add_group, zero_totals
+from mvlm_np.kernels.code.dot import SCALES, TOPS, VALUES, add_group, zero_totals
 from mvlm_np.kernels.code.kernel import kernel, reads, writes
 from mvlm_np.kernels.code.simd import LANES, load, pointer, store
 from mvlm_np.kernels.code.tiles import add_rows, largest_magnitude, load_tile, store_rounded, store_tile
-from mvlm_np.kernels.pack import ROWS
-from mvlm_np.kernels.shapes import COPIES, FEWER, PARTS, SHAPE, START, WORDS
-from mvlm_np.ops import GROUP
+from mvlm_np.kernels.pack import KINDS, ROWS
+from mvlm_np.kernels.shapes import COPIES, FEWER, MINIMA, PARTS, SHAPE, START, WORDS
+from mvlm_np.ops import GROUP, SUPER
 
 # ---------------------------------------------------------------- rounding
 
@@ -49,8 +49,11 @@ def _round(first, stop, x, offset, tall, acts):
             divisor = scale if scale > 0 else np.float32(1)
             word = (block * groups + g * rows) * WORDS
             total = store_rounded(row, g * GROUP, divisor, acts, word + m, rows)
-            for copy in range(COPIES):
-                acts[word + 8 * rows + m * COPIES + copy] = START - offset * total
+            if offset == MINIMA:
+                floats[word + 8 * rows + m] = -scale * np.float32(total)
+            else:
+                for copy in range(COPIES):
+                    acts[word + 8 * rows + m * COPIES + copy] = START - offset * total
             floats[word + (8 + COPIES) * rows + m] = scale
 
 
@@ -67,7 +70,7 @@ def _copy_row(x, i, row):
 # ---------------------------------------------------------------- products
 
 
-def _block(bits, rows, columns):
+def _block(kind, rows, columns):
     """The product of a block of `rows` tokens with `columns` tiles of weights.
 
     Where a tile of weights takes several registers, all of them times many tokens would be too many sums.
@@ -77,11 +80,12 @@ def _block(bits, rows, columns):
     tiles_at = _one_tile if columns == 1 else _two_tiles
     at_once, segment = (PARTS, 1 << 30) if PARTS == 1 or rows * PARTS <= 4 else (1, 8)
     registers, lanes = columns * at_once, ROWS // PARTS
+    value_bytes = VALUES[kind]
 
     @inline
     def block(matrix, tile, acts, word, groups, token):
         weights, (bias, first), y = matrix
-        values, scales = tiles_at(weights, tile, groups, bits)
+        values, scales, tops = tiles_at(weights, tile, groups, value_bytes)
         for start in range(0, groups, segment):
             stop = min(start + segment, groups)
             for part in range(0, PARTS, at_once):
@@ -90,7 +94,8 @@ def _block(bits, rows, columns):
                 if start > 0:
                     totals = load_tile(totals, y, token, column)
                 for g in range(start, stop):
-                    totals = add_group(totals, bits, values, scales, part, g, acts, word + g * (rows * WORDS))
+                    at = word + g * (rows * WORDS)
+                    totals = add_group(totals, kind, values, scales, tops, part, g, acts, at)
                 if stop == groups and len(bias) > 0:
                     totals = add_rows(totals, bias, 0, first + column)
                 store_tile(totals, y, token, column)
@@ -99,49 +104,55 @@ def _block(bits, rows, columns):
 
 
 @inline
-def _one_tile(weights, tile, groups, bits):
-    values, scales = _tile_at(weights, tile, groups, bits)
-    return (values,), (scales,)
+def _one_tile(weights, tile, groups, value_bytes):
+    values, scales, tops = _tile_at(weights, tile, groups, value_bytes)
+    return (values,), (scales,), (tops,)
 
 
 @inline
-def _two_tiles(weights, tile, groups, bits):
-    values0, scales0 = _tile_at(weights, tile, groups, bits)
-    values1, scales1 = _tile_at(weights, tile + 1, groups, bits)
-    return (values0, values1), (scales0, scales1)
+def _two_tiles(weights, tile, groups, value_bytes):
+    values0, scales0, tops0 = _tile_at(weights, tile, groups, value_bytes)
+    values1, scales1, tops1 = _tile_at(weights, tile + 1, groups, value_bytes)
+    return (values0, values1), (scales0, scales1), (tops0, tops1)
 
 
 @inline
-def _tile_at(weights, tile, groups, bits):
-    """The addresses of a tile's values and scales. Beyond the last tile it is the last one: its product goes
-    where nobody looks.
+def _tile_at(weights, tile, groups, value_bytes):
+    """The addresses of a tile's values, scales and tops. Beyond the last tile it is the last one: its product
+    goes where nobody looks.
     """
-    values, scales, tiles = weights
+    values, scales, tops, tiles = weights
     tile = min(tile, tiles - 1)
-    return values + tile * groups * bits * 64, scales + tile * groups * ROWS * 2
+    supers = (groups + SUPER - 1) // SUPER
+    return (
+        values + tile * groups * value_bytes,
+        scales + tile * groups * SCALES,
+        tops + tile * supers * TOPS,
+    )
 
 
 @inline
 def _matrix_of(stripe, columns, places, bias, results, tokens):
     """Stripes of `columns` tiles are counted through the matrices: -> the matrix of one, and its first tile.
 
-    A matrix is its weights (the addresses of values and scales, and how many tiles); all biases, which may be
-    empty, and where its own begins; and its result, (tokens, columns).
+    A matrix is its weights (the addresses of values, scales and tops, and how many tiles); all biases, which
+    may be empty, and where its own begins; and its result, (tokens, columns).
     results: the address of all results, each of which lies behind the one before.
     """
     i = 0
-    while stripe * columns >= places[i, 2]:
-        stripe -= (places[i, 2] + columns - 1) // columns
+    while stripe * columns >= places[i, 3]:
+        stripe -= (places[i, 3] + columns - 1) // columns
         i += 1
-    start, stop = places[i, 3], places[i, 4]
+    start, stop = places[i, 4], places[i, 5]
     result = carray(pointer(results + 4 * tokens * start), (tokens, stop - start), np.float32)
-    return ((places[i, 0], places[i, 1], places[i, 2]), (bias, start), result), stripe * columns
+    weights = places[i, 0], places[i, 1], places[i, 2], places[i, 3]
+    return (weights, (bias, start), result), stripe * columns
 
 
 _PRODUCT = reads(2, dtype=types.int64), reads(1, dtype=types.int32), reads(1), types.int64, writes(2)
 
 
-def _tokens(bits, tall, columns):
+def _tokens(kind, tall, columns):
     """The kernel for several tokens, whose activations are rounded.
 
     A step is a stripe of so many `columns` of tiles with `span` tokens. Blocks have `tall` tokens; the last
@@ -149,10 +160,10 @@ def _tokens(bits, tall, columns):
     """
     middle, short = FEWER
     tall_block, middle_block, short_block = (
-        _block(bits, *shape) for shape in ((tall, columns), (middle, 1), (short, 1))
+        _block(kind, *shape) for shape in ((tall, columns), (middle, 1), (short, 1))
     )
 
-    @kernel(*_PRODUCT, name=f"_int{bits}_{tall}x{columns}")
+    @kernel(*_PRODUCT, name=f"_{kind}_{tall}x{columns}")
     def body(first, stop, places, acts, bias, span, y):
         tokens, results = len(y), y.ctypes.data
         groups = len(acts) // (tokens * WORDS)
@@ -172,9 +183,9 @@ def _tokens(bits, tall, columns):
                             short_block(matrix, t, acts, word, groups, token)
 
 
-def _one_token(bits):
+def _one_token(kind):
     """The kernel for one token: the caller's thread rounds its activations, then all share the product."""
-    block = _block(bits, 1, 1)
+    block = _block(kind, 1, 1)
 
     @inline
     def round_first(x, offset, places, bias, y):
@@ -184,7 +195,7 @@ def _one_token(bits):
 
     @kernel(
         reads(2, "A"), types.int64, reads(2, dtype=types.int64), reads(1), writes(2),
-        name=f"_int{bits}_1x1", prepare=round_first, job=_PRODUCT,
+        name=f"_{kind}_1x1", prepare=round_first, job=_PRODUCT,
     )  # fmt: skip
     def body(first, stop, places, acts, bias, span, y):
         results = y.ctypes.data
@@ -193,6 +204,6 @@ def _one_token(bits):
             block(matrix, tile, acts, 0, len(acts) // WORDS, 0)
 
 
-for _bits in (8, 4):
-    _one_token(_bits)
-    _tokens(_bits, *SHAPE)
+for _kind in KINDS:
+    _one_token(_kind)
+    _tokens(_kind, *SHAPE)

@@ -18,7 +18,7 @@ cpu = pytest.importorskip("mvlm_np.kernels.cpu")
 quantized = pytest.importorskip("mvlm_np.kernels.quantized")
 cached = pytest.importorskip("mvlm_np.kernels.cached")
 
-# Instruction set and weights -> instructions that must be there.
+# Instruction set and weights -> instructions that must be there. uint4 differs from int4 in no integers.
 EXPECTED = {
     ("avx512vnni", "int4"): ["vpdpbusd"],
     ("avx512vnni", "int8"): ["vpdpbusd"],
@@ -51,13 +51,14 @@ def test_every_instruction_set_is_listed() -> None:
 
 @pytest.mark.parametrize(("name", "weights"), EXPECTED)
 def test_a_set_compiles_to_its_instructions(name: str, weights: str) -> None:
-    ops = {i.op for loop, body in loops(name).items() if loop.startswith(weights) for i in body}
-    assert {*EXPECTED[name, weights]} <= ops
+    for kind in (weights, f"u{weights}") if weights == "int4" else (weights,):
+        ops = {i.op for loop, body in loops(name).items() if loop.startswith(kind) for i in body}
+        assert {*EXPECTED[name, weights]} <= ops
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_product_keeps_everything_in_registers(name: str) -> None:
-    assert {"int4_1x1", "int8_1x1"} < loops(name).keys()
+    assert {"int4_1x1", "uint4_1x1", "int8_1x1"} < loops(name).keys()
     for loop, body in loops(name).items():
         assert [str(i) for i in body if i.spills] == [], loop
 
@@ -71,7 +72,7 @@ def test_so_do_the_kernels_of_this_machine(kernel: Any) -> None:
     assert hot
     for loop in hot:
         if not loop.inner and quantized.COLUMNS == 1:  # with two, some totals wait on the stack
-            assert [str(i) for i in loop.own if i.spills] == []
+            assert [str(i) for i in loop.spilled] == []
 
 
 @pytest.mark.skipif("avx" not in cpu.INSTRUCTION_SET, reason="looks for x86's instructions")
@@ -82,4 +83,4 @@ def test_so_does_attention_of_one_row(dtype: str) -> None:
     hot = [loop for loop in loops if loop.count("vfmadd.*") and not loop.inner]
     assert len(hot) >= 2
     for loop in hot:
-        assert [str(i) for i in loop.own if i.spills] == []
+        assert [str(i) for i in loop.spilled] == []

@@ -39,6 +39,14 @@ class Loop(NamedTuple):
     own: list[Instruction]  # without those of inner loops
     inner: list["Loop"]  # at any depth
 
+    @property
+    def spilled(self) -> list[Instruction]:
+        """Its own instructions that keep vector registers on the stack. A loop that moves %rbp on has another
+        pointer in it than the stack's.
+        """
+        elsewhere = any(i.operands.endswith(", %rbp") for i in self.own)
+        return [i for i in self.own if i.spills and not (elsewhere and "(%rbp)" in i.operands)]
+
     def count(self, op: str) -> int:
         """How many of its instructions have a name that matches."""
         return sum(bool(re.fullmatch(op, i.op)) for i in self.instructions)

@@ -40,19 +40,20 @@ TARGETS = {
 
 def loops(name: str) -> dict[str, list[Instruction]]:
     """The loops of all products, by their names, with the instruction set of this process."""
+    from mvlm_np.kernels.pack import KINDS
     from mvlm_np.kernels.shapes import FEWER, PARTS, SHAPE
 
     found = {}
-    for bits in (4, 8):
+    for kind in KINDS:
         for rows, tiles in (SHAPE, *((rows, 1) for rows in (*FEWER, 1))):
             registers = PARTS if rows * PARTS <= 4 else 1
-            code = compiled(TARGETS[name], bits, rows, tiles, registers)
+            code = compiled(TARGETS[name], kind, rows, tiles, registers)
             (loop,) = with_instruction(code, TARGETS[name].product)
-            found[f"int{bits}_{rows}x{tiles}"] = loop.instructions
+            found[f"{kind}_{rows}x{tiles}"] = loop.instructions
     return found
 
 
-def compiled(target: Target, bits: int, rows: int, tiles: int, registers: int) -> str:
+def compiled(target: Target, kind: str, rows: int, tiles: int, registers: int) -> str:
     """The assembly of a function that adds up the products of groups, one after the other."""
     from llvmlite import binding, ir
 
@@ -61,22 +62,22 @@ def compiled(target: Target, bits: int, rows: int, tiles: int, registers: int) -
 
     number = ir.IntType(64)
     vector = ir.VectorType(llvm.F32, LANES // PARTS)
-    arguments = [number, number, number, number, llvm.I32.as_pointer(), vector.as_pointer()]
+    arguments = [number, number, number, number, number, llvm.I32.as_pointer(), vector.as_pointer()]
     function = ir.Function(ir.Module(), ir.FunctionType(ir.VoidType(), arguments), "product")
-    values, scales, part, groups, acts, out = function.args
+    values, scales, tops, part, groups, acts, out = function.args
     blocks = [function.append_basic_block() for _ in range(3)]
-    ir.IRBuilder(blocks[0]).branch(blocks[1])
-
-    builder = ir.IRBuilder(blocks[1])
-    group, *totals = (builder.phi(t) for t in [number, *[vector] * (rows * tiles * registers)])
 
     def addresses(first: Any) -> list[Any]:
         return [builder.add(first, builder.mul(part, ir.Constant(number, i))) for i in range(tiles)]
 
     first = ir.Constant(number, 0) if registers == PARTS else part
+    ir.IRBuilder(blocks[0]).branch(blocks[1])
+
+    builder = ir.IRBuilder(blocks[1])
+    group, *totals = (builder.phi(t) for t in [number, *[vector] * (rows * tiles * registers)])
     word = builder.gep(acts, [builder.mul(group, ir.Constant(number, rows * WORDS))])
-    columns = addresses(values), addresses(scales)
-    after = list(dot.group_products(builder, totals, rows, bits, *columns, first, group, word))
+    columns = addresses(values), addresses(scales), addresses(tops)
+    after = list(dot.group_products(builder, totals, rows, kind, *columns, first, group, word))
     following = builder.add(group, ir.Constant(number, 1))
     for phi, changed in zip((group, *totals), (following, *after), strict=True):
         phi.add_incoming(ir.Constant(phi.type, None if phi in totals else 0), blocks[0])
