@@ -63,7 +63,7 @@ class Batch:
 
     They join and leave between any two steps (continuous batching). A step takes every answer one token
     further, and reads some more of the prompts that are not read yet (chunked prefill). Where weights are
-    int8 or int4 and kernels are compiled, an answer is to the bit what the sequence would get alone.
+    packed and kernels are compiled, an answer is to the bit what the sequence would get alone.
     Elsewhere it may differ by rounding, since the order of BLAS's sums depends on the number of rows.
 
     members  the sequences that have not ended, in the order in which they joined

@@ -158,7 +158,7 @@ def _sound(
             raise UserError(where, f"found {found!r}", " or ".join(filter(None, known)))
     tensors = bound_tensors(checkpoint)
     for tensor in tensors.values():
-        if isinstance(tensor, MergedTensor) and tensor.is_rounded and precision in (None, *KINDS):
+        if isinstance(tensor, MergedTensor) and tensor.is_rounded and precision in KINDS:
             raise UserError(
                 f"{checkpoint.path}: {tensor.name}",
                 f"is kept in {tensor.base.dtype}, and would be rounded a second time after merging",

@@ -83,7 +83,7 @@ def bind(config: DecoderConfig, get: Binder) -> DecoderWeights:
 def exact(weights: DecoderWeights, config: DecoderConfig, ops: Ops) -> bool:
     """Whether `forward` and lm_head give a position the same bits, however many are computed with it.
 
-    They do where every product is one of int8 or int4 weights and kernels compute it. BLAS sums in an order
+    They do where every product is one of packed weights and kernels compute it. BLAS sums in an order
     that changes with the number of rows.
     """
     products = [weights.lm_head]

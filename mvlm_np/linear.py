@@ -15,6 +15,14 @@ class Linear(Protocol):
     """y = x W^T + b for x (T, K) -> (T, N), in whatever precision W is kept."""
 
     @property
+    def kind(self) -> str:
+        """The type of W: one of `kernels.pack.KINDS`, or a type of floats."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of W: (N, K)."""
+
+    @property
     def nbytes(self) -> int:
         """Bytes of W, which one multiplication reads."""
 
@@ -31,6 +39,15 @@ class Dense:
 
     weight: np.ndarray
     bias: np.ndarray | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.weight.dtype.name
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        N, K = self.weight.shape
+        return N, K
 
     @property
     def nbytes(self) -> int:
@@ -58,6 +75,14 @@ class Quantized:
     def _multiply(self) -> Callable[[np.ndarray], list[np.ndarray]]:
         """Made when it is first used: most layers are part of a `Joined`."""
         return self.ops.packed_product([self.packed], [self.bias])
+
+    @property
+    def kind(self) -> str:
+        return self.packed.kind
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.packed.N, self.packed.K
 
     @property
     def nbytes(self) -> int:

@@ -42,7 +42,7 @@ class Session:
         """Takes in a prompt, from its first position that is new. Returns the logits after it, (vocabulary,).
 
         x (T, D) embeddings; ids (T,) as above; room: positions that will be needed after the prompt.
-        Chunk by chunk gives the same logits as all at once: to the bit where weights are int8 or int4 and
+        Chunk by chunk gives the same logits as all at once: to the bit where weights are packed and
         kernels are compiled, else up to the rounding of BLAS.
         """
         self.set_back(ids)

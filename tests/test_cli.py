@@ -123,7 +123,8 @@ def test_inspect_tells_settings_tensors_and_memory(
     report = json.loads(out)
     assert code == 0
     assert report["config"]["decoder"]["hidden_size"] > 0
-    assert {"name", "dtype", "shape", "bytes", "file"} == report["tensors"][0].keys()
+    assert {"name", "dtype", "shape", "bytes", "bits_per_value", "file"} == report["tensors"][0].keys()
+    assert {t["bits_per_value"] for t in report["tensors"]} <= {16, 32}
     assert report["memory"]["float32"] > report["memory"]["int8"] > report["memory"]["int4"] > 0
     assert run("inspect", folder)[0] == 0
 
@@ -152,6 +153,8 @@ def test_bench_measures_everything(
     figures = json.loads(out)
     assert code == 0
     limits_of = figures.pop("limits_of")
+    (weights,) = figures.pop("bits_per_weight").values()
+    assert weights["bits"] == 32 and weights["matrices"] % 7 == 1
     assert all(value > 0 for value in figures.values())
     assert {"load_seconds", "encode_seconds", "peak_memory_gb", "read_gb_per_second"} <= figures.keys()
     assert limits_of == {"encode": "sgemm", "prefill": "sgemm", "decode": "read"}
@@ -167,7 +170,9 @@ def test_bench_prints_each_figure_beside_its_limit(
     code, out, _ = run("bench", *small, "--backend", "numba")
     assert code == 0
     lines = {line.split("  ")[0]: line for line in out.splitlines()}
-    assert set(lines) == {"import", "load", "image encode", "prompt of 8", "decode", "peak memory"}
+    own = {"import", "load", "image encode", "prompt of 8", "decode", "peak memory"}
+    assert set(lines) == own | {"int4", "int8"}
+    assert "bits a weight, 1 matrix" in lines["int8"]
     assert "% of multiplying bytes in registers" in lines["prompt of 8"]
     assert "% of reading memory" in lines["decode"]
 

@@ -125,10 +125,10 @@ def assert_same(
 # -- Weights ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8", "int4"])
+@pytest.mark.parametrize("precision", [None, "float32", "int8", "int4", "uint4"])
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_folder_holds_what_loading_with_that_precision_gives(
-    sources: Callable[[str], Path], tmp_path: Path, name: str, precision: str
+    sources: Callable[[str], Path], tmp_path: Path, name: str, precision: str | None
 ) -> None:
     source = open_checkpoint(sources(name))
     convert(source, tmp_path / "out", precision)
@@ -165,10 +165,10 @@ def test_bf16_rounds_half_to_even(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, upper + (upper & 1))
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8", "int4"])
+@pytest.mark.parametrize("precision", [None, "float32", "int8", "int4", "uint4"])
 @pytest.mark.parametrize("name", ["ldp with its CLIP", "text only", "Q4_0"])
 def test_answers_are_those_of_the_source(
-    sources: Callable[[str], Path], tmp_path: Path, name: str, precision: str
+    sources: Callable[[str], Path], tmp_path: Path, name: str, precision: str | None
 ) -> None:
     path = sources(name)
     convert(open_checkpoint(path), tmp_path / "out", precision)

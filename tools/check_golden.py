@@ -3,7 +3,7 @@
     python tools/check_golden.py --models 200
 
 For each model a golden is recorded with --float64, and again without its floors. Candidates are torch in
-float32, float16 and bfloat16, and mvlm_np on either backend, with one thread, and in int8 and int4; each is
+float32, float16 and bfloat16, and mvlm_np on either backend, with one thread, and in every packed kind. Each is
 compared in its class. A line for each model says how near the nearest stage came to its bound; the end, how
 near in all, by candidate. Exit code 1: there was a false alarm. It needs torch and transformers.
 """
@@ -155,6 +155,7 @@ def candidates(
     yield "numpy, 1 thread", "float32", ours("float32", "numpy", 1)
     yield "int8", "int8", ours("int8", "numba")
     yield "int4", "int4", ours("int4", "numba")
+    yield "uint4", "uint4", ours("uint4", "numba")
 
 
 def nearest(result: Any) -> tuple[float, str]:

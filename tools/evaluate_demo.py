@@ -43,7 +43,7 @@ def load(args: argparse.Namespace) -> Any:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--model", metavar="PATH", type=Path, default=MODEL, help="default: the embedded model")
-    top.add_argument("--precision", metavar="P", help="float32, int8 or int4 (default: as stored)")
+    top.add_argument("--precision", metavar="P", help="float32, int8, int4 or uint4 (default: as stored)")
     top.add_argument("--backend", metavar="B", default="auto", help="auto, numba, numpy or torch")
     top.add_argument("--threads", metavar="N", type=int)
     top.add_argument("--split", choices=SPLITS[1:], default="test")

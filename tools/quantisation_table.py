@@ -27,7 +27,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, nargs="+")
     rows = {folder.name: ratios(folder) for folder in parser.parse_args().folder}
-    print_table(rows, ["int8", "int4", *GGUF])
+    print_table(rows, ["int8", "int4", "uint4", *GGUF])
     print()
     print_table(rows, [f"cache {name}" for name in TYPES[1:]])
 
@@ -41,7 +41,7 @@ def print_table(rows: dict[str, dict[str, float]], columns: list[str]) -> None:
 
 def ratios(folder: Path) -> dict[str, float]:
     """Of all logits of all prompts, by what was changed."""
-    changed: dict[str, dict[str, Any]] = {p: {"precision": p} for p in ("int8", "int4")}
+    changed: dict[str, dict[str, Any]] = {p: {"precision": p} for p in ("int8", "int4", "uint4")}
     changed |= {f"cache {name}": {"precision": "float32", "cache": name} for name in TYPES[1:]}
     result = {name: ratio(folder, folder, options) for name, options in changed.items()}
     for name, pattern in GGUF.items():

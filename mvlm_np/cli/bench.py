@@ -1,7 +1,7 @@
 """Measures a model: load, encode, prefill, decode, memory; and in the same run what the machine can do.
 
 Each time is the median of several rounds, in which everything takes turns. "of the limit" is the part of
-the machine's own rate that is reached: of multiplying bytes in registers where weights are int8 or int4, of
+the machine's own rate that is reached: of multiplying bytes in registers where weights are packed, of
 a plain float32 matrix product where they are not, and of plainly reading memory for decode. --neighbour
 measures everything a second time in each round while another program keeps one of the cores busy, as on a
 board that has other work to do. --together decodes several sequences that share each reading of the weights:
@@ -18,7 +18,8 @@ examples:
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -153,6 +154,7 @@ def measure(
         rates["dot"] = limits.operations(GROUPS) / taken["dot"]
     limits_of = {"decode": "read", "prefill": _product(model.decoder.layers[0].o_proj, rates)}
     figures: dict[str, Any] = _speeds(taken, prompt) | {
+        "bits_per_weight": bits_per_weight(model),
         "prefill_limit": decoder_operations(config, prompt) / taken["prefill"] / rates[limits_of["prefill"]],
         "decode_limit": bytes_of_a_token(model, prompt + new / 2) / taken["decode"] / rates["read"],
         "peak_memory_gb": (peak or 0) / 1e9,
@@ -259,6 +261,27 @@ def bytes_of_a_token(model: "MobileVLM", positions: float) -> float:
     return model.decoder.nbytes + model.session().cache.bytes_per_position * positions
 
 
+def bits_per_weight(model: "MobileVLM") -> dict[str, dict[str, Any]]:
+    """The matrices that a token reads, by the type in which they are kept: how many, and bits a weight."""
+    found = dict[str, list[Any]]()
+    for linear in linear_layers(model.decoder):
+        found.setdefault(linear.kind, []).append(linear)
+    return {
+        kind: {
+            "matrices": len(layers),
+            "bits": 8 * sum(layer.nbytes for layer in layers) / sum(prod(layer.shape) for layer in layers),
+        }
+        for kind, layers in found.items()
+    }
+
+
+def linear_layers(decoder: Any) -> Iterator[Any]:
+    """All linear layers of a decoder."""
+    for layer in decoder.layers:
+        yield from (*layer.qkv.layers, layer.o_proj, *layer.gate_up.layers, layer.down_proj)
+    yield decoder.lm_head
+
+
 # ---------------------------------------------------------------- the table
 
 
@@ -287,3 +310,6 @@ def _print(figures: dict[str, Any], prompt: int) -> None:
         times = speed / next(iter(figures["together"].values()))
         print(f"{f'decode, {count} together':24} {speed:9.2f} tokens/s {times:5.2f} ×")
     line("peak memory", "peak_memory_gb", "GB")
+    for kind, about in figures["bits_per_weight"].items():
+        count = about["matrices"]
+        print(f"{kind:24} {about['bits']:9.3f} bits a weight, {count} matri{'x' if count == 1 else 'ces'}")

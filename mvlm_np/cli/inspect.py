@@ -49,7 +49,14 @@ def run(args: argparse.Namespace) -> int:
         "path": str(checkpoint.path),
         "config": asdict(checkpoint.config),
         "tensors": [
-            {"name": t.name, "dtype": t.dtype, "shape": t.shape, "bytes": t.nbytes, "file": str(t.file.path)}
+            {
+                "name": t.name,
+                "dtype": t.dtype,
+                "shape": t.shape,
+                "bytes": t.nbytes,
+                "bits_per_value": 8 * t.nbytes / max(1, prod(t.shape)),
+                "file": str(t.file.path),
+            }
             for t in checkpoint.tensors.values()
         ],
         "memory": needed,
@@ -142,10 +149,12 @@ def _print(report: dict[str, Any]) -> None:
     print("tensors")
     width = max((len(t["name"]) for t in report["tensors"]), default=0)
     for t in report["tensors"]:
-        print(f"  {t['name']:{width}}  {t['dtype']:9} {' x '.join(map(str, t['shape'])) or 'scalar'}")
+        shape = " x ".join(map(str, t["shape"])) or "scalar"
+        print(f"  {t['name']:{width}}  {t['dtype']:9} {t['bits_per_value']:6.3f} bits  {shape}")
     weights = sum(prod(t["shape"]) for t in report["tensors"])
     stored = sum(t["bytes"] for t in report["tensors"])
-    print(f"  {len(report['tensors'])} tensors, {weights:,} values, {memory.text(stored)} on disk")
+    each = f"{8 * stored / max(1, weights):.3f} bits each"
+    print(f"  {len(report['tensors'])} tensors, {weights:,} values, {each}, {memory.text(stored)} on disk")
     print("memory of the weights, and of a conversation of 512 positions")
     for precision, size in report["memory"].items():
         print(f"  {precision:9} {memory.text(size)}")

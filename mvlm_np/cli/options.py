@@ -18,7 +18,7 @@ def add_model(parser: argparse.ArgumentParser, default: str = "$MVLM_MODEL") -> 
         default=os.environ.get("MVLM_MODEL") or None,
         help=f"model folder (default: {default})",
     )
-    group.add_argument("--precision", metavar="P", help="float32, int8 or int4 (default: as stored)")
+    group.add_argument("--precision", metavar="P", help="float32, int8, int4 or uint4 (default: as stored)")
     group.add_argument("--backend", metavar="B", default="auto", help="auto, numba or numpy (default: auto)")
     group.add_argument(
         "--threads", metavar="N", type=whole, help="threads to compute with (default: all cores)"
@@ -26,7 +26,7 @@ def add_model(parser: argparse.ArgumentParser, default: str = "$MVLM_MODEL") -> 
     group.add_argument(
         "--cache",
         metavar="T",
-        help="key-value cache: float32, float16, int8 (default: float16 for int8 and int4 models)",
+        help="key-value cache: float32, float16, int8 (default: float16 for rounded models)",
     )
     group.add_argument("--vision-tower", metavar="PATH", help="folder of the CLIP model, if it is elsewhere")
     group.add_argument("--mmproj", metavar="PATH", help="GGUF file of the vision tower, if it is elsewhere")
@@ -79,7 +79,7 @@ def model_arguments(args: argparse.Namespace, or_demo: bool = False) -> dict[str
 
 
 def draft(args: argparse.Namespace) -> Any:
-    """What `Chat` takes as `draft`. A model is loaded, in int8 unless it is stored in int8 or int4."""
+    """What `Chat` takes as `draft`. A model is loaded, in int8 unless it is stored packed."""
     if args.draft in ("none", "ngrams"):
         return args.draft
     from mvlm_np.checkpoints.opening import open_checkpoint

@@ -51,6 +51,18 @@ def test_what_costs_nothing_is_lossless(run: Run, tmp_path: Path) -> None:
     assert {line.split()[-1] for line in out.splitlines()[:-1]} == {"lossless"}
 
 
+def test_without_a_precision_everything_stays_as_it_is_stored(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("convert", BASE, tmp_path / "a", "--precision", "uint4")
+    assert code == 0 and " uint4 " in out
+    code, out, err = run("convert", tmp_path / "a", tmp_path / "b")
+    assert (code, err) == (0, "")
+    assert {line.split()[-1] for line in out.splitlines()[:-1]} == {"lossless"}
+    for name in ("model.safetensors", "prefix.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    code, _, err = run("convert", BASE, tmp_path / "c", "--to", "gguf")
+    assert code == 2 and "--precision: found none, wanted float16, int8, int4, uint4 in a gguf" in err
+
+
 def test_without_rounding_there_is_no_table(run: Run, tmp_path: Path) -> None:
     assert run("convert", BASE, tmp_path / "out", "--precision", "bf16")[1] == f"wrote {tmp_path / 'out'}\n"
 

@@ -23,19 +23,19 @@ def judged(request: pytest.FixtureRequest) -> tuple[str, Golden, dict[str, Stage
     for kind, to in (("float16", to_float16), ("bf16", to_bf16)):
         model = rounded(load(case.folder, "float32", "numpy"), to)
         runs[kind] = record(model, question, None, rounding_recorder(to))
-    for kind in ("int8", "int4"):
+    for kind in ("int8", "int4", "uint4"):
         runs[kind] = record(load(case.folder, kind, "numba"), question)
     return request.param, golden, runs
 
 
-@pytest.mark.parametrize("kind", ["float32", "float16", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["float32", "float16", "bf16", "int8", "int4", "uint4"])
 def test_of_goldens_without_floors(judged: tuple[str, Golden, dict[str, Stages]], kind: str) -> None:
     _, golden, runs = judged
     result = against(golden, runs[kind], kind)
     assert result.right, result.first_wrong
 
 
-@pytest.mark.parametrize("kind", ["float32", "float16", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["float32", "float16", "bf16", "int8", "int4", "uint4"])
 def test_of_goldens_with_floors(judged: tuple[str, Golden, dict[str, Stages]], kind: str) -> None:
     name, published, runs = judged
     if name not in OWN:
