@@ -3,9 +3,9 @@
     python tools/check_golden.py --models 200
 
 For each model a golden is recorded with --float64, and again without its floors. Candidates are torch in
-float32, float16 and bfloat16, and mvlm_np on either backend, with one thread, and in every packed kind. Each is
-compared in its class. A line for each model says how near the nearest stage came to its bound; the end, how
-near in all, by candidate. Exit code 1: there was a false alarm. It needs torch and transformers.
+float32, float16 and bfloat16, and mvlm_np on either backend, with one thread, and in every packed kind. Each
+is compared in its class. A line for each model says how near the nearest stage came to its bound; the end,
+how near in all, by candidate. Exit code 1: there was a false alarm. It needs torch and transformers.
 """
 
 import argparse
