@@ -97,7 +97,7 @@ def main() -> None:
     works = [(kind, rows) for rows in args.rows for kind in args.kinds]
     times: dict[tuple[str, str, int], list[float]] = {}
     for turn in range(-1, args.rounds):  # the first turn compiles, and brings the weights into memory
-        for work in works:
+        for work in works[:: 1 if turn % 2 else -1]:
             for name in list(workers)[:: 1 if turn % 2 else -1]:
                 taken = workers[name](*work)
                 if turn >= 0:

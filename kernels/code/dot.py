@@ -11,12 +11,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from mvlm_np.kernels.code import llvm
-from mvlm_np.kernels.code.llvm import F32, I8, I16, I32, I64, INTS, LANES
+from mvlm_np.kernels.code.llvm import F32, I8, I16, I32, INTS, LANES
 from mvlm_np.kernels.code.simd import load_halves
 from mvlm_np.kernels.code.tiles import Tile
 from mvlm_np.kernels.cpu import INSTRUCTION_SET
 from mvlm_np.kernels.shapes import COPIES, OFFSET, PARTS, START
-from mvlm_np.ops import SUPER
 
 AHEAD = 4096  # bytes of values by which what is fetched from memory is ahead of its use
 VALUES = {"int8": 512, "int4": 256, "uint4": 256}  # bytes of a group's values in a tile
@@ -32,7 +31,7 @@ def zero_totals(typing, rows, columns):
 
 
 @intrinsic(prefer_literal=True)
-def add_group(typing, totals, kind, values, scales, tops, part, group, acts, word):
+def add_group(typing, totals, kind, values, scales, tops, part, group, super_block, acts, word):
     """totals + the products of one group of 32 columns, each times its weights' and its activations' scale.
     Where weights have minima, what these make of the activations is then taken off.
 
@@ -48,21 +47,21 @@ def add_group(typing, totals, kind, values, scales, tops, part, group, acts, wor
     count = totals.rows * totals.columns
 
     def generate(context, builder, signature, arguments):
-        tile, _, *addresses, part, group, acts, word = arguments
+        tile, _, *addresses, part, group, super_block, acts, word = arguments
         addresses = [cgutils.unpack_tuple(builder, of_tiles) for of_tiles in addresses]
-        acts = llvm.element(context, builder, signature.args[7], acts, word)
+        acts = llvm.element(context, builder, signature.args[8], acts, word)
         before = [builder.extract_value(tile, i) for i in range(count)]
         after = group_products(
-            builder, before, totals.rows, kind.literal_value, *addresses, part, group, acts
+            builder, before, totals.rows, kind.literal_value, *addresses, part, group, super_block, acts
         )
         for i, total in enumerate(after):
             tile = builder.insert_value(tile, total, i)
         return tile
 
-    return totals(totals, kind, values, scales, tops, part, group, acts, word), generate
+    return totals(totals, kind, values, scales, tops, part, group, super_block, acts, word), generate
 
 
-def group_products(builder, totals, rows, kind, values, scales, tops, part, group, acts):
+def group_products(builder, totals, rows, kind, values, scales, tops, part, group, super_block, acts):
     """`add_group` for LLVM values: lists of totals and of addresses, and a pointer to the activations."""
     tiles, size = len(values), VALUES[kind]
     columns = len(totals) // rows
@@ -93,7 +92,6 @@ def group_products(builder, totals, rows, kind, values, scales, tops, part, grou
     steps = zip(zip(*chunks, strict=True), words, strict=True)
     sums = group_sums(builder, starts, steps, rows, columns, kind != "int8")
     if kind == "uint4":
-        super_block = builder.udiv(group, ir.Constant(I64, SUPER))
         whole = registers(scales, group, SCALES, LANES // PARTS)
         counted_in = registers(tops, super_block, TOPS, 2 * LANES // PARTS)
         pairs = [*zip(whole, counted_in, strict=True)]

@@ -81,10 +81,11 @@ def _block(kind, rows, columns):
     at_once, segment = (PARTS, 1 << 30) if PARTS == 1 or rows * PARTS <= 4 else (1, 8)
     registers, lanes = columns * at_once, ROWS // PARTS
     value_bytes = VALUES[kind]
+    span = SUPER if kind == "uint4" else 1 << 30  # groups with the same tops
 
     @inline
     def block(matrix, tile, acts, word, groups, token):
-        weights, (bias, first), y = matrix
+        weights, (bias, own), y = matrix
         values, scales, tops = tiles_at(weights, tile, groups, value_bytes)
         for start in range(0, groups, segment):
             stop = min(start + segment, groups)
@@ -93,11 +94,13 @@ def _block(kind, rows, columns):
                 totals = zero_totals(rows, registers)
                 if start > 0:
                     totals = load_tile(totals, y, token, column)
-                for g in range(start, stop):
-                    at = word + g * (rows * WORDS)
-                    totals = add_group(totals, kind, values, scales, tops, part, g, acts, at)
+                for first in range(start, stop, span):
+                    super_block = first // SUPER
+                    for g in range(first, min(first + span, stop)):
+                        at = word + g * (rows * WORDS)
+                        totals = add_group(totals, kind, values, scales, tops, part, g, super_block, acts, at)
                 if stop == groups and len(bias) > 0:
-                    totals = add_rows(totals, bias, 0, first + column)
+                    totals = add_rows(totals, bias, 0, own + column)
                 store_tile(totals, y, token, column)
 
     return block

@@ -77,7 +77,9 @@ def compiled(target: Target, kind: str, rows: int, tiles: int, registers: int) -
     group, *totals = (builder.phi(t) for t in [number, *[vector] * (rows * tiles * registers)])
     word = builder.gep(acts, [builder.mul(group, ir.Constant(number, rows * WORDS))])
     columns = addresses(values), addresses(scales), addresses(tops)
-    after = list(dot.group_products(builder, totals, rows, kind, *columns, first, group, word))
+    after = list(
+        dot.group_products(builder, totals, rows, kind, *columns, first, group, ir.Constant(number, 0), word)
+    )
     following = builder.add(group, ir.Constant(number, 1))
     for phi, changed in zip((group, *totals), (following, *after), strict=True):
         phi.add_incoming(ir.Constant(phi.type, None if phi in totals else 0), blocks[0])
