@@ -18,8 +18,9 @@ from mvlm_np.kernels.cpu import INSTRUCTION_SET
 from mvlm_np.kernels.shapes import COPIES, OFFSET, PARTS, START
 
 AHEAD = 4096  # bytes of values by which what is fetched from memory is ahead of its use
-VALUES = {"int8": 512, "int4": 256, "uint4": 256}  # bytes of a group's values in a tile
-SCALES = 32  # bytes of a group's scales in a tile
+FLOATS_READY = "uint4 with floats"  # uint4 with its scales and minima as float32: of 16 rows, then of 16 rows
+VALUES = {"int8": 512, "int4": 256, "uint4": 256, FLOATS_READY: 256}  # bytes of a group's values in a tile
+SCALES = {"int8": 32, "int4": 32, "uint4": 32, FLOATS_READY: 128}  # bytes of a group's scales in a tile
 TOPS = 64  # bytes of a super-block's tops in a tile
 
 
@@ -36,7 +37,7 @@ def add_group(typing, totals, kind, values, scales, tops, part, group, super_blo
     Where weights have minima, what these make of the activations is then taken off.
 
     totals  a tile of float32: tokens x registers
-    kind    one of `pack.KINDS`, a constant
+    kind    one of `pack.KINDS`, or FLOATS_READY, a constant
     values  the addresses of one tile of weights or more, as `pack` defines them
     scales  the addresses of their scales
     tops    the addresses of their tops, if the kind has them
@@ -63,15 +64,17 @@ def add_group(typing, totals, kind, values, scales, tops, part, group, super_blo
 
 def group_products(builder, totals, rows, kind, values, scales, tops, part, group, super_block, acts):
     """`add_group` for LLVM values: lists of totals and of addresses, and a pointer to the activations."""
-    tiles, size = len(values), VALUES[kind]
-    columns = len(totals) // rows
+    tiles, size, scale_bytes = len(values), VALUES[kind], SCALES[kind]
+    has_minima = kind in ("uint4", FLOATS_READY)
+    columns, lanes = len(totals) // rows, ir.VectorType(F32, LANES // PARTS)
     taken = range(columns // tiles)  # registers of each tile
     for address in values:  # a pass over a part of the rows fetches as large a part of the lines
         ahead = llvm.offset(builder, address, (group, size), (part, size // PARTS))
         for line in range(0, size // PARTS * len(taken), 64):
             llvm.prefetch(builder, ahead, AHEAD + line)
-    for address in scales:
-        llvm.prefetch(builder, llvm.offset(builder, address, (group, SCALES)), AHEAD // size * SCALES)
+    for address in scales if kind != FLOATS_READY else ():
+        first = llvm.offset(builder, address, (group, scale_bytes))
+        llvm.prefetch(builder, first, AHEAD // size * scale_bytes)
 
     def registers(addresses, which, which_size, register_size):
         """For each column, where the part of a group (or super-block) begins that belongs to its rows."""
@@ -82,7 +85,7 @@ def group_products(builder, totals, rows, kind, values, scales, tops, part, grou
     def of_tokens(word):
         return llvm.further(builder, acts, word * rows)
 
-    if kind == "uint4":
+    if has_minima:
         starts = [llvm.constant(START, ir.VectorType(I32, LANES // PARTS))] * rows
     else:
         starts = _starts(builder, of_tokens(8), rows)
@@ -92,12 +95,15 @@ def group_products(builder, totals, rows, kind, values, scales, tops, part, grou
     steps = zip(zip(*chunks, strict=True), words, strict=True)
     sums = group_sums(builder, starts, steps, rows, columns, kind != "int8")
     if kind == "uint4":
-        whole = registers(scales, group, SCALES, LANES // PARTS)
+        whole = registers(scales, group, scale_bytes, LANES // PARTS)
         counted_in = registers(tops, super_block, TOPS, 2 * LANES // PARTS)
         pairs = [*zip(whole, counted_in, strict=True)]
         scales, minima = ([_counted(builder, *pair, i) for pair in pairs] for i in (0, 1))
+    elif kind == FLOATS_READY:
+        pointers = [*registers(scales, group, scale_bytes, 4 * LANES // PARTS)]
+        scales, minima = ([llvm.load(builder, p, lanes, 4, i * PARTS) for p in pointers] for i in (0, 1))
     else:
-        halves = registers(scales, group, SCALES, SCALES // PARTS)
+        halves = registers(scales, group, scale_bytes, 2 * LANES // PARTS)
         scales = [load_halves(builder, pointer, LANES // PARTS) for pointer in halves]
     act_scales = list(_in_all_lanes(builder, of_tokens(8 + COPIES), F32, rows))
     pairs = [(scale, act_scale) for scale in scales for act_scale in act_scales]
@@ -105,7 +111,7 @@ def group_products(builder, totals, rows, kind, values, scales, tops, part, grou
         llvm.multiply_add(builder, _floats(builder, exact), builder.fmul(*pair), total)
         for total, exact, pair in zip(totals, sums, pairs, strict=True)
     ]
-    if kind == "uint4":
+    if has_minima:
         act_sums = list(_in_all_lanes(builder, of_tokens(8), F32, rows))
         pairs = [(minimum, act_sum) for minimum in minima for act_sum in act_sums]
         totals = [llvm.multiply_add(builder, *pair, t) for t, pair in zip(totals, pairs, strict=True)]

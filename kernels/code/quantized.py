@@ -10,9 +10,9 @@ import numpy as np
 from numba import carray, types
 
 from mvlm_np.kernels.code.compile import inline
-from mvlm_np.kernels.code.dot import SCALES, TOPS, VALUES, add_group, zero_totals
+from mvlm_np.kernels.code.dot import FLOATS_READY, SCALES, TOPS, VALUES, add_group, zero_totals
 from mvlm_np.kernels.code.kernel import kernel, reads, writes
-from mvlm_np.kernels.code.simd import LANES, load, pointer, store
+from mvlm_np.kernels.code.simd import LANES, load, multiply, pointer, store
 from mvlm_np.kernels.code.tiles import add_rows, largest_magnitude, load_tile, store_rounded, store_tile
 from mvlm_np.kernels.pack import KINDS, ROWS
 from mvlm_np.kernels.shapes import COPIES, FEWER, MINIMA, PARTS, SHAPE, START, WORDS
@@ -80,13 +80,13 @@ def _block(kind, rows, columns):
     tiles_at = _one_tile if columns == 1 else _two_tiles
     at_once, segment = (PARTS, 1 << 30) if PARTS == 1 or rows * PARTS <= 4 else (1, 8)
     registers, lanes = columns * at_once, ROWS // PARTS
-    value_bytes = VALUES[kind]
+    sizes = VALUES[kind], SCALES[kind]
     span = SUPER if kind == "uint4" else 1 << 30  # groups with the same tops
 
     @inline
     def block(matrix, tile, acts, word, groups, token):
         weights, (bias, own), y = matrix
-        values, scales, tops = tiles_at(weights, tile, groups, value_bytes)
+        values, scales, tops = tiles_at(weights, tile, groups, sizes)
         for start in range(0, groups, segment):
             stop = min(start + segment, groups)
             for part in range(0, PARTS, at_once):
@@ -107,31 +107,53 @@ def _block(kind, rows, columns):
 
 
 @inline
-def _one_tile(weights, tile, groups, value_bytes):
-    values, scales, tops = _tile_at(weights, tile, groups, value_bytes)
+def _one_tile(weights, tile, groups, sizes):
+    values, scales, tops = _tile_at(weights, tile, groups, sizes)
     return (values,), (scales,), (tops,)
 
 
 @inline
-def _two_tiles(weights, tile, groups, value_bytes):
-    values0, scales0, tops0 = _tile_at(weights, tile, groups, value_bytes)
-    values1, scales1, tops1 = _tile_at(weights, tile + 1, groups, value_bytes)
+def _two_tiles(weights, tile, groups, sizes):
+    values0, scales0, tops0 = _tile_at(weights, tile, groups, sizes)
+    values1, scales1, tops1 = _tile_at(weights, tile + 1, groups, sizes)
     return (values0, values1), (scales0, scales1), (tops0, tops1)
 
 
 @inline
-def _tile_at(weights, tile, groups, value_bytes):
-    """The addresses of a tile's values, scales and tops. Beyond the last tile it is the last one: its product
-    goes where nobody looks.
+def _tile_at(weights, tile, groups, sizes):
+    """The addresses of a tile's values, scales and tops; sizes: bytes of a group's values and of its scales.
+    Beyond the last tile it is the last one: its product goes where nobody looks.
     """
     values, scales, tops, tiles = weights
     tile = min(tile, tiles - 1)
     supers = (groups + SUPER - 1) // SUPER
     return (
-        values + tile * groups * value_bytes,
-        scales + tile * groups * SCALES,
+        values + tile * groups * sizes[0],
+        scales + tile * groups * sizes[1],
         tops + tile * supers * TOPS,
     )
+
+
+WHOLE_BYTES, FLOAT_BYTES = SCALES["uint4"], SCALES[FLOATS_READY]
+
+
+@inline
+def _with_floats(matrix, tile, columns, groups, floats):
+    """The matrix with scales and minima of some tiles from `tile` on as float32: what many blocks of tokens
+    multiply with is computed once. floats: room for them, (columns * groups, 2, 16).
+    """
+    (values, scales, tops, tiles), own, y = matrix
+    supers = (groups + SUPER - 1) // SUPER
+    for t in range(tile, min(tile + columns, tiles)):
+        whole = carray(pointer(scales + t * groups * WHOLE_BYTES), (groups, 2, LANES), np.uint8)
+        counted_in = carray(pointer(tops + t * supers * TOPS), (supers, 2, LANES), np.uint16)
+        for g in range(groups):
+            for i in range(2):
+                both = multiply(load(whole, (g, i, 0)), load(counted_in, (g // SUPER, i, 0)))
+                store(floats, ((t - tile) * groups + g, i, 0), both)
+    # Tiles are counted through the matrix, and only these are there.
+    first = np.int64(floats.ctypes.data) - tile * groups * FLOAT_BYTES
+    return (values, first, tops, tiles), own, y
 
 
 @inline
@@ -165,19 +187,27 @@ def _tokens(kind, tall, columns):
     tall_block, middle_block, short_block = (
         _block(kind, *shape) for shape in ((tall, columns), (middle, 1), (short, 1))
     )
+    in_floats = kind == "uint4"
+    tall_block_of_many = _block(FLOATS_READY, tall, columns) if in_floats else tall_block
 
     @kernel(*_PRODUCT, name=f"_{kind}_{tall}x{columns}")
     def body(first, stop, places, acts, bias, span, y):
         tokens, results = len(y), y.ctypes.data
         groups = len(acts) // (tokens * WORDS)
         stripes = y.shape[1] // (columns * ROWS)
+        floats = np.empty((columns * groups if in_floats else 0, 2, LANES), np.float32)
         for step in range(first, stop):
             start = step // stripes * span
             matrix, tile = _matrix_of(step % stripes, columns, places, bias, results, tokens)
+            many = in_floats and min(start + span, tokens) - start > tall
+            ready = _with_floats(matrix, tile, columns, groups, floats) if many else matrix
             for token in range(start, min(start + span, tokens), tall):
                 word = token * groups * WORDS
                 if tokens - token > middle:
-                    tall_block(matrix, tile, acts, word, groups, token)
+                    if many:
+                        tall_block_of_many(ready, tile, acts, word, groups, token)
+                    else:
+                        tall_block(matrix, tile, acts, word, groups, token)
                 else:
                     for t in range(tile, tile + columns):
                         if tokens - token > short:

@@ -53,15 +53,17 @@ def pointer(typing, address):
 
 @intrinsic
 def load(typing, a, index):
-    """a[index : index + 16] as float32; `a` may hold float32, int8, or float16 that it sees as uint16."""
-    stored = I8 if a.dtype == types.int8 else F32
+    """a[index : index + 16] as float32; `a` holds float32, int8, uint8, or float16 that it sees as uint16."""
+    stored = I8 if a.dtype in (types.int8, types.uint8) else F32
 
     def generate(context, builder, signature, arguments):
         pointer = _pointer(context, builder, signature.args[0], *arguments)
         if a.dtype == types.uint16:
             return load_halves(builder, pointer)
         lanes = llvm.load(builder, pointer, ir.VectorType(stored, LANES))
-        return lanes if a.dtype == types.float32 else builder.sitofp(lanes, FLOATS)
+        if a.dtype == types.float32:
+            return lanes
+        return (builder.uitofp if a.dtype == types.uint8 else builder.sitofp)(lanes, FLOATS)
 
     return vector(a, index), generate
 

@@ -40,11 +40,12 @@ TARGETS = {
 
 def loops(name: str) -> dict[str, list[Instruction]]:
     """The loops of all products, by their names, with the instruction set of this process."""
+    from mvlm_np.kernels.code.dot import FLOATS_READY
     from mvlm_np.kernels.pack import KINDS
     from mvlm_np.kernels.shapes import FEWER, PARTS, SHAPE
 
     found = {}
-    for kind in KINDS:
+    for kind in (*KINDS, FLOATS_READY):
         for rows, tiles in (SHAPE, *((rows, 1) for rows in (*FEWER, 1))):
             registers = PARTS if rows * PARTS <= 4 else 1
             code = compiled(TARGETS[name], kind, rows, tiles, registers)
