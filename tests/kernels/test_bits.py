@@ -36,6 +36,7 @@ WANTED = {
     ("ldpnetv2", "int4", "float16"): ("17a1336a1f72de35", "abffa6541dade9b9", "8c6294dd2826163c"),
     ("ldpnet", "int8", "int8"): ("5d56ce0acc22c5f5", "4fd1a81fcc40b12d", "71d1d9cb670390db"),
     ("mlp2x_gelu", "int4", "float32"): ("be0597e621f072c2", "df0b9e26d39f7594", "527a7c846a7c6846"),
+    ("ldpnetv2", "uint4", "int8"): ("17a1336a1f72de35", "5c7aad032d4ac05d", "0459bb6b9fe31dd0"),
 }
 PROMPT, TOKENS = [1, 7, 30, -200, 5, 99, 64], 12
 
@@ -59,10 +60,17 @@ class Made(Binder):
 
     def linear(self, name: str, N: int, K: int, bias: bool = True) -> Linear:
         kind = self.kind if "layers." in self.prefix and "vision" not in self.prefix else "int8"
-        most = 127 if kind == "int8" else 7
-        w = self.integers(name, -most, most, N, K).astype(np.int8)
-        scales = self.integers(f"{name}.scales", 20, 40, N, -(-K // 32)) / (16 * most * K**0.5)
-        packed = pack.pack(kind, w, scales.astype(np.float16))
+        groups, most = -(-K // 32), 127 if kind == "int8" else 7
+        if kind == "uint4":
+            w = self.integers(name, 0, 15, N, K).astype(np.uint8)
+            scales = self.integers(f"{name}.scales", 0, 255, N, groups, 2).astype(np.uint8)
+            tops = self.integers(f"{name}.tops", 20, 40, N, -(-groups // 8), 2) / (2048 * K**0.5)
+            factors = scales, (tops / (7, 1)).astype(np.float16)
+        else:
+            w = self.integers(name, -most, most, N, K).astype(np.int8)
+            scales = self.integers(f"{name}.scales", 20, 40, N, groups) / (16 * most * K**0.5)
+            factors = (scales.astype(np.float16),)
+        packed = pack.pack(kind, w, *factors)
         return Quantized(packed, self.array(f"{name}.bias", N) if bias else None, self.ops)
 
     conv1x1 = linear
