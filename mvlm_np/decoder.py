@@ -32,6 +32,11 @@ class DecoderLayer:
     gate_up: Joined  # gate_proj, up_proj: D -> I each
     down_proj: Linear  # I -> D
 
+    @property
+    def linear(self) -> list[Linear]:
+        """The linear layers, in the order in which they are computed."""
+        return [*self.qkv.layers, self.o_proj, *self.gate_up.layers, self.down_proj]
+
 
 @dataclass(eq=False, repr=False)
 class DecoderWeights:
@@ -41,6 +46,11 @@ class DecoderWeights:
     layers: list[DecoderLayer]
     norm: np.ndarray  # (D,)
     lm_head: Linear  # D -> vocabulary
+
+    @property
+    def linear(self) -> list[Linear]:
+        """All linear layers, in the order in which they are computed."""
+        return [*(linear for layer in self.layers for linear in layer.linear), self.lm_head]
 
     @property
     def nbytes(self) -> int:
@@ -86,10 +96,7 @@ def exact(weights: DecoderWeights, config: DecoderConfig, ops: Ops) -> bool:
     They do where every product is one of packed weights and kernels compute it. BLAS sums in an order
     that changes with the number of rows.
     """
-    products = [weights.lm_head]
-    for layer in weights.layers:
-        products += [*layer.qkv.layers, layer.o_proj, *layer.gate_up.layers, layer.down_proj]
-    packed = all(isinstance(product, Quantized) for product in products)
+    packed = all(isinstance(linear, Quantized) for linear in weights.linear)
     # Attention's kernels are made for heads in whole 16s.
     return packed and compiled(ops) and config.head_dim % 16 == 0
 

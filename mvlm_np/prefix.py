@@ -29,7 +29,7 @@ from mvlm_np.errors import UserError
 from mvlm_np.inputs.conversation import render
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN, Tokenizer, tokenize_prompt
 from mvlm_np.kv_store import Stored, part
-from mvlm_np.linear import Joined, Quantized
+from mvlm_np.linear import Quantized
 from mvlm_np.session import Session
 from mvlm_np.trace import Watch
 
@@ -71,16 +71,6 @@ def is_exact(weights: DecoderWeights, config: DecoderConfig, ops: Ops) -> bool:
     return decoder.exact(weights, config, ops) and backend.is_exact(ops)
 
 
-def _linear(block: object) -> list[object]:
-    found: list[object] = []
-    for weight in vars(block).values():
-        if isinstance(weight, Joined):
-            found += weight.layers
-        elif not isinstance(weight, np.ndarray):
-            found.append(weight)
-    return found
-
-
 def compute(session: Session, template: str, tokenizer: Tokenizer, pictures: bool) -> Prefix:
     """The beginning that all first questions of a template share, as this empty session computes it.
 
@@ -103,7 +93,7 @@ def origin(weights: DecoderWeights, config: DecoderConfig, ids: np.ndarray) -> s
     digest = sha256(repr((ARITHMETIC, config)).encode())
     digest.update(np.ascontiguousarray(weights.embed_tokens(ids)).data)
     for block in weights.layers:
-        for layer in _linear(block):
+        for layer in block.linear:
             assert isinstance(layer, Quantized)
             kind, N, K, values, *_ = layer.packed
             name = {"int8": 8, "int4": 4}.get(kind, kind)  # as it is in files that are there

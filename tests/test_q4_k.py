@@ -18,7 +18,7 @@ from mvlm_np.config import Config, DecoderConfig
 from mvlm_np.converting import convert, convert_to_gguf
 from mvlm_np.errors import CheckpointError
 from mvlm_np.kernels import pack
-from mvlm_np.linear import Linear, Quantized
+from mvlm_np.linear import Quantized
 from mvlm_np.model import MobileVLM
 from tests.checkpoints.gguf_models import VOCAB, as_weights, random_weights, tokenizer_model
 from tests.conftest import shared_path
@@ -76,24 +76,15 @@ def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf_blocks.importlib.util, "find_spec", lambda name: None)
 
 
+PARTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+
 def packed_in(model: MobileVLM) -> Iterator[tuple[str, pack.Packed]]:
     """The decoder's matrices by llama.cpp's names."""
-    for name, linear in linear_in(model):
+    names = [f"blk.{i}.{part}" for i in range(len(model.decoder.layers)) for part in PARTS]
+    for name, linear in zip([*names, "output"], model.decoder.linear, strict=True):
         assert isinstance(linear, Quantized)
         yield name, linear.packed
-
-
-def linear_in(model: MobileVLM) -> Iterator[tuple[str, Linear]]:
-    for i, layer in enumerate(model.decoder.layers):
-        parts = zip(("attn_q", "attn_k", "attn_v"), layer.qkv.layers, strict=True)
-        yield from ((f"blk.{i}.{name}", linear) for name, linear in parts)
-        yield from (
-            (f"blk.{i}.{name}", linear)
-            for name, linear in zip(("ffn_gate", "ffn_up"), layer.gate_up.layers, strict=True)
-        )
-        yield f"blk.{i}.attn_output", layer.o_proj
-        yield f"blk.{i}.ffn_down", layer.down_proj
-    yield "output", model.decoder.lm_head
 
 
 @pytest.mark.usefixtures("no_package")

@@ -18,7 +18,7 @@ examples:
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from statistics import median
 from time import perf_counter
@@ -264,7 +264,7 @@ def bytes_of_a_token(model: "MobileVLM", positions: float) -> float:
 def bits_per_weight(model: "MobileVLM") -> dict[str, dict[str, Any]]:
     """The matrices that a token reads, by the type in which they are kept: how many, and bits a weight."""
     found = dict[str, list[Any]]()
-    for linear in linear_layers(model.decoder):
+    for linear in model.decoder.linear:
         found.setdefault(linear.kind, []).append(linear)
     return {
         kind: {
@@ -273,13 +273,6 @@ def bits_per_weight(model: "MobileVLM") -> dict[str, dict[str, Any]]:
         }
         for kind, layers in found.items()
     }
-
-
-def linear_layers(decoder: Any) -> Iterator[Any]:
-    """All linear layers of a decoder."""
-    for layer in decoder.layers:
-        yield from (*layer.qkv.layers, layer.o_proj, *layer.gate_up.layers, layer.down_proj)
-    yield decoder.lm_head
 
 
 # ---------------------------------------------------------------- the table
