@@ -65,11 +65,11 @@ class Made(Binder):
             w = self.integers(name, 0, 15, N, K).astype(np.uint8)
             scales = self.integers(f"{name}.scales", 0, 255, N, groups, 2).astype(np.uint8)
             tops = self.integers(f"{name}.tops", 20, 40, N, -(-groups // 8), 2) / (2048 * K**0.5)
-            factors = scales, (tops / (7, 1)).astype(np.float16)
+            factors = [scales, (tops / (7, 1)).astype(np.float16)]
         else:
             w = self.integers(name, -most, most, N, K).astype(np.int8)
             scales = self.integers(f"{name}.scales", 20, 40, N, groups) / (16 * most * K**0.5)
-            factors = (scales.astype(np.float16),)
+            factors = [scales.astype(np.float16)]
         packed = pack.pack(kind, w, *factors)
         return Quantized(packed, self.array(f"{name}.bias", N) if bias else None, self.ops)
 
