@@ -28,7 +28,7 @@ from mvlm_np.calibrating.reading import Reading, Sequences, reader
 from mvlm_np.checkpoints import packed
 from mvlm_np.checkpoints.checkpoint import Checkpoint
 from mvlm_np.checkpoints.gguf_tokenizer import as_sentencepiece
-from mvlm_np.checkpoints.gguf_writer import write_gguf_pair
+from mvlm_np.checkpoints.gguf_writer import Q4_K_WHOLE, write_gguf_pair
 from mvlm_np.checkpoints.json_files import read_json
 from mvlm_np.checkpoints.loader import FOUR_BITS, kind
 from mvlm_np.checkpoints.lora import MergedTensor
@@ -41,6 +41,7 @@ from mvlm_np.inputs.conversation import as_jinja
 from mvlm_np.kernels import pack
 from mvlm_np.kernels.pack import KINDS
 from mvlm_np.loading import bound_tensors, load, manifest, open_tokenizer, quantized, require_memory
+from mvlm_np.quantize import WHOLE
 
 PRECISIONS = ("float32", "bf16", *KINDS)
 GGUF_PRECISIONS = {"float16": "F16", "int8": "Q8_0", "int4": "Q4_0", "uint4": "Q4_K"}
@@ -91,7 +92,9 @@ def _write_folder(
     def note(name: str, kept: str | None, snr: float) -> None:
         if name in gains:
             snr, nearest = gains[name]
-            rounding[name] = {"precision": kept, "output_signal_to_noise_db": snr, "to_nearest_db": nearest}
+            if np.isfinite(snr):
+                of_output = {"output_signal_to_noise_db": snr, "to_nearest_db": nearest}
+                rounding[name] = {"precision": kept, **of_output}
         elif kept and np.isfinite(snr):
             rounding[name] = {"precision": kept, "signal_to_noise_db": snr}
         told(name, kept, snr)
@@ -122,14 +125,14 @@ def convert_to_gguf(
     told       is called with the name, kind and signal-to-noise ratio, in dB, of each matrix that was packed
                already and had to be rounded again to fit its blocks
     progress   is called with the bytes written so far and the bytes in all
-    calibration  as in `convert`, of int4; Q4_K's scales of 6 bits would need another one
+    calibration  as in `convert`
 
     UserError: as `convert`; or llama.cpp has no such model; or there is no tokenizer, which a GGUF contains.
     """
     tensors = _sound(checkpoint, precision, GGUF_PRECISIONS, quality)
     tokenizer = open_tokenizer(checkpoint)
     with (
-        _calibrated(checkpoint, tensors, destination, precision, calibration) as (rounded, _),
+        _calibrated(checkpoint, tensors, destination, precision, calibration, Q4_K_WHOLE) as (rounded, _),
         _new_folder(destination) as part,
     ):
         write_gguf_pair(
@@ -183,6 +186,7 @@ def _calibrated(
     destination: Path,
     precision: str | None,
     calibration: Calibration | None,
+    whole: int = WHOLE,
 ) -> Iterator[tuple[Mapping[str, Tensor], Gains]]:
     """The tensors with the decoder's matrices rounded by what goes through them, and what that has gained.
 
@@ -203,7 +207,7 @@ def _calibrated(
     reading, told = calibration.reading, calibration.progress
     work = Work(
         destination.with_name(f"{destination.name}.calibrating"),
-        origin(checkpoint.config, tensors, precision, reading.digest()),
+        origin(checkpoint.config, tensors, precision, whole, reading.digest()),
     )
     ops = choose()
 
@@ -212,9 +216,8 @@ def _calibrated(
         return reading.sequences(reader(checkpoint, tensors, ops), partial(told, "read"))
 
     with work.held():
-        rounded, gains = calibrated(
-            tensors, checkpoint.config.decoder, precision, ops, work, sequences, partial(told, "calibrate")
-        )
+        decoder, progress = checkpoint.config.decoder, partial(told, "calibrate")
+        rounded, gains = calibrated(tensors, decoder, precision, whole, ops, work, sequences, progress)
         yield {**tensors, **rounded}, gains
         shutil.rmtree(work.path)
 

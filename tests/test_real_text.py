@@ -1,11 +1,20 @@
 """Models that were trained on English text: what they write, and what rounding does to them."""
 
 import json
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mvlm_np
+from mvlm_np.backend import choose
+from mvlm_np.calibrating.layers import Work, calibrated
+from mvlm_np.checkpoints.opening import open_checkpoint
+from mvlm_np.linear import Dense, Joined
+from mvlm_np.loading import bound_tensors
+from mvlm_np.quantize import WHOLE, dequantize, quantize
 from tests.conftest import ROOT, shared_path
 from tools.parts.real_text import BYTE_LEVEL, encode, manual
 from tools.quality import compare, pieces_of_text, predictions
@@ -52,3 +61,41 @@ def test_8_bits_change_little_of_a_trained_model(smollm2: Path) -> None:
     true = [predictions(model, piece)[0] for piece in read]
     found = compare("int8", mvlm_np.load(smollm2, "int8"), read, true)
     assert found.kl < 0.02 and found.same_best > 0.9
+
+
+@pytest.mark.parametrize("kind", ["int4", "uint4"])
+def test_calibration_halves_what_4_bits_cost_a_trained_model(
+    smollm2: Path, tmp_path: Path, kind: str
+) -> None:
+    """Of the first two layers; calibrated on one half of a manual, judged by the other."""
+    source = open_checkpoint(smollm2)
+    config = replace(source.config.decoder, num_hidden_layers=2)
+    tensors, model = bound_tensors(source), mvlm_np.load(smollm2)
+    calibration, evaluation = (encode(smollm2, model, manual(part)) for part in ("calibration", "evaluation"))
+    pieces = [model.decoder.embed_tokens(np.array(calibration[i : i + 256])) for i in range(0, 2048, 256)]
+    work = Work(tmp_path / "work", "")
+    with work.held():
+        found, _ = calibrated(tensors, config, kind, WHOLE, choose(), work, lambda: iter(pieces))
+    read = pieces_of_text(evaluation, 256, 256)
+    true = [predictions(model, piece)[0] for piece in read]
+
+    def kl(rounded: dict[str, np.ndarray]) -> float:
+        """With these two layers, all others as they are."""
+        layers = list(model.decoder.layers)
+        for i in range(2):
+            of = {
+                name.split(".")[-2]: w for name, w in rounded.items() if name.startswith(f"model.layers.{i}.")
+            }
+            layers[i] = replace(
+                layers[i],
+                qkv=Joined(*(Dense(of[f"{name}_proj"]) for name in "qkv")),
+                o_proj=Dense(of["o_proj"]),
+                gate_up=Joined(Dense(of["gate_proj"]), Dense(of["up_proj"])),
+                down_proj=Dense(of["down_proj"]),
+            )
+        other = copy(model)
+        other.decoder = replace(model.decoder, layers=layers)
+        return compare(kind, other, read, true).kl
+
+    nearest = kl({name: dequantize(*quantize(tensors[name].float32(), kind)) for name in found})
+    assert kl({name: tensor.float32() for name, tensor in found.items()}) < nearest / 2

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -49,26 +49,25 @@ Gains = dict[str, list[float]]
 Progress = Callable[[float, float], object]  # called with the work done and all there is, in FLOP
 
 
-def origin(config: Config, tensors: Mapping[str, Tensor], kind: str, read: str) -> str:
+def origin(config: Config, tensors: Mapping[str, Tensor], kind: str, whole: int, read: str) -> str:
     """A digest of all that a calibration's result depends on. Of each matrix, the first row counts.
 
-    read  the digest of what is read
+    kind, whole  as in `calibrated`; read: the digest of what is read
     """
-    digest = sha256(repr((__version__, TOKENS, config, kind, read)).encode())
+    digest = sha256(repr((__version__, TOKENS, config, kind, whole, read)).encode())
     for name, tensor in tensors.items():
         digest.update(repr((name, tensor.dtype, tensor.shape)).encode())
         digest.update(np.ascontiguousarray(tensor.rows(slice(0, 1))).data)
     return digest.hexdigest()
 
 
-def chosen(sequences: Sequences, seed: int = 0, tokens: int = TOKENS) -> Sequences:
-    """As many sequences as there is room for, drawn from all; the last is cut to what is left."""
-    found, left = [], tokens
-    for i in np.random.default_rng(seed).permutation(len(sequences)):
-        if left <= 0:
+def taken(sequences: Sequences, room: int = TOKENS) -> list[np.ndarray]:
+    """The first sequences, as many as there is room for; the last is cut to what is left."""
+    found = list[np.ndarray]()
+    for x in sequences:
+        found.append(x[:room])
+        if (room := room - len(x)) <= 0:
             break
-        found.append(sequences[i][:left])
-        left -= len(found[-1])
     return found
 
 
@@ -117,7 +116,11 @@ class Work:
                 wanted = "one of the same model, precision and pictures"
                 raise UserError(self.path, found, wanted, "remove it, or name another destination")
             yield
+        except OSError as error:
+            raise UserError(self.path, f"cannot be written ({error.strerror})") from None
         finally:
+            with suppress(OSError):
+                os.rmdir(self.path)  # where nothing was begun
             os.close(lock)
 
     def read(self) -> State | None:
@@ -143,6 +146,7 @@ def calibrated(
     tensors: Mapping[str, Tensor],
     config: DecoderConfig,
     kind: str,
+    whole: int,
     ops: Ops,
     work: Work,
     begin: Callable[[], Sequences],
@@ -151,13 +155,13 @@ def calibrated(
     """The matrices of the decoder's layers, rounded, and what that has gained.
 
     tensors  of the model, by name
-    kind     "int4" or "uint4"
+    kind     "int4" or "uint4", the latter with scales and minima up to `whole`, see `quantize`
     work     where what is done lies, held by the caller; the tensors that are returned lie there, too
     begin    gives what the decoder reads; not called where a calibration goes on
     """
     state = work.read()
     if state is None:
-        sequences = chosen(begin())
+        sequences = taken(begin())
         state = State(0, [len(x) for x in sequences], np.concatenate(sequences), {})
         work.write(state)
         if (T := sum(state.lengths)) < FEW:
@@ -169,7 +173,7 @@ def calibrated(
             )
     L = config.num_hidden_layers
     if state.done < L:
-        layers = Layers(tensors, L, kind, work, state, progress)
+        layers = Layers(tensors, L, kind, whole, work, state, progress)
         weights = DecoderWeights(
             embed_tokens=lambda ids: state.x,
             layers=cast(Any, layers),
@@ -192,11 +196,12 @@ class Layers:
         tensors: Mapping[str, Tensor],
         count: int,
         kind: str,
+        whole: int,
         work: Work,
         state: State,
         progress: Progress,
     ):
-        self.tensors, self.count, self.kind = tensors, count, kind
+        self.tensors, self.count, self.kind, self.whole = tensors, count, kind, whole
         self.work, self.state, self.progress = work, state, progress
         self.first = state.done
         self._entries, self._about = list[Entry](), dict[str, str]()
@@ -244,11 +249,12 @@ class Layers:
         """Rounds matrices with the same input h (T, K), and computes what each makes of it, (T, N)."""
         H, outputs = second_moments(h), []
         matrices = [self.tensors[name].float32() for name in names]
-        rounded = gptq(np.concatenate(matrices), H, self.kind, ", ".join(names))
+        rounded = gptq(np.concatenate(matrices), H, self.kind, ", ".join(names), self.whole)
         start = 0
         for name, w in zip(names, matrices, strict=True):
             rows = slice(start, start := start + len(w))
-            near, own = quantize.quantize(w, self.kind, where=name), tuple(part[rows] for part in rounded)
+            near = quantize.quantize(w, self.kind, where=name, whole=self.whole)
+            own = tuple(part[rows] for part in rounded)
             nearest, found = (quantize.dequantize(*rounded) for rounded in (near, own))
             before, after = (output_error(w - other, H) for other in (nearest, found))
             worse = after > before  # never above rounding to nearest, in no row

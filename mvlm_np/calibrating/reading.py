@@ -33,9 +33,9 @@ ANSWER = 64  # tokens of an answer, at most
 TEXTS, LENGTH = 16, 384  # how many texts a model writes itself, and their tokens
 SEED = 0
 
-# One sequence: float32 (T, D), the embeddings that the decoder reads.
-Sequences = list[np.ndarray]
-Progress = Callable[[int, int], object]  # called with the sequences read so far, and all of them
+# The embeddings that the decoder reads: float32 (T, D) for each sequence.
+Sequences = Iterator[np.ndarray]
+Progress = Callable[[int, int], object]  # called with how much is read, and how much there is
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,13 @@ class Reading:
         return found.hexdigest()
 
     def sequences(self, model: MobileVLM, progress: Progress = lambda done, total: None) -> Sequences:
-        """What `model` makes of it. Its answers are greedy; texts of its own are drawn, with seeds."""
+        """What `model` makes of it, in an order that is drawn with a seed; no more is read than is taken.
+
+        Its answers are greedy; texts of its own are drawn, each with a seed.
+        """
         if self.pictures:
-            return list(_answers(model, self.pictures, progress))
-        if self.texts:
-            return _texts(model, self.texts)
-        return _own_texts(model, progress)
+            return _answers(model, self.pictures, progress)
+        return _texts(model, self.texts) if self.texts else _own_texts(model, progress)
 
 
 def reading_of(folder: Path, pictures: bool) -> Reading:
@@ -103,10 +104,11 @@ def _text(path: Path) -> str:
 
 def _answers(
     model: MobileVLM, pictures: Sequence[tuple[Path, tuple[str, ...]]], progress: Progress
-) -> Iterator[np.ndarray]:
+) -> Sequences:
     """Each question with the model's answer; those about a picture are answered together."""
-    done, total = 0, sum(len(questions) for _, questions in pictures)
-    for picture, questions in pictures:
+    for done, i in enumerate(np.random.default_rng(SEED).permutation(len(pictures))):
+        progress(done, len(pictures))
+        picture, questions = pictures[i]
         chat, batch = Chat(model, picture), Batch()
         chats = [chat.fork() for _ in questions]
         for one, question in zip(chats, questions, strict=True):
@@ -119,18 +121,16 @@ def _answers(
                 raise member.error
         for one in chats:
             yield model.embed(one.prompt_ids + one.answer_ids, one.images)[0]
-        done += len(questions)
-        progress(done, total)
 
 
 def _texts(model: MobileVLM, paths: Sequence[Path]) -> Sequences:
     """Texts in pieces of `LENGTH` tokens."""
-    found = []
+    pieces = list[list[int]]()
     for path in paths:
         ids = model.tokenizer.encode(_text(path))
-        for start in range(0, len(ids), LENGTH):
-            found.append(model.embed(ids[start : start + LENGTH], [])[0])
-    return found
+        pieces += [ids[start : start + LENGTH] for start in range(0, len(ids), LENGTH)]
+    for i in np.random.default_rng(SEED).permutation(len(pieces)):
+        yield model.embed(pieces[i], [])[0]
 
 
 def _own_texts(model: MobileVLM, progress: Progress) -> Sequences:
@@ -151,7 +151,7 @@ def _own_texts(model: MobileVLM, progress: Progress) -> Sequences:
     for member in members:
         if member.error is not None:
             raise member.error
-    return [model.embed(begin + choice.tokens, [])[0] for choice in choices]
+    yield from (model.embed(begin + choice.tokens, [])[0] for choice in choices)
 
 
 def reader(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], ops: Ops) -> MobileVLM:

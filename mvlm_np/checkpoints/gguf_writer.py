@@ -37,7 +37,7 @@ ALIGNMENT = 32
 FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 14}  # what we write, and llama.cpp's number for it
 _TYPES = {"F16": "float16", "Q4_0": "q4_0", "Q8_0": "q8_0", "Q4_K": "q4_k"}
 _FOUR_BITS = ("q4_0", "q4_k")
-_WHOLE = 63  # the largest scale or minimum of a Q4_K
+Q4_K_WHOLE = 63  # the largest scale or minimum of a Q4_K
 _QUANTIZATION_VERSION = 2  # of the block formats
 _NUMBERS = {stored.name: number for number, stored in TYPES.items()}
 
@@ -281,7 +281,7 @@ def _chunks(
     for start in range(0, len(values), step):
         part = values[start : start + step]
         if dtype == "q4_k" or (dtype == "q4_0" and quality == "high"):
-            rounded = quantize(part, LOSSLESS[dtype], quality, name, _WHOLE)
+            rounded = quantize(part, LOSSLESS[dtype], quality, name, Q4_K_WHOLE)
             yield join(dtype, *rounded).reshape(-1)
         else:
             yield encode(dtype, part.reshape(-1), name)
@@ -304,8 +304,8 @@ def _blocks(tensor: Tensor, dtype: str, told: Callable[[str, str, float], object
     if not isinstance(tensor, PackedTensor):
         return tensor.stored().reshape(tensor.shape[0], -1, tensor.raw.shape[-1])
     rounded = pack.unpack(tensor.packed)
-    if dtype == "q4_k" and rounded[1].max() > _WHOLE:
-        before, rounded = dequantize(*rounded), recount(rounded, _WHOLE)
+    if dtype == "q4_k" and rounded[1].max() > Q4_K_WHOLE:
+        before, rounded = dequantize(*rounded), recount(rounded, Q4_K_WHOLE)
         after = dequantize(*rounded)
         signal, noise = (np.vdot(a, a) for a in (before, before - after))
         told(tensor.name, tensor.dtype, 10 * log10(signal / noise) if noise else inf)

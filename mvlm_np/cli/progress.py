@@ -75,10 +75,12 @@ class Bars:
 
     def __init__(self) -> None:
         self._title = ""
-        self._bar: tqdm
+        self._bar: tqdm | None = None
 
     def __call__(self, title: str, done: float, total: float) -> None:
-        if title != self._title:
+        if title != self._title or self._bar is None:
+            if self._bar is not None:
+                self._bar.close()
             shown = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
             self._title = title
             self._bar = bar(title, None, initial=done, bar_format=shown)

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import sleep
 
@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 
 import mvlm_np
+from mvlm_np.backend import choose
 from mvlm_np.calibrating import layers
-from mvlm_np.calibrating.layers import Apart, Work, chosen
+from mvlm_np.calibrating.layers import Apart, Work, calibrated, taken
 from mvlm_np.calibrating.reading import Reading, drawn, reading_of
+from mvlm_np.checkpoints.gguf_writer import Q4_K_WHOLE
 from mvlm_np.checkpoints.opening import open_checkpoint
+from mvlm_np.checkpoints.packed import PackedTensor
 from mvlm_np.checkpoints.record import verify
 from mvlm_np.cli import main
 from mvlm_np.converting import Calibration, convert, convert_to_gguf
@@ -165,13 +168,32 @@ def test_two_at_a_time_are_told(tmp_path: Path) -> None:
         pass
 
 
-def test_the_gguf_has_the_same_weights(tmp_path: Path) -> None:
-    folder = convert_calibrated(MODEL, tmp_path / "folder")
-    convert_to_gguf(open_checkpoint(MODEL), tmp_path / "pair", "int4", calibration=Calibration(SMALL))
+def test_the_gguf_has_the_same_weights(tiny: Path, tmp_path: Path) -> None:
+    folder = convert_calibrated(tiny, tmp_path / "folder")
+    convert_to_gguf(open_checkpoint(tiny), tmp_path / "pair", "int4", calibration=Calibration(SMALL))
     ours, theirs = (bound_tensors(open_checkpoint(path)) for path in (folder, tmp_path / "pair"))
-    for i, part in ((0, "self_attn.q_proj"), (3, "mlp.down_proj")):
-        name = f"model.layers.{i}.{part}.weight"
-        np.testing.assert_array_equal(ours[name].float32(), theirs[name].float32())
+    for name in ours:
+        if name.startswith("model.layers."):
+            np.testing.assert_array_equal(ours[name].float32(), theirs[name].float32())
+
+
+def test_scales_are_as_small_as_a_q4_k_holds_where_one_is_to_be_made(tiny: Path, tmp_path: Path) -> None:
+    checkpoint, work = open_checkpoint(tiny), Work(tmp_path / "work", "")
+    x = np.random.default_rng(0).standard_normal((60, checkpoint.config.decoder.hidden_size), np.float32)
+    with work.held():
+        found, _ = calibrated(
+            bound_tensors(checkpoint), checkpoint.config.decoder, "uint4", Q4_K_WHOLE, choose("numpy"), work,
+            lambda: iter([x]),
+        )  # fmt: skip
+    for tensor in found.values():
+        assert isinstance(tensor, PackedTensor)
+        assert tensor.packed.scales.max() == Q4_K_WHOLE
+
+
+def test_where_nothing_can_be_written_the_error_is_one_line(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        convert_calibrated(tiny, tmp_path / "file" / "out")
 
 
 def test_a_model_without_pictures_reads_what_it_writes(tmp_path: Path) -> None:
@@ -203,12 +225,14 @@ def test_the_package_has_pictures_for_everyone() -> None:
     assert read.digest() != Reading(read.pictures[:9]).digest()
 
 
-def test_sequences_are_drawn_until_there_is_no_room() -> None:
-    sequences = [np.full((n, 2), n, np.float32) for n in (5, 7, 11)]
-    assert sum(map(len, chosen(sequences, tokens=100))) == 23
-    few = chosen(sequences, tokens=13)
-    assert sum(map(len, few)) == 13
-    assert [len(x) for x in few] == [len(x) for x in chosen(sequences, tokens=13)]
+@pytest.mark.parametrize("room, lengths", [(100, [5, 7, 11]), (13, [5, 7, 1]), (12, [5, 7]), (3, [3])])
+def test_sequences_are_taken_until_there_is_no_room(room: int, lengths: list[int]) -> None:
+    def sequences() -> Iterator[np.ndarray]:
+        for n in (5, 7, 11):
+            assert room > 12 or n < 11, "read and not taken"
+            yield np.full((n, 2), n, np.float32)
+
+    assert [len(x) for x in taken(sequences(), room)] == lengths
 
 
 def test_little_to_read_is_told(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -265,4 +289,4 @@ def test_a_picture_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "photos/a.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"a\.png"):
         convert_calibrated(MODEL, tmp_path / "out", reading_of(tmp_path / "photos", True))
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
