@@ -37,7 +37,7 @@ MODEL = "MobileVLM_V2-1.7B"
 SDOT = 16  # products of one sdot
 # The products of one token, and of a block of tokens.
 DECODE, PROMPT, ENCODE = "int4_1x1", "int4_8x1", "int8_8x1"
-PRODUCTS = (DECODE, "uint4_1x1", "int8_1x1", PROMPT, "uint4_8x1", ENCODE)
+PRODUCTS = (DECODE, "uint4_1x1", "int8_1x1", PROMPT, "uint4 with floats_8x1", ENCODE)
 
 
 def rates(mca: str) -> dict[str, float]:
