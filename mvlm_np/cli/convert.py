@@ -5,8 +5,8 @@ its name when it is complete. For each rounded tensor a line says how far the ro
 weights, in dB; the folder's mvlm.json keeps them, and the checksums for `mvlm inspect --verify`. A rounded
 model gets prefix.safetensors, too: the beginning of every first question, which then need not be computed.
 
---calibrate rounds to int4 or uint4 by what goes through the model (GPTQ), which takes up to an hour for a
-model of 1.7B and loses much less. It reads the pictures in FOLDER, about each the questions in the text
+--calibrate rounds to int4 or uint4 by what goes through the model (GPTQ), which takes half an hour
+for a model of 1.7B and loses much less. It reads the pictures in FOLDER, about each the questions in the text
 beside it (photo.txt for photo.jpg) or in questions.txt, a question a line, and the model's own answers;
 without FOLDER, the pictures in the package. Stopped, it leaves DESTINATION.calibrating, and the same command
 goes on from there. The dB are then those of what each layer computes.
