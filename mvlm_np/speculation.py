@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from mvlm_np.session import Session
 
 MOST = 3  # drafted tokens that are checked at a time: with the one before them, the four rows of a tile
-# What a step of 1, 2, ... rows costs, as parts of a step with one row. It lies between CPUs with VNNI, which
-# wait for memory, and CPUs without, for which 3 rows are as dear as 4. docs/measurements.md
-STEP = (1, 1.06, 1.3, 1.3)
+ROW = 0.04  # what a row more costs, as a part of a step with one row: docs/measurements.md
 MEMORY = 0.98  # what was seen n tokens ago counts MEMORY^n
 
 
@@ -52,15 +50,15 @@ class Pace:
     """How many tokens to draft: it follows from how many were accepted, never from the clock.
 
     If a share `a` of drafted tokens is accepted, n of them give 1 + a + ... + a^n tokens a step in the mean,
-    and the step costs STEP[n] + n times what the draft does. Taken is the n that gives most for its cost. It
-    is none where that is best, so a draft that is always wrong is soon left alone.
+    and the step costs 1 + n (ROW + the draft's cost). Taken is the n that gives most for its cost. It is none
+    where that is best, so a draft that is always wrong is soon left alone.
 
     The share is (accepted + 1/2) / (drafted + 1), counted over the tokens that were checked. What was seen n
     tokens ago counts MEMORY^n, so a draft that was left alone is tried again after a while.
     """
 
     def __init__(self, cost: float):
-        self.cost = cost
+        self.cost = ROW + cost
         self.accepted = self.drafted = 0.0
 
     def see(self, accepted: bool | None) -> None:
@@ -76,7 +74,7 @@ class Pace:
         share = (self.accepted + 0.5) / (self.drafted + 1)
 
         def worth(n: int) -> float:
-            return sum(share**i for i in range(n + 1)) / (STEP[n] + n * self.cost)
+            return sum(share**i for i in range(n + 1)) / (1 + n * self.cost)
 
         return max(range(MOST + 1), key=worth)
 

@@ -210,8 +210,7 @@ def test_a_draft_that_is_right_is_accepted(model: MobileVLM) -> None:
     chat = model.chat(draft=model, watch=watch)
     answer = chat.ask(QUESTIONS[0], max_new_tokens=40)
     assert answer == model.ask(None, QUESTIONS[0], max_new_tokens=40)
-    # As dear as the model, it is asked for one token a step: every second one.
-    assert watch.counts["accepted"] == watch.counts["drafted"] > 0.4 * len(chat.answer_ids)
+    assert watch.counts["accepted"] == watch.counts["drafted"] > 0.7 * len(chat.answer_ids)
 
 
 @pytest.mark.parametrize("taken", [1, 2, 5])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mvlm_np.errors import GenerationError
 from mvlm_np.generation import Choice, Drafted, Settings, Stop, probabilities, warp
 from mvlm_np.session import Session
-from mvlm_np.speculation import MEMORY, MOST, STEP, Draft, Pace, speculate
+from mvlm_np.speculation import MEMORY, MOST, ROW, Draft, Pace, speculate
 from mvlm_np.trace import Watch
 
 seeds = st.integers(0, 2**32 - 1)
@@ -187,12 +187,12 @@ def test_damage_that_only_a_drafted_token_would_meet_is_not_met():
 
 
 def test_how_many_tokens_are_drafted_is_what_the_rule_says():
-    """1 + a + ... + a^n tokens for the time of STEP[n] + n cost steps."""
+    """1 + a + ... + a^n tokens for 1 + n (ROW + cost) steps' time."""
     for accepted, drafted, cost in [(0, 0, 0), (3, 4, 0.07), (40, 40, 0.07), (0, 9, 0.0), (6, 10, 0.3)]:
         pace = Pace(cost)
         pace.accepted, pace.drafted = accepted, drafted
         a = (accepted + 0.5) / (drafted + 1)
-        worth = [(1 - a ** (n + 1)) / (1 - a) / (STEP[n] + n * cost) for n in range(MOST + 1)]
+        worth = [(1 - a ** (n + 1)) / (1 - a) / (1 + n * (ROW + cost)) for n in range(MOST + 1)]
         assert pace.tokens() == int(np.argmax(worth))
 
 
@@ -210,7 +210,7 @@ def test_a_draft_that_is_always_wrong_costs_little(cost, most):
     toy, draft = Toy(0, 50), Seer([token + 1 for token in expected], 1, 0, cost)
     found, _, watch = run(toy, draft, Settings(400))
     assert found == expected and watch.counts["accepted"] == 0
-    assert watch.counts["drafted"] * (STEP[1] - 1 + cost) <= most * 400
+    assert watch.counts["drafted"] * (ROW + cost) <= most * 400
     assert cost == 1.0 or draft.asked[-20:]  # it is tried again
 
 
