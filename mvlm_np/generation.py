@@ -7,7 +7,7 @@ token, which overflows float32 after 55 tokens at 0.2. Here, as in later transfo
 log-probability is.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import inf
@@ -30,6 +30,14 @@ class Settings:
     top_k           sample from the k likeliest tokens; None or 0: from all
     num_beams       1, or the number of continuations followed side by side, up to 128
     seed            of the sampling; None: a different answer each time
+
+    Against repetition, by what stands in the answer so far (see `penalised`); beams do without:
+
+    frequency_penalty  -2 to 2, taken off a token's logit for each time that it stands there
+    presence_penalty   -2 to 2, taken off once for a token that stands there
+    repeat_penalty     0.01 to 10: divides a positive logit, and multiplies a negative one, of a
+                       token among the last `repeat_last_n`; 1 does nothing
+    repeat_last_n      a whole number; -1: the whole answer
     """
 
     max_new_tokens: int = 512
@@ -38,6 +46,10 @@ class Settings:
     top_k: int | None = 50
     num_beams: int = 1
     seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
 
     def __post_init__(self) -> None:
         def require(ok: bool, name: str, wanted: str) -> None:
@@ -62,6 +74,17 @@ class Settings:
         require(self.top_k is None or whole(self.top_k, 0), "top_k", "a whole number from 0, or None")
         require(whole(self.num_beams, 1, BEAMS), "num_beams", f"a whole number from 1 to {BEAMS}")
         require(self.seed is None or whole(self.seed, 0), "seed", "a whole number from 0, or None")
+        require(number(self.frequency_penalty, -2, 2), "frequency_penalty", "a number from -2 to 2")
+        require(number(self.presence_penalty, -2, 2), "presence_penalty", "a number from -2 to 2")
+        require(number(self.repeat_penalty, 0.01, 10), "repeat_penalty", "a number from 0.01 to 10")
+        require(whole(self.repeat_last_n, -1), "repeat_last_n", "a whole number from -1")
+        if self.penalises and self.num_beams > 1:
+            raise GenerationError("num_beams", f"found {self.num_beams}", "1 where repetition is penalised")
+
+    @property
+    def penalises(self) -> bool:
+        """Whether a token's logit depends on what stands in the answer already."""
+        return bool(self.frequency_penalty or self.presence_penalty or self.repeat_penalty != 1)
 
 
 def settings_of(given: Mapping[str, Any]) -> Settings:
@@ -147,6 +170,7 @@ class Choice:
         """
         assert not self.ended, "the answer is complete"
         refuse_damage(logits)
+        logits = penalised(logits, self.tokens, self.settings)
         if self.settings.temperature > 0:
             token = self._draw(probabilities(warp(logits[None], self.settings)[0]), drafted)
         else:
@@ -178,6 +202,24 @@ def refuse_damage(logits: np.ndarray) -> None:
             "the model computed NaN or infinity",
             fix="the checkpoint is damaged, or its precision too low: mvlm inspect it",
         )
+
+
+def penalised(logits: np.ndarray, tokens: Sequence[int], settings: Settings) -> np.ndarray:
+    """The logits (vocabulary,) of an answer that has these tokens already, by the settings' penalties.
+
+    First the repeat penalty (Keskar et al. 2019, CTRL, section 4.1; for a negative logit as transformers has
+    it), then frequency and presence penalty (OpenAI's API reference). Without any, the logits themselves.
+    """
+    if not tokens or not settings.penalises:
+        return logits
+    logits = logits.copy()
+    if settings.repeat_last_n:
+        last = np.unique(tokens[-settings.repeat_last_n :] if settings.repeat_last_n > 0 else tokens)
+        penalty = logits.dtype.type(settings.repeat_penalty)
+        logits[last] = np.where(logits[last] > 0, logits[last] / penalty, logits[last] * penalty)
+    seen, counts = np.unique(tokens, return_counts=True)
+    logits[seen] -= counts * settings.frequency_penalty + settings.presence_penalty
+    return logits
 
 
 def warp(scores: np.ndarray, settings: Settings, keep: int = 1) -> np.ndarray:

@@ -9,7 +9,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from mvlm_np import generation
 from mvlm_np.errors import GenerationError
@@ -20,6 +25,7 @@ from mvlm_np.generation import (
     draw,
     generate,
     log_softmax,
+    penalised,
     probabilities,
     warp,
 )
@@ -77,6 +83,10 @@ def answer(toy: Toy, settings: Settings, stop: generation.Stop = never, prompt_l
         "top_k": [-1, 5.0, "50", True],
         "num_beams": [0, -3, 129, 10**20, 2.0, None, True],
         "seed": [-1, 0.5, "0", False],
+        "frequency_penalty": [-2.1, 3, np.nan, "0", None, True],
+        "presence_penalty": [-2.1, 3, np.inf, "0", None, True],
+        "repeat_penalty": [0, -1, 0.009, 10.5, np.nan, "1", None, True],
+        "repeat_last_n": [-2, 1.5, "64", None, True],
     }.items(),
 )
 def test_a_bad_setting_is_refused_by_name(name, values):
@@ -90,6 +100,7 @@ def test_settings_at_their_limits_are_accepted():
     Settings(0, 0, None, None, 1, None)
     Settings(np.int64(1), 1e-6, 1, 0, np.int32(2), 2**200)
     Settings(10**9, np.float32(1e6), 1e-12, 10**9, 1, 0)
+    Settings(frequency_penalty=-2, presence_penalty=2, repeat_penalty=10, repeat_last_n=-1)
 
 
 # ---------------------------------------------------------------- one continuation
@@ -252,6 +263,55 @@ def test_chances_and_log_chances_are_torchs(logits):
     assert ours.dtype == np.float32
     # float32: x - max and the result are rounded; the log of a sum between 1 and 7 is off by some 12 U
     assert (np.abs(ours - theirs) <= 2 * U * np.abs(theirs) + 16 * U).all()
+
+
+# ---------------------------------------------------------------- penalties
+
+
+rows = arrays(np.float32, 11, elements=st.floats(-50, 50, width=32))
+answers = st.lists(st.integers(0, 10), max_size=12)
+
+
+@given(rows, answers, st.floats(-2, 2), st.floats(-2, 2))
+def test_what_stands_in_the_answer_is_penalised_as_openai_says(logits, tokens, frequency, presence):
+    how = Settings(frequency_penalty=frequency, presence_penalty=presence)
+    found = penalised(logits, tokens, how)
+    counts = np.bincount(np.array(tokens, int), minlength=11)
+    wanted = logits.astype(np.float64) - counts * frequency - (counts > 0) * presence
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, wanted.astype(np.float32))
+
+
+@given(rows, answers.filter(bool), st.sampled_from([0.01, 0.5, 1.0, 1.05, 1.3, 10.0]), st.integers(-1, 12))
+def test_repetition_is_penalised_as_in_transformers(logits, tokens, penalty, last):
+    found = penalised(logits, tokens, Settings(repeat_penalty=penalty, repeat_last_n=last))
+    seen = tokens if last < 0 else tokens[max(0, len(tokens) - last) :]
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)
+    scores = torch.from_numpy(logits.copy())[None]
+    wanted = theirs(torch.tensor([seen]), scores)[0].numpy() if seen else logits
+    np.testing.assert_array_equal(found, wanted)
+
+
+@given(seeds, st.integers(2, 9))
+def test_without_a_penalty_the_logits_are_not_touched(seed, vocabulary):
+    logits = Toy(seed, vocabulary).logits()
+    assert penalised(logits, [0, 1, 1], Settings()) is logits
+    assert penalised(logits, [], Settings(frequency_penalty=1)) is logits
+
+
+def test_answers_repeat_less():
+    """A constant model says the same token for ever."""
+    toy = Toy(0, 4, spread=0, bonus=1)
+    assert answer(toy, Settings(6)) == [0] * 6
+    assert answer(toy, Settings(6, frequency_penalty=0.6)) == [0, 0, 1, 2, 3, 0]
+    assert answer(toy, Settings(6, presence_penalty=2)) == [0, 1, 2, 3, 0, 0]
+    drawn = answer(toy, Settings(4, 1.0, seed=0, presence_penalty=2, frequency_penalty=2, top_k=1))
+    assert sorted(drawn) == [0, 1, 2, 3]
+
+
+def test_beams_do_without_penalties():
+    with pytest.raises(GenerationError, match=r"^num_beams: found 2, wanted 1 where repetition is penalised"):
+        Settings(num_beams=2, presence_penalty=0.5)
 
 
 # ---------------------------------------------------------------- beams

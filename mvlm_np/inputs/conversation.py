@@ -8,13 +8,29 @@ import json
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mvlm_np.errors import PromptError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IMAGE_MARK = "<image>"  # stands for a whole picture in a prompt
 
 History = Sequence[tuple[str, str]] | Sequence[Mapping[str, Any]]  # see `pairs`
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a chat. Its text is text, whatever stands in it.
+
+    role      "system", "user" or "assistant"
+    pictures  of mode RGB, as `image.open_image` gives them; they stand before the text of their message
+    """
+
+    role: str
+    text: str
+    pictures: "tuple[Image.Image, ...]" = ()
 
 
 @dataclass(frozen=True)
