@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from heapq import heapify, heappop, heappush
 
 from mvlm_np.checkpoints.tokenizer_json import SPACE, BytePairModel, FoundToken
+from mvlm_np.inputs.conversation import HIDDEN
 
 # What the package takes for white space and for parts of a word; Python takes a little more, or less.
 WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
@@ -32,23 +33,31 @@ class BytePairs:
         }
         self._bytes = [self._ids.get(f"<0x{byte:02X}>") for byte in range(256)]
         raw = {token.content: token for token in model.added if not token.normalized}
-        seen = {self._normalise(token.content): token for token in model.added if token.normalized}
+        seen = {
+            self._normalise(token.content, token.content)[0]: token
+            for token in model.added
+            if token.normalized
+        }
         # What decoding makes of each id: an added token as it is looked for.
         self.spelled = list(model.pieces)
         for text, token in seen.items():
             self.spelled[token.id] = text
         self._finders = [(found, _pattern(found)) for found in (raw, seen)]
 
-    def encode(self, text: str, goes_on: bool = False) -> list[int]:
-        """goes_on: the text goes on where another has ended, so that no space is put before it."""
+    def encode(self, text: str, seen: str | None = None, goes_on: bool = False) -> list[int]:
+        """The ids of a text.
+
+        seen     of the same length: what is looked for added tokens in the text's place; None: the text
+        goes_on  the text goes on where another has ended, so that no space is put before it
+        """
         ids: list[int] = []
-        for at, part in self._split(text, 0):
+        for at, part, shown in self._split(text, text if seen is None else seen, 0):
             if isinstance(part, FoundToken):
                 ids.append(part.id)
                 continue
             first = at == 0 and not goes_on
-            normal = self._normalise(part, not (goes_on and at == 0))
-            for inner, piece in self._split(normal, 1):
+            prepend = not (goes_on and at == 0)
+            for inner, piece, _ in self._split(*self._normalise(part, shown, prepend), 1):
                 if isinstance(piece, FoundToken):
                     ids.append(piece.id)
                 else:
@@ -56,19 +65,19 @@ class BytePairs:
                         ids += self._encode_word(word)
         return ids
 
-    def _normalise(self, text: str, prepend: bool = True) -> str:
+    def _normalise(self, text: str, seen: str, prepend: bool = True) -> tuple[str, str]:
         for kind, *what in self.model.normalizer:
-            if kind == "prepend":
-                text = what[0] + text if text and prepend else text
-            else:
-                text = text.replace(what[0], what[1])
-        return text
+            if kind == "replace":
+                text, seen = _replaced(text, seen, *what)
+            elif text and prepend:
+                text, seen = what[0] + text, what[0] + seen
+        return text, seen
 
-    def _split(self, text: str, finder: int) -> Iterator[tuple[int, str | FoundToken]]:
-        """Added tokens and the texts between them, each with its place."""
+    def _split(self, text: str, seen: str, finder: int) -> Iterator[tuple[int, str | FoundToken, str]]:
+        """Added tokens and the texts between them, each with its place, and of texts what is seen of them."""
         tokens, pattern = self._finders[finder]
         start = at = 0
-        while tokens and (match := pattern.search(text, at)):
+        while tokens and (match := pattern.search(seen, at)):
             token = tokens[match[0]]
             begin, at = match.span()
             if token.single_word and (_is_word(text[:begin][-1:]) or _is_word(text[at : at + 1])):
@@ -77,12 +86,12 @@ class BytePairs:
                 begin = max(len(text[:begin].rstrip(WHITE)), start)
             end = len(text) - len(text[at:].lstrip(WHITE)) if token.rstrip else at
             if start < begin:
-                yield start, text[start:begin]
+                yield start, text[start:begin], seen[start:begin]
             if begin < end:
-                yield begin, token
+                yield begin, token, ""
             start = end
         if start < len(text):
-            yield start, text[start:]
+            yield start, text[start:], seen[start:]
 
     def _words(self, text: str, first: bool, goes_on: bool) -> list[str]:
         scheme = self.model.metaspace
@@ -178,6 +187,20 @@ class ByteDecoder:
             self._strip = False
             return text.removeprefix(" ")
         return text
+
+
+def _replaced(text: str, seen: str, old: str, new: str) -> tuple[str, str]:
+    """Both with `new` where `old` stands in the text; in `seen` it is hidden where any of `old` was."""
+    if text == seen:
+        return (text.replace(old, new),) * 2
+    parts, shown, end = list[str](), list[str](), 0
+    for found in re.finditer(re.escape(old), text):
+        start, last = found.span()
+        is_seen = seen[start:last] == old
+        parts += [text[end:start], new]
+        shown += [seen[end:start], new if is_seen else HIDDEN * len(new)]
+        end = last
+    return "".join([*parts, text[end:]]), "".join([*shown, seen[end:]])
 
 
 def _pattern(tokens: Sequence[str] | dict[str, FoundToken]) -> re.Pattern[str]:

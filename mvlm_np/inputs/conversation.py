@@ -8,6 +8,7 @@ import json
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from mvlm_np.errors import PromptError
@@ -16,8 +17,21 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_MARK = "<image>"  # stands for a whole picture in a prompt
+HIDDEN = "\uffff"  # in no mark and no token: Unicode has promised never to make a character of it
+ROLES = ("system", "user", "assistant")
 
 History = Sequence[tuple[str, str]] | Sequence[Mapping[str, Any]]  # see `pairs`
+
+
+@dataclass(frozen=True)
+class Text:
+    """A stretch of a prompt that is text, whatever stands in it: `<image>` is no picture, `</s>` no token."""
+
+    text: str
+
+
+# What a prompt is made of. In a plain string `<image>` stands for a picture, and `</s>` for the token.
+Stretch = str | Text
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,66 @@ def render(template_name: str, question: str, n_images: int = 1, history: Histor
         raise PromptError("the conversation", f"{marks} of {IMAGE_MARK} in its text", wanted)
     if not marks:
         turns[0] = f"{IMAGE_MARK}\n" * n_images + turns[0]
-    return STYLES[template.sep_style](template, [*template.messages, *turns])
+    prompt = _write(template, template.system, [[turn] if turn else [] for turn in turns])
+    return "".join(stretch for stretch in prompt if isinstance(stretch, str))
+
+
+def render_messages(template_name: str, messages: Sequence[Message]) -> list[Stretch]:
+    """The prompt of a chat, up to the point where the answer begins, in stretches.
+
+    What stands in a message is text. Pictures stand before the text of their message, each on a line of its
+    own, as published prompts have them in the first one. Neighbouring messages of one role are one, with a
+    line break between them; the texts of `system`, wherever they stand, take the place of the template's.
+
+    Raises PromptError for an unknown template or role, for what is not text, for pictures of which the user
+    does not ask, for a last message that is not the user's, and for turns that the template cannot write.
+    """
+    template = _template(template_name)
+    system, turns = joined(messages)
+    prompt = _write(
+        template,
+        Text(system) if system else template.system,
+        [[IMAGE_MARK + "\n"] * len(turn.pictures) + [Text(turn.text)] * bool(turn.text) for turn in turns],
+    )
+    return [stretch for stretch in prompt if stretch]
+
+
+def joined(messages: Sequence[Message]) -> tuple[str, list[Message]]:
+    """What the system says in all, and the other messages by turns: the user's first and last.
+
+    Raises PromptError as `render_messages` does.
+    """
+    for i, message in enumerate(messages):
+        if message.role not in ROLES:
+            raise PromptError(
+                f"messages[{i}]", f"found role {reprlib.repr(message.role)}", f"one of {', '.join(ROLES)}"
+            )
+        if not isinstance(message.text, str):
+            raise PromptError(f"messages[{i}]", f"found {reprlib.repr(message.text)}", "text")
+        if message.pictures and message.role != "user":
+            raise PromptError(
+                f"messages[{i}]", f"a picture in a message of {message.role}", "pictures of the user"
+            )
+    spoken = [message for message in messages if message.role != "system"]
+    if not spoken or spoken[-1].role != "user":
+        raise PromptError("messages", "the last one is not the user's", "a question to answer")
+    turns = [] if spoken[0].role == "user" else [Message("user", "")]
+    for role, group in groupby(spoken, lambda message: message.role):
+        turns.append(_one(role, list(group)))
+    return _one("system", [message for message in messages if message.role == "system"]).text, turns
+
+
+def _one(role: str, messages: Sequence[Message]) -> Message:
+    """Several messages of one role as one."""
+    pictures = tuple(picture for message in messages for picture in message.pictures)
+    return Message(role, "\n".join(message.text for message in messages if message.text), pictures)
+
+
+def spelled(prompt: Sequence[Stretch]) -> tuple[str, str]:
+    """A prompt's text, and the same with HIDDEN in place of each character that is in no mark or token."""
+    text = "".join(stretch if isinstance(stretch, str) else stretch.text for stretch in prompt)
+    seen = (stretch if isinstance(stretch, str) else HIDDEN * len(stretch.text) for stretch in prompt)
+    return text, "".join(seen)
 
 
 def pairs(history: object) -> list[tuple[str, str]]:
@@ -139,40 +212,47 @@ def _template(name: str) -> Template:
     return TEMPLATES[name]
 
 
-# Styles: turns are question, answer, ..., question. What an empty turn gives is the published code's doing.
+# Styles: turns are question, answer, ..., question, each in stretches. What a turn without any gives is the
+# published code's doing.
+Turns = Sequence[Sequence[Stretch]]
 
 
-def _named(template: Template, turns: Sequence[str]) -> str:
+def _write(template: Template, system: Stretch, turns: Turns) -> list[Stretch]:
+    """The prompt with the template's own turns before the user's."""
+    return STYLES[template.sep_style](template, system, [*([text] for text in template.messages), *turns])
+
+
+def _named(template: Template, system: Stretch, turns: Turns) -> list[Stretch]:
     """`system sep USER: question sep ASSISTANT: answer sep2 ... ASSISTANT:`"""
     ends = template.sep, template.sep2 or template.sep
-    text = template.system + template.sep
-    for i, turn in enumerate([*turns, ""]):
+    prompt = [system, template.sep]
+    for i, turn in enumerate([*turns, []]):
         role, end = template.roles[i % 2], ends[i % 2]
-        text += f"{role}: {turn}{end}" if turn else f"{role}:"
-    return text
+        prompt += [f"{role}: ", *turn, end] if turn else [f"{role}:"]
+    return prompt
 
 
-def _llama_2(template: Template, turns: Sequence[str]) -> str:
+def _llama_2(template: Template, system: Stretch, turns: Turns) -> list[Stretch]:
     """`[INST] <<SYS>> system <</SYS>> question [/INST] answer </s><s>[INST] ... [/INST]`"""
     if not all(turns[0::2]):
         raise PromptError(
             "the conversation", "an empty question", "text, which this conv_mode cannot do without"
         )
-    text = f"[INST] <<SYS>>\n{template.system}\n<</SYS>>\n\n{turns[0]} [/INST]"
+    prompt = ["[INST] <<SYS>>\n", system, "\n<</SYS>>\n\n", *turns[0], " [/INST]"]
     for answer, question in zip(turns[1::2], turns[2::2], strict=True):
-        text += f" {answer} {template.sep2}" if answer else ""
-        text += f"{template.sep}[INST] {question} [/INST]"
-    return text
+        prompt += [" ", *answer, f" {template.sep2}"] if answer else []
+        prompt += [f"{template.sep}[INST] ", *question, " [/INST]"]
+    return prompt
 
 
-def _plain(template: Template, turns: Sequence[str]) -> str:
+def _plain(template: Template, system: Stretch, turns: Turns) -> list[Stretch]:
     """`question sep`: a picture and its caption, as in the first stage of training."""
     if len(turns) > 1:
         raise PromptError("the conversation", "several turns", "one, since this conv_mode has no roles")
-    return template.system + turns[0] + template.sep if turns[0] else template.system
+    return [system, *turns[0], template.sep] if turns[0] else [system]
 
 
-STYLES: dict[str, Callable[[Template, Sequence[str]], str]] = {
+STYLES: dict[str, Callable[[Template, Stretch, Turns], list[Stretch]]] = {
     "SINGLE": _named,
     "TWO": _named,
     "LLAMA_2": _llama_2,

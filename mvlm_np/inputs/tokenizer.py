@@ -7,7 +7,7 @@ for tokens such as `</s>` that stand inside text. The rule has two versions, `le
 
 import codecs
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +20,7 @@ from mvlm_np.checkpoints.json_files import short
 from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tokenizer_files import FIX, check_model, read_folder
 from mvlm_np.errors import PromptError, TokenizerError
-from mvlm_np.inputs.conversation import IMAGE_MARK
+from mvlm_np.inputs.conversation import IMAGE_MARK, Stretch, spelled
 
 if TYPE_CHECKING:
     from mvlm_np.inputs.byte_pairs import ByteDecoder
@@ -70,7 +70,7 @@ class Tokenizer:
         self._count(rows)
 
         longest_first = sorted(map(re.escape, self._added), key=len, reverse=True)
-        self._split_at_added = re.compile(f"({'|'.join(longest_first)})").split
+        self._find_added = re.compile("|".join(longest_first)).finditer
         self._unk_length = len(self._model.encode(self._unk))
         # What decoding does with the spaces at the very start, seen from what encoding does there.
         self._strips_all = self._model.normalize(" ") == ""
@@ -123,15 +123,22 @@ class Tokenizer:
             notes.append(f"the model has {more} ids more than the tokenizer; they are never chosen")
         return notes
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, seen: str | None = None) -> list[int]:
         """Ids of a text, BOS first: `tokenizer(text).input_ids` of the published code.
+
+        seen  of the same length: what is looked for added tokens in the text's place, see `spelled`
 
         Raises PromptError for a string that is not Unicode text (half a surrogate pair).
         """
         self._require_unicode(text)
+        seen = text if seen is None else seen
         if text and not self.legacy:
-            text = SPACE + text.replace(SPACE, " ")
-        parts = self._split_at_added(text)  # text, token, text, token, ..., text
+            text, seen = (SPACE + each.replace(SPACE, " ") for each in (text, seen))
+        parts, end = list[str](), 0  # text, token, text, token, ..., text
+        for found in self._find_added(seen):
+            parts += [text[end : found.start()], found[0]]
+            end = found.end()
+        parts.append(text[end:])
         for i in range(1, len(parts), 2):
             if self._added[parts[i]].lstrip:
                 parts[i - 1] = parts[i - 1].rstrip()
@@ -264,9 +271,9 @@ class PairTokenizer(Tokenizer):
         self.special_ids = frozenset(token.id for token in model.added if token.special)
         self._count(rows)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, seen: str | None = None) -> list[int]:
         self._require_unicode(text)
-        return self._around(self._pairs.encode(text))
+        return self._around(self._pairs.encode(text, seen))
 
     def encode_inside(self, text: str) -> list[int]:
         return self._pairs.encode(text, goes_on=True)
@@ -380,16 +387,18 @@ class _Run:
         return piece.replace(SPACE, " ")
 
 
-def tokenize_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
+def tokenize_prompt(prompt: str | Sequence[Stretch], tokenizer: Tokenizer) -> list[int]:
     """Ids of a prompt, IMAGE_TOKEN in place of each `<image>`.
 
     As in the published code each piece between images is a text of its own, with the space that
     starts a text; only BOS is not repeated.
     """
-    ids: list[int] = []
-    for i, piece in enumerate(prompt.split(IMAGE_MARK)):
-        piece_ids = tokenizer.encode(piece)
+    text, seen = spelled([prompt] if isinstance(prompt, str) else prompt)
+    ids, start = list[int](), 0
+    for i, piece in enumerate(seen.split(IMAGE_MARK)):
+        piece_ids = tokenizer.encode(text[start : start + len(piece)], piece)
         ids += [IMAGE_TOKEN, *piece_ids[tokenizer.add_bos :]] if i else piece_ids
+        start += len(piece) + len(IMAGE_MARK)
     return ids
 
 

@@ -14,10 +14,12 @@ import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from mvlm_np.checkpoints.checkpoint import AddedToken, StoredTokenizer
 from mvlm_np.checkpoints.tokenizer_files import MAX_FIELDS, check_model
 from mvlm_np.errors import PromptError, TokenizerError, UserError
+from mvlm_np.inputs.conversation import TEMPLATES, Message, Text, render, render_messages
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN, SPACE, StreamDecoder, Tokenizer, tokenize_prompt
 from tests.conftest import DATA, ROOT, SHARED, shared_path
 
@@ -139,6 +141,50 @@ def test_only_the_first_piece_of_a_prompt_has_bos() -> None:
 def test_text_that_is_not_unicode_is_refused() -> None:
     with pytest.raises(PromptError, match="half a character at 1"):
         SMALL[True].encode("a\udc80")
+
+
+# Text that is text, whatever stands in it
+
+
+PICTURE = Image.new("RGB", (1, 1))
+with_tokens = st.lists(
+    st.sampled_from(["a", " ", "the ", "</s>", "<s>", "<unk>", "<image>", "<im_start>", "<pad>", SPACE, "é"])
+).map("".join)
+without_tokens = st.lists(st.sampled_from(["a", " ", "the ", "USER:", "/s>", SPACE, "é", "\n"])).map("".join)
+
+
+@given(st.data())
+@both_modes
+def test_a_chat_without_tokens_in_its_text_has_the_ids_of_its_prompt(legacy: bool, data: Any) -> None:
+    template = data.draw(st.sampled_from(sorted(TEMPLATES)))
+    most, least = (0 if template == "plain" else 3), int("llama" in template)
+    text = without_tokens.filter(lambda text: len(text) >= least)
+    history = data.draw(st.lists(st.tuples(text, text), max_size=most))
+    question, n = data.draw(text), data.draw(st.integers(0, 2))
+    turns = [turn for pair in history for turn in pair] + [question]
+    messages = [Message(("user", "assistant")[i % 2], turn) for i, turn in enumerate(turns)]
+    messages[0] = Message("user", turns[0], (PICTURE,) * n)
+    expected = tokenize_prompt(render(template, question, n, history), SMALL[legacy])
+    assert tokenize_prompt(render_messages(template, messages), SMALL[legacy]) == expected
+
+
+@given(st.lists(with_tokens))
+def test_tokens_in_text_are_ordinary_pieces(texts: list[str]) -> None:
+    tokenizer = SMALL[True]
+    ids = tokenize_prompt([Text(text) for text in texts], tokenizer)
+    assert ids == [tokenizer.bos_id, *tokenizer._model.encode("".join(texts))]
+
+
+@given(with_tokens, with_tokens)
+@both_modes
+def test_around_text_the_templates_tokens_are_tokens(legacy: bool, first: str, second: str) -> None:
+    tokenizer = SMALL[legacy]
+    ids = tokenize_prompt(["a", Text(first), "</s>b<image>", Text(second)], tokenizer)
+    assert (ids.count(tokenizer.eos_id), ids.count(IMAGE_TOKEN)) == (1, 1)
+    end, picture = ids.index(tokenizer.eos_id), ids.index(IMAGE_TOKEN)
+    assert ids[:end] == tokenize_prompt(["a", Text(first)], tokenizer)
+    assert ids[end + 1 : picture] == tokenizer.encode("</s>b")[2:]
+    assert ids[picture + 1 :] == tokenize_prompt([Text(second)], tokenizer)[1:]
 
 
 # Ids to text

@@ -15,7 +15,8 @@ import mvlm_np
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.converting import convert, convert_to_gguf
 from mvlm_np.errors import PromptError, TokenizerError
-from mvlm_np.inputs.tokenizer import Tokenizer, tokenize_prompt
+from mvlm_np.inputs.conversation import Text
+from mvlm_np.inputs.tokenizer import IMAGE_TOKEN, Tokenizer, tokenize_prompt
 from tests.checkpoints.adapters import BASE
 from tests.conftest import DATA, shared_path
 from tests.tokenizer_jsons import VARIANTS, from_sentencepiece, variant
@@ -177,3 +178,22 @@ def test_text_that_goes_on_gets_no_space(tmp_path: Path) -> None:
         tokenizer = Tokenizer.from_folder(write(tmp_path, variant(SMALL, name, 0)))
         pieces = [tokenizer.id_to_piece(i) for i in tokenizer.encode_inside("hello the")]
         assert "".join(pieces).replace("\u2581", " ") == "hello the", name
+
+
+@pytest.mark.parametrize("more", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_added_tokens_in_text_are_ordinary_pieces(tmp_path: Path, name: str, more: int) -> None:
+    """Text has the ids that it would have if nothing had been added to the vocabulary."""
+    values = variant(SMALL, name, more)
+    ours = Tokenizer.from_folder(write(tmp_path / "all", values))
+    bare = Tokenizer.from_folder(
+        write(tmp_path / "bare", values | {"added_tokens": values["added_tokens"][:3]})
+    )
+    draw = random.Random(f"{name} {more}")
+    for _ in range(100):
+        text = "".join(draw.choices([part for part in PARTS if part not in ("</s>", "<s>", "<unk>")], k=8))
+        assert tokenize_prompt([Text(text)], ours) == bare.encode(text), text
+        shown = "".join(draw.choices(PARTS, k=4))
+        assert tokenize_prompt([shown, Text("")], ours) == ours.encode(shown), shown
+        hidden = tokenize_prompt([Text("a </s><image>"), " </s><image>", Text(text)], ours)
+        assert (hidden.count(ours.eos_id), hidden.count(IMAGE_TOKEN)) == (1, 1)
