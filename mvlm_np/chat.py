@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mvlm_np.answer import Answer, ends_answer
+from mvlm_np.answer import Answer, Reply, ends_answer
 from mvlm_np.batch import Batch, Member
 from mvlm_np.drafts import draft_for
-from mvlm_np.generation import Choice, Drafted, Settings, settings_of
+from mvlm_np.generation import Drafted, Settings, settings_of
 from mvlm_np.inputs.conversation import IMAGE_MARK, History, pairs, render, stop_string
 from mvlm_np.inputs.image import Pictures, as_list
 from mvlm_np.inputs.tokenizer import tokenize_prompt
@@ -139,6 +139,8 @@ class Chat:
                 yield piece
                 if turn != self._turns:  # the cache is another turn's by now
                     return
+            if answer.stopped:
+                break
         if piece := answer.finish():
             yield piece
         if turn == self._turns:
@@ -149,7 +151,7 @@ def _nobody() -> None:
     """Nobody is to leave."""
 
 
-class Turn(Choice):
+class Turn(Reply):
     """A question whose answer grows in a batch.
 
     member  its place in the batch, with the error that ended it, if one did
@@ -158,24 +160,16 @@ class Turn(Choice):
     member: Member
 
     def __init__(self, chat: Chat, question: str, settings: Settings):
-        super().__init__(settings, chat._ended)
+        super().__init__(chat.model.tokenizer, settings, chat._ended, chat._stop)
         self._chat, self._question = chat, question
-        self._answer = Answer(chat.model.tokenizer, chat._stop)
         chat.answer_ids = self.tokens
         if self.ended:
             self._keep()
 
-    @property
-    def text(self) -> str:
-        """Of the answer, as far as it is certain."""
-        return self._answer.text
-
     def take(self, logits: np.ndarray, drafted: Drafted | None = None) -> int:
         """See `Choice`."""
         token = super().take(logits, drafted)
-        self._answer.push(token)
         if self.ended:
-            self._answer.finish()
             self._keep()
         return token
 

@@ -247,6 +247,12 @@ def probabilities(scores: np.ndarray) -> np.ndarray:
     return e / e.sum(axis=-1, keepdims=True)
 
 
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Log-softmax in float64 over the last axis; -inf for a logit of -inf."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """(n, vocabulary) -> log-probabilities, float32 like the scores that beams add up."""
     shifted = logits - logits.max(axis=-1, keepdims=True)

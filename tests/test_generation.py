@@ -24,6 +24,7 @@ from mvlm_np.generation import (
     beam_search,
     draw,
     generate,
+    log_probabilities,
     log_softmax,
     penalised,
     probabilities,
@@ -259,6 +260,9 @@ def test_chances_and_log_chances_are_torchs(logits):
     # float64: a difference, an exp, a sum of 7 and a quotient, a few roundings of 2^-53 each; x - max is
     # off by the 2^-53rd part of up to 745 (exp of less is 0)
     np.testing.assert_allclose(probabilities(logits), torch.softmax(x, -1).numpy(), atol=1e-13)
+    # float64: x - max is exact to the 2^-53rd part, the log of a sum between 1 and 7 to some 12 of them
+    wanted = torch.log_softmax(x, -1).numpy()
+    assert (np.abs(log_probabilities(logits) - wanted) <= 2.0**-50 * (np.abs(wanted) + 8)).all()
     theirs, ours = torch.log_softmax(x, -1).numpy(), log_softmax(logits)
     assert ours.dtype == np.float32
     # float32: x - max and the result are rounded; the log of a sum between 1 and 7 is off by some 12 U

@@ -223,6 +223,18 @@ class Tokenizer:
         """The id of a piece; that of `unk` for a string that is no piece."""
         return self._ids[piece] if piece in self._ids else self._model.piece_to_id(piece)
 
+    def piece_bytes(self, id: int) -> bytes:
+        """What a piece adds to a text, in UTF-8: perhaps part of a character; of a special token nothing."""
+        piece = self.id_to_piece(id)
+        if id in self.special_ids:
+            return b""
+        if id < self._model_size and self._is_byte(id):
+            return bytes([int(piece[3:-1], 16)])
+        return piece.replace(SPACE, " ").encode()
+
+    def _is_byte(self, id: int) -> bool:
+        return self._model.is_byte(id)
+
     def _spell(self, ids: Iterable[int]) -> list[str]:
         return [self._pieces[i] for i in ids]
 
@@ -286,6 +298,11 @@ class PairTokenizer(Tokenizer):
 
     def piece_to_id(self, piece: str) -> int:
         return self._ids.get(piece, self.unk_id)
+
+    def _is_byte(self, id: int) -> bool:
+        from mvlm_np.inputs.byte_pairs import BYTE
+
+        return BYTE.fullmatch(self._pieces[id]) is not None
 
     def stream(self) -> Stream:
         return _PairStream(self, self._pairs.spelled, self._decoder())

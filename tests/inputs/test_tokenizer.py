@@ -229,6 +229,17 @@ def test_stream_holds_back_no_more_than_an_incomplete_character(legacy: bool, id
         assert re.fullmatch("\ufffd{0,3}", SMALL[legacy].decode(ids[:n]).removeprefix(shown))
 
 
+@given(ids=ids_of_the_model.filter(bool))
+@both_modes
+def test_bytes_of_pieces_add_up_to_the_text(legacy: bool, ids: list[int]) -> None:
+    tokenizer = SMALL[legacy]
+    ids = [i for i in ids if i not in tokenizer.special_ids]
+    raw = b"".join(map(tokenizer.piece_bytes, [tokenizer.piece_to_id("a"), *ids]))
+    text = raw.decode(errors="mvlm_np.each")
+    assert text == tokenizer.decode([tokenizer.piece_to_id("a"), *ids])
+    assert tokenizer.piece_bytes(tokenizer.eos_id) == b""
+
+
 def test_a_character_in_bytes_is_shown_whole() -> None:
     stream = StreamDecoder(SMALL[True])
     assert [stream.push(3 + byte) for byte in "é😀".encode()] == ["", "é", "", "", "", "😀"]
