@@ -13,7 +13,7 @@ from mvlm_np import memory
 from mvlm_np.config import ImageConfig
 from mvlm_np.errors import ImageError
 from mvlm_np.inputs.levels import DEEP, to_grey
-from mvlm_np.inputs.picture_file import no_limit, open_file, shown, unreadable
+from mvlm_np.inputs.picture_file import Encoded, no_limit, open_encoded, open_file, shown, unreadable
 from mvlm_np.inputs.resize import Axis, resize
 from mvlm_np.paths import local
 
@@ -26,7 +26,8 @@ RESERVE = 128 << 20  # bytes that resizing takes, and small things
 SHRINK = "shrink it first: convert IN -resize 4000x4000 OUT"
 DNG_VERSION, NEW_SUBFILE_TYPE, PREVIEW = 50706, 254, 1  # tags of TIFF, and what the second says of a preview
 
-Picture = str | os.PathLike[str] | Image.Image | np.ndarray  # a path, a Pillow image, uint8 (H, W, 3)
+# A path, a Pillow image, uint8 (H, W, 3), a file in memory
+Picture = str | os.PathLike[str] | Image.Image | np.ndarray | Encoded
 Pictures = Picture | list[Picture] | tuple[Picture, ...] | None  # one, several, or none
 
 
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 def open_image(source: Picture, exif: bool = True, adapt: bool = True) -> Image.Image:
-    """A path, a Pillow image or a uint8 array (H, W, 3) -> a new Pillow image of mode RGB.
+    """A path, a Pillow image, a uint8 array (H, W, 3) or a file in memory -> a new Pillow image of mode RGB.
 
     Every mode becomes RGB by Pillow's `convert("RGB")`, as upstream has it: transparency is dropped, an
     animation is its first frame. With `exif` the picture is turned upright as its EXIF orientation says,
@@ -105,15 +106,22 @@ def _decode(source: object, adapt: bool) -> Image.Image:
         where = str(getattr(source, "filename", "") or "the image given")
         _check_size(where, *source.size, _decoder_bytes(source))
         return _to_rgb(source, where, adapt)
+    if isinstance(source, Encoded):
+        with open_encoded(source) as image:
+            return _from_file(image, source.name, adapt)
     if isinstance(source, str | os.PathLike):
         path = local(source, "the image given")
         with open_file(path) as image:
-            if adapt and image.format in ("JPEG", "MPO"):
-                _shrink_to_fit(image, shown(path))
-            _check_size(shown(path), *image.size, _decoder_bytes(image))
-            return _to_rgb(image, shown(path), adapt)
+            return _from_file(image, shown(path), adapt)
     found = f"found {type(source).__name__}"
     raise ImageError("the image given", found, "a path, a Pillow image or a uint8 array (H, W, 3)")
+
+
+def _from_file(image: Image.Image, where: str, adapt: bool) -> Image.Image:
+    if adapt and image.format in ("JPEG", "MPO"):
+        _shrink_to_fit(image, where)
+    _check_size(where, *image.size, _decoder_bytes(image))
+    return _to_rgb(image, where, adapt)
 
 
 def _check_array(array: np.ndarray) -> None:

@@ -7,6 +7,8 @@ import re
 import struct
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
@@ -52,6 +54,19 @@ _LIMIT = threading.Lock()  # held while Pillow's limit is lifted
 TEXTS = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}  # PNG's chunks of text, and that of the colour profile
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A picture's file in memory: its bytes, and what errors call it."""
+
+    data: bytes = field(repr=False)
+    name: str
+
+
+def open_encoded(encoded: Encoded) -> Image.Image:
+    """The picture in a file that is in memory, to be decoded yet; errors as for `open_file`."""
+    return _open(io.BytesIO(encoded.data), encoded.name)
+
+
 def open_file(path: str) -> Image.Image:
     """The picture in a file, to be decoded yet.
 
@@ -68,15 +83,26 @@ def open_file(path: str) -> Image.Image:
         raise ImageError(where, "is not a regular file", "a picture", "save it to a file first")
     try:
         with open(path, "rb") as file:
-            start = file.read(512)
-            source = _without_large_texts(path) if start.startswith(b"\x89PNG") else path
-        image = Image.open(source)
+            return _open(file, where, path)
+    except PermissionError:
+        raise ImageError(where, "may not be read", None, "chmod +r on it and its folders allows it") from None
+    except OSError as error:
+        raise unreadable(where, error) from None
+
+
+def _open(file: BinaryIO, where: str, path: str | None = None) -> Image.Image:
+    """path: of the file; None: it is in memory, and stays open with the picture."""
+    start = b""
+    try:
+        start = file.read(512)
+        file.seek(0)
+        copy = _without_large_texts(file) if start.startswith(b"\x89PNG") else None
+        file.seek(0)
+        image = Image.open(copy or path or file)
     except UnidentifiedImageError:
         raise _no_picture(where, start) from None
     except Image.DecompressionBombError:
         raise
-    except PermissionError:
-        raise ImageError(where, "may not be read", None, "chmod +r on it and its folders allows it") from None
     except Exception as error:
         raise unreadable(where, error) from None
     if image.format in NOT_SHOWN:
@@ -123,33 +149,32 @@ def _no_picture(where: str, start: bytes) -> ImageError:
     )
 
 
-def _without_large_texts(path: str) -> str | io.BytesIO:
-    """The path of a PNG, or a copy without the texts and colour profiles that Pillow finds too large to read.
+def _without_large_texts(file: BinaryIO) -> io.BytesIO | None:
+    """A copy of a PNG without the texts and colour profiles that Pillow finds too large to read.
 
-    It refuses the whole picture for them, though no pixel depends on them.
+    None: it has none such. Pillow refuses the whole picture for them, though no pixel depends on them.
     """
     from PIL import PngImagePlugin  # photos are JPEGs, and start sooner without
 
     refused = []
-    with open(path, "rb") as file:
-        stream = PngImagePlugin.PngStream(file)
-        file.seek(8)
-        while len(header := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", header)
-            start = file.tell()
-            if kind in TEXTS:
-                try:
-                    stream.call(kind, start, length)
-                except Exception:  # too large, or damaged
-                    refused.append((start - 8, start + length + 4))
-            file.seek(start + length + 4)
-        if not refused:
-            return path
-        copy, position = io.BytesIO(), 0
-        file.seek(0)
-        for start, stop in refused:
-            copy.write(file.read(start - position))
-            file.seek(position := stop)
-        copy.write(file.read())
+    stream = PngImagePlugin.PngStream(file)
+    file.seek(8)
+    while len(header := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", header)
+        start = file.tell()
+        if kind in TEXTS:
+            try:
+                stream.call(kind, start, length)
+            except Exception:  # too large, or damaged
+                refused.append((start - 8, start + length + 4))
+        file.seek(start + length + 4)
+    if not refused:
+        return None
+    copy, position = io.BytesIO(), 0
+    file.seek(0)
+    for start, stop in refused:
+        copy.write(file.read(start - position))
+        file.seek(position := stop)
+    copy.write(file.read())
     copy.seek(0)
     return copy
