@@ -10,6 +10,7 @@ that was stopped at any moment goes on with the next layer, to the same result.
 """
 
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -162,6 +163,7 @@ def calibrated(
     state = work.read()
     if state is None:
         sequences = taken(begin())
+        gc.collect()  # the model that has read is large, and refers to itself
         state = State(0, [len(x) for x in sequences], np.concatenate(sequences), {})
         work.write(state)
         if (T := sum(state.lengths)) < FEW:

@@ -8,6 +8,7 @@
 Such a model reads the texts in a user's folder. No data set is needed.
 """
 
+import gc
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,22 +106,26 @@ def _text(path: Path) -> str:
 def _answers(
     model: MobileVLM, pictures: Sequence[tuple[Path, tuple[str, ...]]], progress: Progress
 ) -> Sequences:
-    """Each question with the model's answer; those about a picture are answered together."""
+    """Each question with the model's answer, picture after picture."""
     for done, i in enumerate(np.random.default_rng(SEED).permutation(len(pictures))):
         progress(done, len(pictures))
-        picture, questions = pictures[i]
-        chat, batch = Chat(model, picture), Batch()
-        chats = [chat.fork() for _ in questions]
-        for one, question in zip(chats, questions, strict=True):
-            one.join(batch, question, max_new_tokens=ANSWER)
-        members = list(batch.members)
-        while batch.members:
-            batch.step()
-        for member in members:
-            if member.error is not None:
-                raise member.error
-        for one in chats:
-            yield model.embed(one.prompt_ids + one.answer_ids, one.images)[0]
+        yield from _answers_about(model, *pictures[i])
+        gc.collect()  # a chat that joined a batch refers to itself, and its cache is large
+
+
+def _answers_about(model: MobileVLM, picture: Path, questions: Sequence[str]) -> list[np.ndarray]:
+    """The questions about a picture, answered together."""
+    chat, batch = Chat(model, picture), Batch()
+    chats = [chat.fork() for _ in questions]
+    for one, question in zip(chats, questions, strict=True):
+        one.join(batch, question, max_new_tokens=ANSWER)
+    members = list(batch.members)
+    while batch.members:
+        batch.step()
+    for member in members:
+        if member.error is not None:
+            raise member.error
+    return [model.embed(one.prompt_ids + one.answer_ids, one.images)[0] for one in chats]
 
 
 def _texts(model: MobileVLM, paths: Sequence[Path]) -> Sequences:
