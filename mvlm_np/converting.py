@@ -27,10 +27,12 @@ from mvlm_np.calibrating.layers import Gains, Work, calibrated, origin
 from mvlm_np.calibrating.reading import Reading, Sequences, reader
 from mvlm_np.checkpoints import packed
 from mvlm_np.checkpoints.checkpoint import Checkpoint
+from mvlm_np.checkpoints.gguf_blocks import TYPES_BY_NAME
 from mvlm_np.checkpoints.gguf_tokenizer import as_sentencepiece
 from mvlm_np.checkpoints.gguf_writer import Q4_K_WHOLE, write_gguf_pair
+from mvlm_np.checkpoints.gguf_writer import Told as ToldOfGGUF
 from mvlm_np.checkpoints.json_files import read_json
-from mvlm_np.checkpoints.loader import FOUR_BITS, kind
+from mvlm_np.checkpoints.loader import kind
 from mvlm_np.checkpoints.lora import MergedTensor
 from mvlm_np.checkpoints.record import write_json, write_record
 from mvlm_np.checkpoints.safetensors import Entry, write_safetensors
@@ -39,13 +41,10 @@ from mvlm_np.config import Config
 from mvlm_np.errors import GenerationError, MemoryNeeded, NoTokenizer, TokenizerError, UserError
 from mvlm_np.inputs.conversation import as_jinja
 from mvlm_np.kernels import pack
-from mvlm_np.kernels.pack import KINDS
 from mvlm_np.loading import bound_tensors, load, manifest, open_tokenizer, quantized, require_memory
+from mvlm_np.precisions import FLOATS, FOLDER, FOUR_BIT_KINDS, FOUR_BITS, GGUF, PACKED
 from mvlm_np.quantize import WHOLE
 
-PRECISIONS = ("float32", "bf16", *KINDS)
-GGUF_PRECISIONS = {"float16": "F16", "int8": "Q8_0", "int4": "Q4_0", "uint4": "Q4_K"}
-PLAINLY = {"float32": "float32", "bf16": "bfloat16"}  # precisions of every tensor, and how it is stored
 QUALITIES = ("high", "fast")
 
 # What is told of each tensor as it is written: its name, kind (None: not packed), signal-to-noise in dB.
@@ -63,16 +62,16 @@ def convert(
 ) -> None:
     """Writes `checkpoint` to the new folder `destination`.
 
-    precision  of the linear layers: "float32", "bf16", "int8", "int4" or "uint4" (see `loader.kind`), or
-               None: as stored. But for the first two, everything else stays as it is stored
-    quality    of int4 and uint4: "high" or "fast", see `quantize`
+    precision  of the linear layers: "float32", "bf16", "int8", "int4" or "int4-symmetric" (see `precisions`
+               and `loader.kind`), or None: as stored. But for the first two, everything else stays as it is
+    quality    of 4 bits: "high" or "fast", see `quantize`
     template   whose beginning is computed and stored for packed weights, see `prefix`; None: of none
-    calibration  of int4 and uint4: rounds the decoder's layers by what goes through them. Of these, `told`
+    calibration  of 4 bits: rounds the decoder's layers by what goes through them. Of these, `told`
                hears the signal-to-noise ratio of what they compute, not that of their weights
 
     UserError: the folder is there already, or cannot be written; or the checkpoint is not sound.
     """
-    tensors = _sound(checkpoint, precision, (None, *PRECISIONS), quality)
+    tensors = _sound(checkpoint, precision, (None, *FOLDER), quality)
     with _calibrated(checkpoint, tensors, destination, precision, calibration) as (rounded, gains):
         _write_folder(checkpoint, rounded, destination, precision, quality, told, template, gains)
 
@@ -94,16 +93,16 @@ def _write_folder(
             snr, nearest = gains[name]
             if np.isfinite(snr):
                 of_output = {"output_signal_to_noise_db": snr, "to_nearest_db": nearest}
-                rounding[name] = {"precision": kept, **of_output}
+                rounding[name] = {"kind": kept, **of_output}
         elif kept and np.isfinite(snr):
-            rounding[name] = {"precision": kept, "signal_to_noise_db": snr}
+            rounding[name] = {"kind": kept, "signal_to_noise_db": snr}
         told(name, kept, snr)
 
     with _new_folder(destination) as part:
         _write_weights(checkpoint.config, tensors, part, precision, quality, note)
         _write_tokenizer(checkpoint, part)
         _write_settings(checkpoint, part)
-        if template is not None and precision not in PLAINLY and quantized(tensors, precision):
+        if template is not None and precision not in FLOATS and quantized(tensors, precision):
             _write_prefix(part, template)
         write_record(part, {**_origin(checkpoint), "precision": precision, "rounding": rounding})
 
@@ -114,22 +113,24 @@ def convert_to_gguf(
     precision: str,
     quality: str = "high",
     progress: Callable[[int, int], object] = lambda done, total: None,
-    told: Told = lambda name, kind, snr: None,
+    told: ToldOfGGUF = lambda name, dtype, snr: None,
     calibration: "Calibration | None" = None,
 ) -> None:
     """Writes `checkpoint` as the GGUF pair that llama.cpp runs, into the new folder `destination`.
 
-    precision  of the decoder's matrices: "float16" (F16), "int8" (Q8_0), "int4" (Q4_0) or "uint4" (Q4_K)
-    quality    of int4: "high", the same weights as in a folder, or "fast", those of llama.cpp's quantiser;
-               of uint4: see `quantize`
-    told       is called with the name, kind and signal-to-noise ratio, in dB, of each matrix that was packed
-               already and had to be rounded again to fit its blocks
+    precision  of the decoder's matrices: "float16" (F16), "int8" (Q8_0), "int4" (Q4_K) or "int4-symmetric"
+               (Q4_0)
+    quality    of Q4_0: "high", the same weights as in a folder, or "fast", those of llama.cpp's quantiser;
+               of Q4_K: see `quantize`
+    told       hears of each matrix that is not written as asked or as stored, see `write_gguf_pair`
     progress   is called with the bytes written so far and the bytes in all
     calibration  as in `convert`
 
     UserError: as `convert`; or llama.cpp has no such model; or there is no tokenizer, which a GGUF contains.
     """
-    tensors = _sound(checkpoint, precision, GGUF_PRECISIONS, quality)
+    tensors = _sound(checkpoint, precision, GGUF, quality)
+    if calibration is not None and precision in FOUR_BITS:
+        _require_blocks(checkpoint, tensors, precision)
     tokenizer = open_tokenizer(checkpoint)
     with (
         _calibrated(checkpoint, tensors, destination, precision, calibration, Q4_K_WHOLE) as (rounded, _),
@@ -140,7 +141,7 @@ def convert_to_gguf(
             rounded,
             checkpoint.config,
             as_sentencepiece(checkpoint.read_tokenizer()),
-            GGUF_PRECISIONS[precision],
+            GGUF[precision],
             name=checkpoint.path.stem,
             added_tokens={text: i for text, i in tokenizer.appended.items() if text not in tokenizer.beyond},
             legacy=tokenizer.legacy,
@@ -161,7 +162,7 @@ def _sound(
             raise UserError(where, f"found {found!r}", " or ".join(filter(None, known)))
     tensors = bound_tensors(checkpoint)
     for tensor in tensors.values():
-        if isinstance(tensor, MergedTensor) and tensor.is_rounded and precision in KINDS:
+        if isinstance(tensor, MergedTensor) and tensor.is_rounded and precision in PACKED:
             raise UserError(
                 f"{checkpoint.path}: {tensor.name}",
                 f"is kept in {tensor.base.dtype}, and would be rounded a second time after merging",
@@ -199,7 +200,7 @@ def _calibrated(
         fix = "leave it out: rounding to 8 bits costs next to nothing"
         raise UserError("calibration", f"found the precision {precision}", " or ".join(FOUR_BITS), fix)
     for name, tensor in tensors.items():
-        if name.startswith("model.layers.") and kind(name, tensor, None) in FOUR_BITS:
+        if name.startswith("model.layers.") and kind(name, tensor, None) in FOUR_BIT_KINDS:
             fix = "calibrate the model from which this one was made"
             found = f"is rounded to {tensor.dtype} already"
             raise UserError(f"{checkpoint.path}: {name}", found, "more bits", fix)
@@ -207,9 +208,9 @@ def _calibrated(
     reading, told = calibration.reading, calibration.progress
     work = Work(
         destination.with_name(f"{destination.name}.calibrating"),
-        origin(checkpoint.config, tensors, precision, whole, reading.digest()),
+        origin(checkpoint.config, tensors, PACKED[precision], whole, reading.digest()),
     )
-    ops = choose()
+    ops, to = choose(), PACKED[precision]
 
     def sequences() -> Sequences:
         require_memory(checkpoint, tensors, "int8", "float16")
@@ -217,9 +218,20 @@ def _calibrated(
 
     with work.held():
         decoder, progress = checkpoint.config.decoder, partial(told, "calibrate")
-        rounded, gains = calibrated(tensors, decoder, precision, whole, ops, work, sequences, progress)
+        rounded, gains = calibrated(tensors, decoder, to, whole, ops, work, sequences, progress)
         yield {**tensors, **rounded}, gains
         shutil.rmtree(work.path)
+
+
+def _require_blocks(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], precision: str) -> None:
+    """UserError: blocks of GGUF's type do not divide a row, so that it would not hold what is calibrated."""
+    values = TYPES_BY_NAME[GGUF[precision].lower()].values
+    for name, tensor in tensors.items():
+        if name.startswith("model.layers.") and len(tensor.shape) == 2 and tensor.shape[1] % values:
+            found = f"has rows of {tensor.shape[1]}"
+            wanted = f"a multiple of {values}, which is a block of {GGUF[precision]}"
+            fix = "write a folder" if values == 32 else "take int4-symmetric, or write a folder"
+            raise UserError(f"{checkpoint.path}: {name}", found, wanted, fix)
 
 
 def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -261,7 +273,7 @@ def _write_weights(
     matrices = manifest(config).matrices
     model, tower = _File(), _File()
     for name, tensor in tensors.items():
-        kept = kind(name, tensor, precision) if name in matrices and precision not in PLAINLY else None
+        kept = kind(name, tensor, precision) if name in matrices and precision not in FLOATS else None
         file = model
         if name.startswith(VISION_TOWER) and not config.vision_in_checkpoint:
             name, file = name.removeprefix(VISION_TOWER), tower
@@ -309,7 +321,7 @@ def _packed(name: str, tensor: Tensor, kept: str, quality: str, note: Told) -> l
 
 def _plain(name: str, tensor: Tensor, precision: str | None, note: Told) -> Entry:
     """A tensor in floating point: as stored, but where the precision or a block type says otherwise."""
-    dtype = PLAINLY.get(precision or "", tensor.dtype)
+    dtype = FLOATS.get(precision or "", tensor.dtype)
     dtype = dtype if dtype in PLAIN else "float32"
 
     def values() -> Iterator[np.ndarray]:

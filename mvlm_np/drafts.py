@@ -34,8 +34,8 @@ def draft_for(model: "MobileVLM", wanted: "MobileVLM | str | None") -> Draft | N
         raise UserError(
             "draft",
             "would change answers of this model by rounding, since it computes with BLAS",
-            "int8, int4 or uint4 weights and compiled kernels",
-            "load it with precision int8, int4 or uint4 and backend numba",
+            "int8 or int4 weights and compiled kernels",
+            "load it with precision int8 or int4 and backend numba",
         )
     if other is None:
         return Ngrams()

@@ -25,13 +25,13 @@ from mvlm_np.kv_cache import TYPES as CACHES
 from mvlm_np.kv_cache import bytes_per_position
 from mvlm_np.linear import Quantized
 from mvlm_np.model import MobileVLM
+from mvlm_np.precisions import LOADED
 from mvlm_np.projector import Projector
 from mvlm_np.vision import VisionWeights
 
 if TYPE_CHECKING:
     from mvlm_np.prefix import Prefix
 
-PRECISIONS = ("float32", *KINDS)
 SMALL = 50_000_000  # bytes: NumPy has answered with such a model before Numba is imported
 
 
@@ -48,8 +48,8 @@ def load(
     """Loads a model.
 
     path_or_name  a model folder or a GGUF file
-    precision     of the linear layers: "float32", "int8", "int4", "uint4", or None: as stored; see
-                  `loader.kind`
+    precision     of the linear layers: "float32", "int8", "int4", "int4-symmetric", or None: as
+                  stored; see `precisions` and `loader.kind`
     backend       "numba", "numpy" (the reference), or "auto": numba if it is there, but numpy for a model so
                   small that importing Numba would take longer than the answer
     threads       of BLAS and of the kernels, for the whole process; None leaves them alone
@@ -62,10 +62,8 @@ def load(
     Raises a UserError if the files are unreadable, incomplete or do not fit each other, and MemoryNeeded
     if the model does not fit in memory; nothing large is allocated before all of that is known.
     """
-    if precision not in (None, *PRECISIONS):
-        raise UserError(
-            "precision", f"found {precision!r}", f"{', '.join(PRECISIONS)}, or None for as stored"
-        )
+    if precision not in (None, *LOADED):
+        raise UserError("precision", f"found {precision!r}", f"{', '.join(LOADED)}, or None for as stored")
     if cache not in (None, *CACHES):
         raise UserError(
             "cache", f"found {cache!r}", f"{', '.join(CACHES)}, or None for what suits the weights"
@@ -180,13 +178,13 @@ def require_memory(
     there, needed = memory.available(), memory_needed(checkpoint.config, tensors, precision, cache)
     if there is None or needed <= there:
         return
-    sizes = {p: memory_needed(checkpoint.config, tensors, p, cache) for p in PRECISIONS}
+    sizes = {p: memory_needed(checkpoint.config, tensors, p, cache) for p in LOADED}
     fitting = [f"{p} ({size / 1e9:.1f} GB)" for p, size in sizes.items() if size <= there]
     raise MemoryNeeded(
         checkpoint.path,
         f"needs {needed / 1e9:.1f} GB {f'in {precision}' if precision else 'as stored'}",
         f"no more than the {there / 1e9:.1f} GB that are available",
-        f"precision {' or '.join(fitting)} would fit" if fitting else "not even int4 would fit",
+        f"precision {' or '.join(fitting)} would fit" if fitting else "not even int4-symmetric would fit",
     )
 
 

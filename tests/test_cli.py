@@ -171,7 +171,8 @@ def test_bench_prints_each_figure_beside_its_limit(
     assert code == 0
     lines = {line.split("  ")[0]: line for line in out.splitlines()}
     own = {"import", "load", "image encode", "prompt of 8", "decode", "peak memory"}
-    assert set(lines) == own | {"int4", "int8"}
+    assert set(lines) == own | {"uint4", "int8"}
+    assert lines["uint4"].endswith("4 bits with minima: precision int4")
     assert "bits a weight, 1 matrix" in lines["int8"]
     assert "% of multiplying bytes in registers" in lines["prompt of 8"]
     assert "% of reading memory" in lines["decode"]

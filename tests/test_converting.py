@@ -4,6 +4,7 @@ import json
 import mmap
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,17 @@ from mvlm_np.checkpoints.gguf import read_gguf
 from mvlm_np.checkpoints.gguf_writer import write_gguf_pair
 from mvlm_np.checkpoints.loader import kind
 from mvlm_np.checkpoints.opening import open_checkpoint
-from mvlm_np.checkpoints.packed import PackedTensor, packed
+from mvlm_np.checkpoints.packed import LOSSLESS, PackedTensor, packed
 from mvlm_np.checkpoints.record import verify
 from mvlm_np.checkpoints.safetensors import read_safetensors
-from mvlm_np.converting import GGUF_PRECISIONS, PRECISIONS, convert, convert_to_gguf
+from mvlm_np.cli import main
+from mvlm_np.converting import convert, convert_to_gguf
 from mvlm_np.errors import CheckpointError, TokenizerError, UserError
+from mvlm_np.kernels.pack import unpack
 from mvlm_np.linear import Quantized
 from mvlm_np.loading import bound_tensors, manifest
+from mvlm_np.precisions import GGUF, LOADED, MEANING, PACKED
+from mvlm_np.quantize import dequantize
 from tests.checkpoints.gguf_models import as_weights, random_weights, small_config, tokenizer_model
 from tests.conftest import DATA, ROOT, shared_path
 
@@ -125,7 +131,7 @@ def assert_same(
 # -- Weights ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", [None, "float32", "int8", "int4", "uint4"])
+@pytest.mark.parametrize("precision", [None, *LOADED])
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_folder_holds_what_loading_with_that_precision_gives(
     sources: Callable[[str], Path], tmp_path: Path, name: str, precision: str | None
@@ -165,7 +171,7 @@ def test_bf16_rounds_half_to_even(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, upper + (upper & 1))
 
 
-@pytest.mark.parametrize("precision", [None, "float32", "int8", "int4", "uint4"])
+@pytest.mark.parametrize("precision", [None, *LOADED])
 @pytest.mark.parametrize("name", ["ldp with its CLIP", "text only", "Q4_0"])
 def test_answers_are_those_of_the_source(
     sources: Callable[[str], Path], tmp_path: Path, name: str, precision: str | None
@@ -183,7 +189,9 @@ def test_answers_are_those_of_the_source(
     assert written.generate(ids, image, max_new_tokens=5) == source.generate(ids, image, max_new_tokens=5)
 
 
-@pytest.mark.parametrize("stored, precision", [("q4_0", "int4"), ("q8_0", "int8")])
+@pytest.mark.parametrize(
+    "stored, precision", [("q4_0", "int4"), ("q4_0", "int4-symmetric"), ("q8_0", "int8")]
+)
 def test_ggufs_blocks_repack_without_loss(
     sources: Callable[[str], Path], tmp_path: Path, stored: str, precision: str
 ) -> None:
@@ -203,7 +211,7 @@ def test_ggufs_blocks_repack_without_loss(
         assert tensor.tensor_type.name.lower() == stored
         expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         name = f"model.layers.0.{ours}.weight"
-        assert written[name].dtype == precision
+        assert written[name].dtype == LOSSLESS[stored]
         np.testing.assert_array_equal(written[name].float32(), expected)
         assert told[name] == float("inf")
 
@@ -231,10 +239,10 @@ def test_the_loss_is_that_of_the_weights(tmp_path: Path) -> None:
         error = before - tensor.float32()
         expected = 10 * np.log10((before**2).sum() / (error**2).sum())
         assert told[name] == pytest.approx(expected, abs=1e-3)  # dB; summed in float32
-        assert record[name] == {"precision": tensor.dtype, "signal_to_noise_db": told[name]}
+        assert record[name] == {"kind": tensor.dtype, "signal_to_noise_db": told[name]}
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("precision", PACKED)
 def test_packed_weights_are_used_where_they_lie(tmp_path: Path, precision: str) -> None:
     convert(open_checkpoint(GOLDEN / "ldpv2"), tmp_path / "out", precision)
     model = mvlm_np.load(tmp_path / "out", backend="numpy")
@@ -243,7 +251,7 @@ def test_packed_weights_are_used_where_they_lie(tmp_path: Path, precision: str) 
     assert model.vision is not None
     for linear in (layer.down_proj, model.decoder.lm_head, model.vision.layers[0].fc1):
         assert isinstance(linear, Quantized)
-        for array in (linear.packed.values, linear.packed.scales):
+        for array in linear.packed.arrays:
             assert lies_in_a_map(array) and not array.flags.writeable
 
 
@@ -281,6 +289,50 @@ def test_converting_a_second_time_changes_nothing(tmp_path: Path) -> None:
             assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
 
+@pytest.mark.parametrize("precision", ["int4", "int4-symmetric"])
+@pytest.mark.parametrize("stored", ["int4", "int4-symmetric"])
+def test_either_kind_of_4_bits_stays_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stored: str, precision: str
+) -> None:
+    """Files of both kinds stay valid whichever of them a precision makes; and it can be seen which it is."""
+    convert(open_checkpoint(GOLDEN / "ldpv2"), tmp_path / "a", stored)
+    convert(open_checkpoint(tmp_path / "a"), tmp_path / "b", precision)
+    before, after = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
+    assert before == after
+    as_stored, asked = (mvlm_np.load(tmp_path / "a", p, "numba") for p in (None, precision))
+    for one, other in zip(as_stored.decoder.linear, asked.decoder.linear, strict=True):
+        assert isinstance(one, Quantized) and isinstance(other, Quantized)
+        assert one.kind == other.kind
+        for ours, theirs in zip(one.packed.arrays, other.packed.arrays, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    found = [model.trace(None, "what is on the photo", 1)["logits"] for model in (as_stored, asked)]
+    assert found[0].tobytes() == found[1].tobytes()
+    assert main(["inspect", str(tmp_path / "a")]) == 0
+    printed = capsys.readouterr().out
+    lines = [line.split() for line in printed.splitlines() if line.startswith("  model.layers.")]
+    matrices = [line for line in lines if "proj.weight" in line[0]]
+    assert {line[1] for line in matrices} == {PACKED[stored]} and len(matrices) == 14
+    assert f"  14 in {PACKED[stored]}, {MEANING[PACKED[stored]]}\n" in printed
+    assert MEANING[PACKED[stored]].endswith(f"precision {stored}")
+
+
+@pytest.mark.parametrize("precision", [None, "int4", "int4-symmetric"])
+def test_a_file_from_before_there_were_minima_is_what_it_was(tmp_path: Path, precision: str | None) -> None:
+    folder = shutil.copytree(GOLDEN / "ldpv2", tmp_path / "model")
+    shutil.copyfile(DATA / "packed" / "int4.safetensors", folder / "model.safetensors")
+    tensors, digest = bound_tensors(open_checkpoint(folder)), sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + tensor.float32().tobytes())
+    assert digest.hexdigest().startswith("843ea3be344c0e5c")
+    model = mvlm_np.load(folder, precision, "numpy")
+    names = [name for name, tensor in tensors.items() if tensor.dtype == "int4"]
+    kept = [linear for linear in model.decoder.linear if linear.kind == "int4"]
+    assert len(names) == len(kept) == 14
+    for name, linear in zip(names, kept, strict=True):
+        assert isinstance(linear, Quantized)
+        np.testing.assert_array_equal(dequantize(*unpack(linear.packed)), tensors[name].float32())
+
+
 def test_large_matrices_are_rounded_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert(open_checkpoint(GOLDEN / "ldpv2"), tmp_path / "whole", "int4")
     convert(open_checkpoint(GOLDEN / "ldpv2"), tmp_path / "bf16", "bf16")
@@ -296,14 +348,14 @@ def test_large_matrices_are_rounded_in_parts(tmp_path: Path, monkeypatch: pytest
 # -- GGUF ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", GGUF_PRECISIONS)
+@pytest.mark.parametrize("precision", GGUF)
 @pytest.mark.parametrize("name", ["ldpv2", "F16 of the first generation", "text only", "pickle", "Q4_0"])
 def test_a_gguf_pair_holds_the_same_model(
     sources: Callable[[str], Path], tmp_path: Path, name: str, precision: str
 ) -> None:
     source = open_checkpoint(sources(name))
     convert_to_gguf(source, tmp_path / "out", precision)
-    stem = f"model-{GGUF_PRECISIONS[precision]}.gguf"
+    stem = f"model-{GGUF[precision]}.gguf"
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {stem, "mvlm.json"} | ({"mmproj-model-f16.gguf"} if source.config.vision else set())
     assert verify(tmp_path / "out") == []
@@ -324,11 +376,11 @@ def test_a_gguf_pair_holds_the_same_model(
             )
 
 
-def test_at_quality_high_a_q4_0_holds_the_weights_of_our_int4(tmp_path: Path) -> None:
+def test_at_quality_high_a_q4_0_holds_the_weights_of_our_folder(tmp_path: Path) -> None:
     path = in_gguf("F16")(tmp_path / "source")
     source = open_checkpoint(path)
-    convert(source, tmp_path / "folder", "int4")
-    convert_to_gguf(source, tmp_path / "pair", "int4")
+    convert(source, tmp_path / "folder", "int4-symmetric")
+    convert_to_gguf(source, tmp_path / "pair", "int4-symmetric")
     ours, theirs = (
         open_checkpoint(p).tensors for p in (tmp_path / "folder", tmp_path / "pair" / "model-Q4_0.gguf")
     )
@@ -342,18 +394,39 @@ def test_at_quality_high_a_q4_0_holds_the_weights_of_our_int4(tmp_path: Path) ->
 
 
 def test_our_packed_weights_become_ggufs_blocks_without_loss(tmp_path: Path) -> None:
-    convert(open_checkpoint(in_gguf("F16")(tmp_path / "source")), tmp_path / "folder", "int4")
+    convert(open_checkpoint(in_gguf("F16")(tmp_path / "source")), tmp_path / "folder", "int4-symmetric")
     folder = open_checkpoint(tmp_path / "folder")
-    convert_to_gguf(folder, tmp_path / "pair", "int4")
+    convert_to_gguf(folder, tmp_path / "pair", "int4-symmetric")
     theirs = open_checkpoint(tmp_path / "pair" / "model-Q4_0.gguf").tensors
     for name, tensor in folder.tensors.items():
         if name.startswith("model.layers") and isinstance(tensor, PackedTensor):
             np.testing.assert_array_equal(theirs[name].float32(), tensor.float32(), err_msg=name)
 
 
+@pytest.mark.parametrize("precision", ["int4", "int4-symmetric"])
+def test_rows_that_blocks_of_q4_k_do_not_divide_become_q8_0_and_that_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: str
+) -> None:
+    """From floats only what was asked; from 4 bits with minima never the kind without."""
+    folder, source = tmp_path / "folder", in_gguf("F16")(tmp_path / "source")
+    convert(open_checkpoint(source), folder, "int4")
+    for number, given in enumerate((source, folder)):
+        pair = tmp_path / str(number)
+        asked = ["convert", str(given), str(pair), "--to", "gguf", "--precision", precision]
+        assert main(asked) == 0
+        err = capsys.readouterr().err
+        tensors = read_gguf(pair / f"model-{GGUF[precision]}.gguf").tensors
+        kinds = {t.dtype for name, t in tensors.items() if name.startswith("blk.") and len(t.shape) == 2}
+        if given == source and precision == "int4-symmetric":
+            assert kinds == {"q4_0"} and err == ""
+        else:
+            assert kinds == {"q8_0"}
+            assert re.search(r"note: blocks of Q4_\w do not divide the rows of 1[45] matr.* Q8_0$", err, re.M)
+
+
 def test_quality_fast_is_llama_cpps_own_rounding(tmp_path: Path) -> None:
     source = open_checkpoint(in_gguf("F16")(tmp_path / "source"))
-    convert_to_gguf(source, tmp_path / "pair", "int4", "fast")
+    convert_to_gguf(source, tmp_path / "pair", "int4-symmetric", "fast")
     written = read_gguf(tmp_path / "pair" / "model-Q4_0.gguf").tensors["blk.1.ffn_up.weight"]
     values = source.tensors["model.layers.1.mlp.up_proj.weight"].float32()
     expected = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_0)
@@ -569,9 +642,3 @@ def test_without_a_record_there_is_nothing_to_verify() -> None:
         CheckpointError, match=r"ldp: holds no checksums \(mvlm\.json\), wanted a model that mvlm"
     ):
         verify(GOLDEN / "ldp")
-
-
-def test_the_command_line_knows_the_same_precisions() -> None:
-    from mvlm_np.cli.convert import PRECISIONS as OFFERED
-
-    assert {"folder": PRECISIONS, "gguf": tuple(GGUF_PRECISIONS)} == OFFERED

@@ -283,7 +283,7 @@ def test_only_what_computes_exactly_takes_a_draft(tiny: Path, model: MobileVLM, 
         other = mvlm_np.load(tiny, precision=how[0], backend=how[1])
         assert not exact(other)
         for draft in ("ngrams", small):
-            with pytest.raises(UserError, match=r"^draft: .*, wanted int8, int4 or uint4 .*; load it "):
+            with pytest.raises(UserError, match=r"^draft: .*, wanted int8 or int4 .*; load it "):
                 other.ask(None, "What?", draft=draft)
         assert draft_for(other, None) is draft_for(other, "none") is None
     odd = replace(model.config.decoder, num_attention_heads=8, num_key_value_heads=8)
@@ -318,7 +318,8 @@ def test_ask_and_chat_draft_and_say_how_much(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("numba")
-    common = ["--model", str(tiny), "--precision", "int4", "--backend", "numba", "--max-new-tokens", "30"]
+    common = ["--model", str(tiny), "--precision", "int4-symmetric", "--backend", "numba"]
+    common += ["--max-new-tokens", "30"]
 
     def ask(*more: str) -> dict[str, Any]:
         assert main(["ask", CAT, QUESTIONS[1], "--json", *common, *more]) == 0
@@ -340,7 +341,7 @@ def test_a_draft_that_cannot_be_is_one_line(
 ) -> None:
     possible, damaged = "; without a model: --draft ngrams", str(tmp_path)
     for draft, told in (
-        ("ngrams", "wanted int8, int4 or uint4 weights and compiled kernels; load it with"),
+        ("ngrams", "wanted int8 or int4 weights and compiled kernels; load it with"),
         ("ngram", f"--draft: ngram: does not exist, wanted a model folder or a GGUF file{possible}"),
         ("owner/small", f"download it: mvlm pull owner/small{possible}"),
         ("", possible),

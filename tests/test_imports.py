@@ -34,7 +34,7 @@ LAYERS = [
     {"kernels"},
     {"kv_store"},
     {"ops"},
-    {"config", "trace", "cores", "memory", "pages", "paths", "errors"},
+    {"config", "precisions", "trace", "cores", "memory", "pages", "paths", "errors"},
     {"ahead"},
 ]
 CHOOSER = "backend"  # it chooses between `ops` and `kernels`, and imports the latter only when it is used

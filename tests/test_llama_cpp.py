@@ -9,7 +9,8 @@ import pytest
 
 import mvlm_np
 from mvlm_np.checkpoints.opening import open_checkpoint
-from mvlm_np.converting import GGUF_PRECISIONS, convert_to_gguf
+from mvlm_np.converting import convert_to_gguf
+from mvlm_np.precisions import GGUF
 from tests.conftest import shared_path
 
 
@@ -30,7 +31,7 @@ def llama_cpp(program: str, *arguments: object) -> str:
 def test_llama_cpp_tells_the_same_story(tmp_path: Path, precision: str) -> None:
     """A trained model. (In 4 bits the two differ: llama.cpp rounds activations in its own way.)"""
     convert_to_gguf(open_checkpoint(shared_path("weights/stories260K_f16.gguf")), tmp_path / "out", precision)
-    path = tmp_path / "out" / f"model-{GGUF_PRECISIONS[precision]}.gguf"
+    path = tmp_path / "out" / f"model-{GGUF[precision]}.gguf"
     prompt = "Once upon a time"
     told = llama_cpp("llama-simple", "-m", path, "-n", 60, prompt)
     model = mvlm_np.load(path, "float32", backend="numpy")
@@ -39,12 +40,12 @@ def test_llama_cpp_tells_the_same_story(tmp_path: Path, precision: str) -> None:
     assert told.strip().removeprefix("<s>").strip() == ours.strip()
 
 
-@pytest.mark.parametrize("precision", GGUF_PRECISIONS)
+@pytest.mark.parametrize("precision", GGUF)
 def test_llama_cpp_answers_about_a_picture(tmp_path: Path, precision: str) -> None:
     """It loads the pair as it is and writes something; what, is its own: its vision tower is not ours."""
     source = shared_path("goldens/v2-256")
     convert_to_gguf(open_checkpoint(source), tmp_path / "out", precision)
-    model = tmp_path / "out" / f"model-{GGUF_PRECISIONS[precision]}.gguf"
+    model = tmp_path / "out" / f"model-{GGUF[precision]}.gguf"
     mmproj = tmp_path / "out" / "mmproj-model-f16.gguf"
     arguments = ("-m", model, "--mmproj", mmproj, "--image", source / "chelsea.png", "-p", "What is this?")
     for more in ((), ("--jinja",)):

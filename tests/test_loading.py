@@ -18,6 +18,7 @@ from mvlm_np.cli import main
 from mvlm_np.errors import CheckpointError, ConfigError, MemoryNeeded, TokenizerError, UserError
 from mvlm_np.linear import Dense
 from mvlm_np.loading import bind, bound_tensors
+from mvlm_np.precisions import PACKED
 from tests.checkpoints.folders import config, weights, write_model, write_tower
 
 TIED: dict[str, Any] = {"mm_vision_tower": None, "tie_word_embeddings": True}
@@ -120,12 +121,14 @@ def _manifest_only(config: Any, get: Any, bind: Any = bind) -> Any:
 def test_too_little_memory_is_said_before_any_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_reading(monkeypatch)
     settings, tensors = config(), bound_tensors(open_checkpoint(folder))
-    needed = {p: loading.memory_needed(settings, tensors, p) for p in (None, "int8", "int4")}
-    assert needed[None] > needed["int8"] > needed["int4"]
+    needed = {p: loading.memory_needed(settings, tensors, p) for p in (None, *PACKED)}
+    assert needed[None] > needed["int8"] > needed["int4"] > needed["int4-symmetric"]
+    size = r"\(0\.0 GB\)"
     for available, fitting in (
-        (needed[None] - 1, r"precision int8 \(0\.0 GB\) or int4 \(0\.0 GB\) or uint4 \(0\.0 GB\) would fit"),
-        (needed["int8"] - 1, r"precision int4 \(0\.0 GB\) or uint4 \(0\.0 GB\) would fit"),
-        (needed["int4"] - 1, r"not even int4 would fit"),
+        (needed[None] - 1, rf"precision int8 {size} or int4 {size} or int4-symmetric {size} would fit"),
+        (needed["int8"] - 1, rf"precision int4 {size} or int4-symmetric {size} would fit"),
+        (needed["int4"] - 1, rf"precision int4-symmetric {size} would fit"),
+        (needed["int4-symmetric"] - 1, r"not even int4-symmetric would fit"),
     ):
         monkeypatch.setattr(memory, "available", lambda available=available: available)
         rule = rf"^{folder}: needs 0\.0 GB as stored, wanted no more than the 0\.0 GB .*; {fitting}$"
@@ -155,7 +158,10 @@ def test_memory_needed_is_that_of_weights_and_a_cache_of_512_positions(folder: P
 @pytest.mark.parametrize(
     ("arguments", "rule"),
     [
-        ({"precision": "int2"}, r"^precision: found 'int2', wanted float32, int8, int4, uint4, or None"),
+        (
+            {"precision": "int2"},
+            r"^precision: found 'int2', wanted float32, int8, int4, int4-symmetric, or N",
+        ),
         ({"precision": 8}, r"^precision: found 8, wanted"),
         ({"backend": "torch"}, r"^backend: found 'torch', wanted auto or numba or numpy"),
         ({"cache": "int4"}, r"^cache: found 'int4', wanted float32, float16, int8, or None"),

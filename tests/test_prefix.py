@@ -34,7 +34,7 @@ def load(folder: Path, **options: str) -> MobileVLM:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model in int4, with its beginning."""
     folder = tmp_path_factory.mktemp("prefix") / "model"
-    convert(open_checkpoint(demo.MODEL), folder, "int4", quality="fast")
+    convert(open_checkpoint(demo.MODEL), folder, "int4-symmetric", quality="fast")
     model = load(folder)
     if not prefix.is_exact(model.decoder, model.config.decoder, model.ops):
         pytest.skip("this CPU, or MVLM_SIMD, has no fused multiply-add")

@@ -133,7 +133,7 @@ def test_converted_as_stored_and_back_it_is_the_same_to_the_byte(mixed: Path, tm
             assert isinstance(kept[name], PackedTensor) and kept[name].dtype == "uint4"
             np.testing.assert_array_equal(kept[name].float32(), tensor.float32())
     for number, source in enumerate((mixed, tmp_path / "folder")):
-        convert_to_gguf(open_checkpoint(source), tmp_path / str(number), "uint4", told=refuse)
+        convert_to_gguf(open_checkpoint(source), tmp_path / str(number), "int4", told=refuse)
         again = read_gguf(tmp_path / str(number) / "model-Q4_K.gguf").tensors
         for name, tensor in read_gguf(mixed).tensors.items():
             if tensor.dtype == "q4_k" and name != "token_embd.weight":
@@ -141,7 +141,7 @@ def test_converted_as_stored_and_back_it_is_the_same_to_the_byte(mixed: Path, tm
                 np.testing.assert_array_equal(again[name].raw, tensor.raw)
 
 
-def refuse(name: str, kind: str | None, snr: float) -> None:
+def refuse(name: str, dtype: str, snr: float | None) -> None:
     raise AssertionError(name)
 
 
@@ -151,18 +151,20 @@ def test_our_own_uint4_is_rounded_again_to_6_bits_and_that_is_told(tmp_path: Pat
     plain, *_ = write_gguf_pair(
         tmp_path / "plain", as_weights(random_weights(config)), config, tokenizer_model(), "F16"
     )
-    convert(open_checkpoint(plain), tmp_path / "folder", "uint4", quality)
-    told = dict[str, float]()
+    convert(open_checkpoint(plain), tmp_path / "folder", "int4", quality)
+    told = dict[str, tuple[str, float | None]]()
     convert_to_gguf(
-        open_checkpoint(tmp_path / "folder"), tmp_path / "pair", "uint4",
-        told=lambda name, kind, snr: told.update({name: snr}),
+        open_checkpoint(tmp_path / "folder"), tmp_path / "pair", "int4",
+        told=lambda name, dtype, snr: told.update({name: (dtype, snr)}),
     )  # fmt: skip
     # The others have rows of 64, which blocks of Q4_K do not divide.
-    assert [*told] == ["model.layers.0.mlp.down_proj.weight"]
+    divided = {name: snr for name, (_, snr) in told.items() if snr is not None}
+    assert [*divided] == ["model.layers.0.mlp.down_proj.weight"]
+    assert {dtype for name, (dtype, _) in told.items() if name not in divided} == {"q8_0"}
     kept, again = (
         open_checkpoint(path).tensors for path in (tmp_path / "folder", tmp_path / "pair" / "model-Q4_K.gguf")
     )
-    for name, snr in told.items():
+    for name, snr in divided.items():
         assert again[name].dtype == "q4_k"
         before, after = (tensors[name].float32().astype(np.float64) for tensors in (kept, again))
         loss = 10 * np.log10((before**2).sum() / ((before - after) ** 2).sum())

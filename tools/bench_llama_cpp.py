@@ -1,7 +1,7 @@
 """Runs mvlm-np and llama.cpp on the same work in alternation, and prints how many times faster we are.
 
     python tools/make_checkpoint.py MobileVLM_V2-1.7B V2-1.7B --tokenizer tokenizer.model
-    mvlm convert V2-1.7B V2-int4 --precision int4
+    mvlm convert V2-1.7B V2-int4 --precision int4-symmetric
     python tools/bench_llama_cpp.py V2-int4 --gguf model-q4_0.gguf --mmproj mmproj-f16.gguf mmproj-q8_0.gguf
 
 The GGUF files may come from llama.cpp's own converters or from `mvlm convert --to gguf`; its llama-quantize

@@ -155,7 +155,7 @@ def candidates(
     yield "numpy, 1 thread", "float32", ours("float32", "numpy", 1)
     yield "int8", "int8", ours("int8", "numba")
     yield "int4", "int4", ours("int4", "numba")
-    yield "uint4", "uint4", ours("uint4", "numba")
+    yield "int4-symmetric", "int4", ours("int4-symmetric", "numba")
 
 
 def nearest(result: Any) -> tuple[float, str]:

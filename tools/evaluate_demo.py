@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, wh
 from mvlm_np.cli.progress import bar, load_with_bar
 from mvlm_np.demo import MODEL
 from mvlm_np.errors import UserError
+from mvlm_np.precisions import LOADED
 from tools.demo.evaluation import evaluate, paired, table
 from tools.demo.questions import TASKS, score
 from tools.demo.scenes import SPLITS
@@ -43,7 +44,7 @@ def load(args: argparse.Namespace) -> Any:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--model", metavar="PATH", type=Path, default=MODEL, help="default: the embedded model")
-    top.add_argument("--precision", metavar="P", help="float32, int8, int4 or uint4 (default: as stored)")
+    top.add_argument("--precision", metavar="P", help=f"{', '.join(LOADED)} (default: as stored)")
     top.add_argument("--backend", metavar="B", default="auto", help="auto, numba, numpy or torch")
     top.add_argument("--threads", metavar="N", type=int)
     top.add_argument("--split", choices=SPLITS[1:], default="test")

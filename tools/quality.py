@@ -29,8 +29,8 @@ import numpy as np
 from mvlm_np.chat import Chat
 from mvlm_np.cli.progress import bar, load_with_bar
 from mvlm_np.errors import UserError
-from mvlm_np.loading import PRECISIONS
 from mvlm_np.model import MobileVLM
+from mvlm_np.precisions import LOADED
 from tools.demo.evaluation import Answered, evaluate, paired
 from tools.parts.arguments import at_least_1
 from tools.parts.real_text import encode, manual
@@ -69,7 +69,7 @@ def load(name: str, args: argparse.Namespace) -> MobileVLM:
 def split(name: str) -> tuple[str, str | None]:
     """PATH@PRECISION -> PATH, PRECISION; None: as stored."""
     path, at, precision = name.rpartition("@")
-    return (path, precision) if at and precision in PRECISIONS else (name, None)
+    return (path, precision) if at and precision in LOADED else (name, None)
 
 
 # ---------------------------------------------------------------- what is read

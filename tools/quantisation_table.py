@@ -17,6 +17,7 @@ import numpy as np
 import mvlm_np
 from mvlm_np.checkpoints.safetensors import read_safetensors
 from mvlm_np.kv_cache import TYPES
+from mvlm_np.precisions import PACKED
 
 GGUF = {"Q8_0": "*Q8_0.gguf", "Q4_0": "*Q4_0.gguf"}
 
@@ -27,7 +28,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, nargs="+")
     rows = {folder.name: ratios(folder) for folder in parser.parse_args().folder}
-    print_table(rows, ["int8", "int4", "uint4", *GGUF])
+    print_table(rows, [*PACKED, *GGUF])
     print()
     print_table(rows, [f"cache {name}" for name in TYPES[1:]])
 
@@ -41,7 +42,7 @@ def print_table(rows: dict[str, dict[str, float]], columns: list[str]) -> None:
 
 def ratios(folder: Path) -> dict[str, float]:
     """Of all logits of all prompts, by what was changed."""
-    changed: dict[str, dict[str, Any]] = {p: {"precision": p} for p in ("int8", "int4", "uint4")}
+    changed: dict[str, dict[str, Any]] = {p: {"precision": p} for p in PACKED}
     changed |= {f"cache {name}": {"precision": "float32", "cache": name} for name in TYPES[1:]}
     result = {name: ratio(folder, folder, options) for name, options in changed.items()}
     for name, pattern in GGUF.items():

@@ -6,7 +6,8 @@ layer of the vision tower. And in a file of 4 bits the matrix that makes the log
 takes Q6_K, which this engine reads but does not write.
 
 What is in these blocks already, or in a packed kind that they hold, is not rounded again. Our uint4 counts
-scales and minima in 8 bits, and Q4_K in 6: what does not fit is rounded again, and told.
+scales and minima in 8 bits, and Q4_K in 6: what does not fit is rounded again, and told. So are rows that
+blocks do not divide: they go to a type of shorter blocks and more bits.
 
 One tensor at a time is in memory, and a file appears under its name only when both are complete.
 """
@@ -31,15 +32,20 @@ from mvlm_np.checkpoints.tensors import CHUNK, Tensor
 from mvlm_np.config import Config, VisionConfig
 from mvlm_np.errors import CheckpointError, ConfigError, some
 from mvlm_np.kernels import pack
+from mvlm_np.precisions import FOUR_BIT_KINDS
 from mvlm_np.quantize import dequantize, quantize, recount
 
 ALIGNMENT = 32
 FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 14}  # what we write, and llama.cpp's number for it
 _TYPES = {"F16": "float16", "Q4_0": "q4_0", "Q8_0": "q8_0", "Q4_K": "q4_k"}
-_FOUR_BITS = ("q4_0", "q4_k")
+_BLOCKS = {kind: blocks for blocks, kind in LOSSLESS.items()}  # which hold a packed kind
+_FOUR_BITS = tuple(_BLOCKS[kind] for kind in FOUR_BIT_KINDS)
 Q4_K_WHOLE = 63  # the largest scale or minimum of a Q4_K
 _QUANTIZATION_VERSION = 2  # of the block formats
 _NUMBERS = {stored.name: number for number, stored in TYPES.items()}
+
+# Of a matrix: its name, the type it is written in, and what that costs, in dB, where that is known.
+Told = Callable[[str, str, float | None], object]
 
 
 class Weight(Protocol):
@@ -82,7 +88,7 @@ def write_gguf_pair(
     chat_template: str | None = None,
     quality: str = "fast",
     progress: Callable[[int, int], object] = lambda done, total: None,
-    told: Callable[[str, str, float], object] = lambda name, kind, snr: None,
+    told: Told = lambda name, dtype, snr: None,
 ) -> list[Path]:
     """Writes `model-{precision}.gguf` and, if there is vision, `mmproj-model-f16.gguf`; returns their paths.
 
@@ -91,11 +97,12 @@ def write_gguf_pair(
     chat_template  in Jinja; without one, llama.cpp's tools for pictures ask for it
     precision  "F16", "Q8_0", "Q4_0" or "Q4_K", of the decoder's matrices. Rows that blocks of Q4_K do not
                divide are Q8_0, and those that others do not divide F16. A matrix that is kept in one of the
-               two types of 4 bits stays in it if the other is asked for
+               two types of 4 bits is never rounded to the other
     quality    of Q4_0: "fast" rounds as llama.cpp's quantiser does, "high" as `quantize` does, of Q4_K always
     progress   is called after each piece with the bytes written so far and the bytes in all
-    told       is called with the name, kind and signal-to-noise ratio, in dB, of each matrix of uint4 that
-               was rounded again to scales of 6 bits
+    told       is called for each matrix that blocks do not divide, and so is not what was asked for, with
+               the name, its type in the file, and None; and for each of uint4 whose scales are rounded again
+               to 6 bits, with the name, "q4_k", and the signal-to-noise ratio in dB
 
     Raises CheckpointError for a missing tensor or values that the format cannot hold, ConfigError for a
     model that llama.cpp has no graph for, OSError if the disk is full; nothing is left behind then.
@@ -225,7 +232,7 @@ def _decoder_entries(
     config: Config,
     precision: str,
     quality: str,
-    told: Callable[[str, str, float], object],
+    told: Told,
 ) -> Iterator[Entry]:
     decoder = config.decoder
     heads = {"attn_q": decoder.num_attention_heads, "attn_k": decoder.num_key_value_heads}
@@ -233,17 +240,26 @@ def _decoder_entries(
     logits = "token_embd.weight" if decoder.tie_word_embeddings else "output.weight"
     for name, tensor in _chosen(tensors, names):
         shape = tensor.shape
-        dtype = "float32" if len(shape) == 1 else _TYPES[precision]
-        if dtype in _FOUR_BITS:
-            kept = _grid(tensor)
-            dtype = kept if kept in _FOUR_BITS else "q8_0" if name == logits else dtype
-        if dtype == "q4_k" and shape[-1] % 256:
-            dtype = "q8_0"
-        if dtype in ("q8_0", "q4_0") and shape[-1] % 32:
-            dtype = "float16"
+        dtype = wanted = "float32" if len(shape) == 1 else _type_of(tensor, precision, name == logits)
+        while shape[-1] % TYPES[_NUMBERS[dtype]].values:
+            dtype = _SHORTER[dtype]
+        if dtype != wanted:
+            told(name, dtype, None)
         part = name.split(".")[-2]
         order = partial(_pairs, heads=heads[part]) if part in heads else None
         yield Entry(name, shape, dtype, partial(_chunks, name, tensor, dtype, order, quality, told))
+
+
+_SHORTER = {"q4_k": "q8_0", "q8_0": "float16", "q4_0": "float16"}  # types of shorter blocks
+
+
+def _type_of(tensor: Weight, precision: str, makes_logits: bool) -> str:
+    """The type that a matrix is to be written in."""
+    wanted = _TYPES[precision]
+    if wanted not in _FOUR_BITS:
+        return wanted
+    kept = _BLOCKS.get(tensor.dtype, tensor.dtype) if isinstance(tensor, Tensor) else None
+    return kept if kept in _FOUR_BITS else "q8_0" if makes_logits else wanted
 
 
 def _pairs(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -265,7 +281,7 @@ def _chunks(
     dtype: str,
     order: Callable[[np.ndarray], np.ndarray] | None = None,
     quality: str = "fast",
-    told: Callable[[str, str, float], object] = lambda name, kind, snr: None,
+    told: Told = lambda name, dtype, snr: None,
 ) -> Iterator[np.ndarray]:
     """The bytes of `tensor` as `dtype`, its rows put in `order`."""
     if isinstance(tensor, Tensor) and _grid(tensor) == dtype:
@@ -293,13 +309,12 @@ _HEADS = {"q4_0": 2, "q8_0": 2, "q4_k": 4}  # bytes at the beginning of a block 
 def _grid(tensor: Weight) -> str | None:
     """The block type on whose grid a matrix is kept: GGUF's own, or the one that ours repack to."""
     if isinstance(tensor, PackedTensor):
-        blocks = {kind: name for name, kind in LOSSLESS.items()}
-        name = blocks[tensor.dtype]
+        name = _BLOCKS[tensor.dtype]
         return name if tensor.shape[-1] % TYPES[_NUMBERS[name]].values == 0 else None
     return tensor.dtype if isinstance(tensor, Tensor) and tensor.decode else None
 
 
-def _blocks(tensor: Tensor, dtype: str, told: Callable[[str, str, float], object]) -> np.ndarray:
+def _blocks(tensor: Tensor, dtype: str, told: Told) -> np.ndarray:
     """The blocks of a matrix that is kept on a grid, uint8 (N, blocks, bytes), in the order of the values."""
     if not isinstance(tensor, PackedTensor):
         return tensor.stored().reshape(tensor.shape[0], -1, tensor.raw.shape[-1])
@@ -308,7 +323,7 @@ def _blocks(tensor: Tensor, dtype: str, told: Callable[[str, str, float], object
         before, rounded = dequantize(*rounded), recount(rounded, Q4_K_WHOLE)
         after = dequantize(*rounded)
         signal, noise = (np.vdot(a, a) for a in (before, before - after))
-        told(tensor.name, tensor.dtype, 10 * log10(signal / noise) if noise else inf)
+        told(tensor.name, dtype, 10 * log10(signal / noise) if noise else inf)
     return join(dtype, *rounded)
 
 

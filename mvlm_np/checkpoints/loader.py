@@ -14,8 +14,7 @@ from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.errors import CheckpointError, some
 from mvlm_np.kernels.pack import KINDS
 from mvlm_np.linear import Dense, Embedding, Linear, Quantized
-
-FOUR_BITS = ("int4", "uint4")
+from mvlm_np.precisions import FOUR_BIT_KINDS, PACKED
 
 # Tensors that some writers save and no output depends on.
 _UNUSED = re.compile(
@@ -28,7 +27,7 @@ _UNUSED = re.compile(
 class Loader(Binder):
     """Reads what is asked for. `tensors` have passed `check`.
 
-    precision  of the linear layers: None (as stored), "float32" or one of the packed kinds; see `kind`
+    precision  of the linear layers: None (as stored) or one of `precisions.LOADED`; see `kind`
     ops        the backend, for packed layers
     progress   called with the bytes of each tensor that is read
     """
@@ -92,19 +91,20 @@ def kind(name: str, tensor: Tensor, precision: str | None) -> str | None:
     """In which packed kind the matrix `name` of a linear layer is kept; None for float32.
 
     As stored (precision None), GGUF's Q4_0 is kept in int4, Q4_K in uint4, every other block type in int8.
-    "int4" and "uint4" mean the decoder's blocks: the vision tower, the projector and lm_head, to which the
-    answer is more sensitive and which are smaller, are kept in int8. What is stored in 4 bits stays as it is.
+    4 bits are for the decoder's blocks: the vision tower, the projector and lm_head, to which the answer is
+    more sensitive and which are smaller, are kept in int8. What is stored in 4 bits of either kind stays so.
     """
     stored = tensor.dtype if tensor.dtype in KINDS else None
     if tensor.decode:
         stored = LOSSLESS.get(tensor.dtype, "int8")
     if precision is None:
         return stored
-    if precision in FOUR_BITS:
-        if stored in FOUR_BITS:
+    wanted = PACKED.get(precision)
+    if wanted in FOUR_BIT_KINDS:
+        if stored in FOUR_BIT_KINDS:
             return stored
-        return precision if name.startswith("model.layers.") else "int8"
-    return None if precision == "float32" else "int8"
+        return wanted if name.startswith("model.layers.") else "int8"
+    return wanted
 
 
 def check(

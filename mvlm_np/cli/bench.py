@@ -29,6 +29,7 @@ from mvlm_np.cli import start as cold_start
 from mvlm_np.cli.calls import whole
 from mvlm_np.cli.neighbour import neighbour
 from mvlm_np.cli.together import COUNTS, MOST, Together
+from mvlm_np.precisions import MEANING
 
 if TYPE_CHECKING:
     from mvlm_np.model import MobileVLM
@@ -305,4 +306,6 @@ def _print(figures: dict[str, Any], prompt: int) -> None:
     line("peak memory", "peak_memory_gb", "GB")
     for kind, about in figures["bits_per_weight"].items():
         count = about["matrices"]
-        print(f"{kind:24} {about['bits']:9.3f} bits a weight, {count} matri{'x' if count == 1 else 'ces'}")
+        meaning = f", {MEANING[kind]}" if kind in MEANING else ""
+        matrices = f"{count} matri{'x' if count == 1 else 'ces'}"
+        print(f"{kind:24} {about['bits']:9.3f} bits a weight, {matrices}{meaning}")

@@ -5,15 +5,18 @@ its name when it is complete. For each rounded tensor a line says how far the ro
 weights, in dB; the folder's mvlm.json keeps them, and the checksums for `mvlm inspect --verify`. A rounded
 model gets prefix.safetensors, too: the beginning of every first question, which then need not be computed.
 
---calibrate rounds to int4 or uint4 by what goes through the model (GPTQ), which takes half an hour
-for a model of 1.7B and loses much less. It reads the pictures in FOLDER, about each the questions in the text
-beside it (photo.txt for photo.jpg) or in questions.txt, a question a line, and the model's own answers;
-without FOLDER, the pictures in the package. Stopped, it leaves DESTINATION.calibrating, and the same command
+--precision int4 is 4 bits with minima, which a folder keeps as uint4 and a GGUF as Q4_K; int4-symmetric has
+no minima, 3 % fewer bytes, and twice the loss. What is in 4 bits of either kind already stays as it is.
+
+--calibrate rounds to 4 bits by what goes through the model (GPTQ), which takes half an hour for a model of
+1.7B and loses much less. It reads the pictures in FOLDER, about each the questions in the text beside it
+(photo.txt for photo.jpg) or in questions.txt, a question a line, and the model's own answers; without FOLDER,
+the pictures in the package. Stopped, it leaves DESTINATION.calibrating, and the same command
 goes on from there. The dB are then those of what each layer computes.
 
 examples:
   mvlm convert mtgv/MobileVLM_V2-1.7B small --precision int4
-  mvlm convert mtgv/MobileVLM_V2-1.7B small --precision uint4 --calibrate photos
+  mvlm convert mtgv/MobileVLM_V2-1.7B small --precision int4 --calibrate photos
   mvlm convert model.gguf folder --precision bf16
   mvlm convert mtgv/MobileVLM_V2-1.7B tuned --lora adapter --precision bf16
   mvlm convert mtgv/MobileVLM_V2-1.7B pair --to gguf --precision int4
@@ -21,16 +24,15 @@ examples:
 
 import argparse
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 
 from mvlm_np import demo
 from mvlm_np.cli.calls import place
 from mvlm_np.errors import UserError
 from mvlm_np.inputs.conversation import TEMPLATES
+from mvlm_np.precisions import FOLDER, FOUR_BITS, GGUF, MEANING
 
-PRECISIONS = {
-    "folder": ("float32", "bf16", "int8", "int4", "uint4"),
-    "gguf": ("float16", "int8", "int4", "uint4"),
-}
+PRECISIONS = {"folder": FOLDER, "gguf": tuple(GGUF)}
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +42,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=known,
-        help="of the linear layers (in a folder: as stored); a GGUF calls them F16, Q8_0, Q4_0 and Q4_K",
+        help="of the linear layers (in a folder: as stored); a GGUF calls them F16, Q8_0, Q4_K and Q4_0",
     )
     parser.add_argument("--to", choices=PRECISIONS, default="folder", help="format to write (folder)")
     parser.add_argument("--quality", choices=("high", "fast"), default="high", help="of 4 bits (high)")
@@ -69,9 +71,9 @@ def run(args: argparse.Namespace) -> int:
     if args.precision not in (*PRECISIONS[args.to], None if args.to == "folder" else ""):
         wanted = f"{', '.join(PRECISIONS[args.to])} in a {args.to}"
         raise UserError("--precision", f"found {args.precision or 'none'}", wanted)
-    if args.calibrate and args.precision not in ("int4", "uint4"):
+    if args.calibrate and args.precision not in FOUR_BITS:
         fix = "leave --calibrate out: rounding to 8 bits costs next to nothing"
-        raise UserError("--calibrate", f"found --precision {args.precision}", "int4 or uint4", fix)
+        raise UserError("--calibrate", f"found --precision {args.precision}", " or ".join(FOUR_BITS), fix)
     from mvlm_np.calibrating.reading import Reading, drawn, reading_of
     from mvlm_np.checkpoints.lora import merged
     from mvlm_np.checkpoints.opening import open_checkpoint
@@ -98,18 +100,14 @@ def run(args: argparse.Namespace) -> int:
         say_what_is_compiled()
         say_notes()
     if args.to == "gguf":
-        again = list[float]()
+        costs = dict[str, list[float | None]]()  # of matrices that are not as asked or stored, by their type
         with counting_bytes("convert") as count:
             convert_to_gguf(
                 checkpoint, destination, args.precision, args.quality, count,
-                lambda name, kind, snr: again.append(snr), calibration,
+                lambda name, dtype, snr: costs.setdefault(dtype, []).append(snr), calibration,
             )  # fmt: skip
-        if again:
-            print(
-                f"mvlm: note: {len(again)} matrices of uint4 have scales of 8 bits, and Q4_K of 6. They "
-                f"were rounded again, with a signal-to-noise ratio of {min(again):.1f} dB or more",
-                file=sys.stderr,
-            )
+        for note in notes_on_blocks(costs, args.precision):
+            print(f"mvlm: note: {note}", file=sys.stderr)
         for path in sorted(destination.glob("*.gguf"), reverse=True):
             print(f"wrote {path}")
         return 0
@@ -127,5 +125,25 @@ def run(args: argparse.Namespace) -> int:
     width = max((len(name) for name, *_ in rows), default=0)
     for name, kept, loss in rows:
         print(f"{name:{width}}  {kept:5}  {loss:>8}")
+    for kept in dict.fromkeys(kept for _, kept, _ in rows if kept in MEANING):
+        print(f"{kept} is {MEANING[kept]}")
     print(f"wrote {destination}")
     return 0
+
+
+def notes_on_blocks(costs: Mapping[str, Sequence[float | None]], precision: str) -> Iterator[str]:
+    """What to say of matrices that a GGUF does not hold as asked or as stored, by the type it has them in.
+
+    costs  what that cost, in dB, as `write_gguf_pair` tells it
+    """
+    for dtype, ratios in costs.items():
+        if known := [snr for snr in ratios if snr is not None]:
+            yield (
+                f"{len(known)} matrices of uint4 have scales of 8 bits, and Q4_K of 6. They were rounded "
+                f"again, with a signal-to-noise ratio of {min(known):.1f} dB or more"
+            )
+        if rows := len(ratios) - len(known):
+            yield (
+                f"blocks of {GGUF[precision]} do not divide the rows of {rows} matrices; "
+                f"these are written as {dtype.upper().replace('FLOAT', 'F')}"
+            )

@@ -134,7 +134,8 @@ def _fits(available: int | None) -> dict[str, dict[str, tuple[int, bool]]]:
     from types import SimpleNamespace
 
     from mvlm_np.config import FAMILY
-    from mvlm_np.loading import PRECISIONS, manifest, memory_needed
+    from mvlm_np.loading import manifest, memory_needed
+    from mvlm_np.precisions import LOADED
 
     table = {}
     for name, config in FAMILY.items():
@@ -143,7 +144,7 @@ def _fits(available: int | None) -> dict[str, dict[str, tuple[int, bool]]]:
             tensor: SimpleNamespace(dtype="bfloat16", decode=None, shape=shape)
             for tensor, shape in shapes.items()
         }
-        sizes = {p: memory_needed(config, published, p) for p in PRECISIONS}
+        sizes = {p: memory_needed(config, published, p) for p in LOADED}
         table[name] = {p: (size, available is None or size <= available) for p, size in sizes.items()}
     return table
 

@@ -77,7 +77,7 @@ def describe_record(parser: argparse.ArgumentParser) -> None:
         "--precision",
         metavar="P",
         default="float32",
-        help="float32; int8, int4 or uint4 for what is to be compared with a golden (float32)",
+        help="float32; int8, int4 or int4-symmetric for what is to be compared with a golden (float32)",
     )
     parser.add_argument("--backend", metavar="B", default="numpy", help="numpy, numba or auto (numpy)")
     add_loading(parser)
@@ -148,7 +148,7 @@ def add_candidate(parser: argparse.ArgumentParser) -> None:
         dest="kind",
         metavar="C",
         default="float32",
-        help="float32, float16, bf16, int8, int4 or uint4: in what the candidate computes (float32)",
+        help="float32, float16, bf16, int8 or int4: in what the candidate computes (float32)",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 

@@ -11,6 +11,7 @@ examples:
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from math import prod
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mvlm_np import memory
+from mvlm_np.precisions import MEANING
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -35,13 +37,14 @@ def run(args: argparse.Namespace) -> int:
 
     from mvlm_np.checkpoints.opening import open_checkpoint
     from mvlm_np.errors import UserError
-    from mvlm_np.loading import PRECISIONS, bound_tensors, memory_needed, open_tokenizer
+    from mvlm_np.loading import bound_tensors, memory_needed, open_tokenizer
+    from mvlm_np.precisions import LOADED
 
     checkpoint = open_checkpoint(args.path, args.vision_tower, args.mmproj)
     needed, problem, notes = {}, None, list(checkpoint.notes)
     try:
         tensors = bound_tensors(checkpoint)
-        needed = {p or "as stored": memory_needed(checkpoint.config, tensors, p) for p in (None, *PRECISIONS)}
+        needed = {p or "as stored": memory_needed(checkpoint.config, tensors, p) for p in (None, *LOADED)}
         notes += open_tokenizer(checkpoint).notes()
     except UserError as error:
         problem = str(error)
@@ -155,9 +158,12 @@ def _print(report: dict[str, Any]) -> None:
     stored = sum(t["bytes"] for t in report["tensors"])
     each = f"{8 * stored / max(1, weights):.3f} bits each"
     print(f"  {len(report['tensors'])} tensors, {weights:,} values, {each}, {memory.text(stored)} on disk")
+    for kind, count in Counter(t["dtype"] for t in report["tensors"]).items():
+        if kind in MEANING:
+            print(f"  {count} in {kind}, {MEANING[kind]}")
     print("memory of the weights, and of a conversation of 512 positions")
     for precision, size in report["memory"].items():
-        print(f"  {precision:9} {memory.text(size)}")
+        print(f"  {precision:14} {memory.text(size)}")
     if prefix := report["prefix"]:
         about = (
             "{template}, {positions} positions in {dtype}, {size}" if "template" in prefix else "{problem}"

@@ -7,6 +7,7 @@ from typing import Any
 from mvlm_np import demo
 from mvlm_np.cli.calls import number, whole
 from mvlm_np.errors import UserError
+from mvlm_np.precisions import LOADED
 
 
 def add_model(parser: argparse.ArgumentParser, default: str = "$MVLM_MODEL") -> None:
@@ -18,7 +19,7 @@ def add_model(parser: argparse.ArgumentParser, default: str = "$MVLM_MODEL") -> 
         default=os.environ.get("MVLM_MODEL") or None,
         help=f"model folder (default: {default})",
     )
-    group.add_argument("--precision", metavar="P", help="float32, int8, int4 or uint4 (default: as stored)")
+    group.add_argument("--precision", metavar="P", help=f"{', '.join(LOADED)} (default: as stored)")
     group.add_argument("--backend", metavar="B", default="auto", help="auto, numba or numpy (default: auto)")
     group.add_argument(
         "--threads", metavar="N", type=whole, help="threads to compute with (default: all cores)"

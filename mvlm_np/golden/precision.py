@@ -32,6 +32,7 @@ def to_float16(x: np.ndarray) -> np.ndarray:
 
 
 ROUNDINGS: dict[str, Round] = {"float16": to_float16, "bf16": to_bf16}  # by precision class
+PACKED = {"int8": "int8", "int4": "int4-symmetric"}  # precision class -> the coarsest precision in it
 
 
 def in_float64(model: MobileVLM) -> MobileVLM:

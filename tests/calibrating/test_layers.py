@@ -1,5 +1,6 @@
 """A model calibrated layer after layer: better than to nearest, repeatable to the bit, resumable."""
 
+import gc
 import json
 import random
 import shutil
@@ -18,6 +19,7 @@ from mvlm_np.backend import choose
 from mvlm_np.calibrating import layers
 from mvlm_np.calibrating.layers import Apart, Work, calibrated, taken
 from mvlm_np.calibrating.reading import Reading, drawn, reading_of
+from mvlm_np.chat import Chat
 from mvlm_np.checkpoints.gguf_writer import Q4_K_WHOLE
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.checkpoints.packed import PackedTensor
@@ -27,6 +29,8 @@ from mvlm_np.converting import Calibration, convert, convert_to_gguf
 from mvlm_np.demo import MODEL, PICTURES
 from mvlm_np.errors import CheckpointError, UserError
 from mvlm_np.loading import bound_tensors
+from mvlm_np.model import MobileVLM
+from mvlm_np.precisions import FOUR_BITS, PACKED
 from mvlm_np.quantize import dequantize, quantize
 from tests.conftest import DATA, ROOT
 
@@ -39,16 +43,16 @@ def convert_calibrated(
     destination: Path,
     reading: Reading = SMALL,
     progress: Callable[[str, float, float], object] = lambda what, done, total: None,
-    kind: str = "int4",
+    precision: str = "int4",
 ) -> Path:
-    convert(open_checkpoint(source), destination, kind, calibration=Calibration(reading, progress))
+    convert(open_checkpoint(source), destination, precision, calibration=Calibration(reading, progress))
     return destination
 
 
-@pytest.mark.parametrize("kind", ["int4", "uint4"])
+@pytest.mark.parametrize("precision", FOUR_BITS)
 @pytest.mark.parametrize("name", ["in the box", "random"])
 def test_no_layer_puts_out_more_error_than_rounded_to_nearest(
-    name: str, kind: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, precision: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Judged by what each layer really read, which is not what `layers` judges by."""
     source = {"in the box": MODEL, "random": tiny}[name]
@@ -60,7 +64,8 @@ def test_no_layer_puts_out_more_error_than_rounded_to_nearest(
 
     moments = layers.second_moments
     monkeypatch.setattr(layers, "second_moments", noted)
-    rounded = bound_tensors(open_checkpoint(convert_calibrated(source, tmp_path / "out", kind=kind)))
+    out = convert_calibrated(source, tmp_path / "out", precision=precision)
+    rounded = bound_tensors(open_checkpoint(out))
     plain = bound_tensors(open_checkpoint(source))
     parts = ("self_attn.q self_attn.k self_attn.v", "self_attn.o", "mlp.gate mlp.up", "mlp.down")
     inputs, gained = iter(read), []
@@ -69,9 +74,9 @@ def test_no_layer_puts_out_more_error_than_rounded_to_nearest(
             x = next(inputs)
             for part in together.split():
                 matrix = f"model.layers.{i}.{part}_proj.weight"
-                assert rounded[matrix].dtype == kind
+                assert rounded[matrix].dtype == PACKED[precision]
                 w = plain[matrix].float32()
-                nearest = np.square(x @ (w - dequantize(*quantize(w, kind))).T).sum(0)
+                nearest = np.square(x @ (w - dequantize(*quantize(w, PACKED[precision]))).T).sum(0)
                 found = np.square(x @ (w - rounded[matrix].float32()).T).sum(0)
                 # Of each row of the matrix; both errors are rounded, in float32, when they are compared.
                 assert (found <= nearest * (1 + 1e-4)).all(), matrix
@@ -169,12 +174,21 @@ def test_two_at_a_time_are_told(tmp_path: Path) -> None:
 
 
 def test_the_gguf_has_the_same_weights(tiny: Path, tmp_path: Path) -> None:
-    folder = convert_calibrated(tiny, tmp_path / "folder")
-    convert_to_gguf(open_checkpoint(tiny), tmp_path / "pair", "int4", calibration=Calibration(SMALL))
+    folder = convert_calibrated(tiny, tmp_path / "folder", precision="int4-symmetric")
+    convert_to_gguf(
+        open_checkpoint(tiny), tmp_path / "pair", "int4-symmetric", calibration=Calibration(SMALL)
+    )
     ours, theirs = (bound_tensors(open_checkpoint(path)) for path in (folder, tmp_path / "pair"))
     for name in ours:
         if name.startswith("model.layers."):
             np.testing.assert_array_equal(ours[name].float32(), theirs[name].float32())
+
+
+def test_a_gguf_that_would_not_hold_what_is_calibrated_is_refused(tiny: Path, tmp_path: Path) -> None:
+    wanted = r"q_proj.weight: has rows of 64, wanted a multiple of 256, which is a block of Q4_K; take "
+    with pytest.raises(UserError, match=wanted):
+        convert_to_gguf(open_checkpoint(tiny), tmp_path / "pair", "int4", calibration=Calibration(SMALL))
+    assert not list(tmp_path.iterdir())
 
 
 def test_scales_are_as_small_as_a_q4_k_holds_where_one_is_to_be_made(tiny: Path, tmp_path: Path) -> None:
@@ -201,7 +215,7 @@ def test_a_model_without_pictures_reads_what_it_writes(tmp_path: Path) -> None:
 
     source = text_only(tmp_path / "source")
     out = convert_calibrated(source, tmp_path / "out", Reading())
-    assert bound_tensors(open_checkpoint(out))["model.layers.0.mlp.down_proj.weight"].dtype == "int4"
+    assert bound_tensors(open_checkpoint(out))["model.layers.0.mlp.down_proj.weight"].dtype == "uint4"
 
 
 # ---------------------------------------------------------------- what is read
@@ -235,6 +249,24 @@ def test_sequences_are_taken_until_there_is_no_room(room: int, lengths: list[int
     assert [len(x) for x in taken(sequences(), room)] == lengths
 
 
+def test_what_was_needed_to_read_is_gone_when_layers_are_calibrated(tiny: Path, tmp_path: Path) -> None:
+    """The model and the caches of its chats take more memory than all that follows."""
+
+    def there() -> int:
+        return sum(type(thing) in (Chat, MobileVLM) for thing in gc.get_objects())
+
+    def progress(what: str, done: float, total: float) -> None:
+        if what == "read" and done:
+            chats.append(there())
+        if what == "calibrate":
+            assert there() == before
+
+    chats, before = list[int](), there()
+    two = Reading(tuple((PICTURES / f"{i}.png", ("Is the lamp on?", "Why?")) for i in range(2)))
+    convert_calibrated(tiny, tmp_path / "out", two, progress)
+    assert chats == [before + 1]  # the model alone
+
+
 def test_little_to_read_is_told(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     convert_calibrated(tiny, tmp_path / "out")
     assert "positions were read; with fewer than 2048" in caplog.text
@@ -258,8 +290,8 @@ def test_each_sequence_sees_itself_alone() -> None:
 @pytest.mark.parametrize(
     "argv, said",
     [
-        (["--precision", "int8", "--calibrate"], "--calibrate: found --precision int8, wanted int4 or uint4"),
-        (["--precision", "bf16", "--calibrate"], "--calibrate: found --precision bf16, wanted int4 or uint4"),
+        (["--precision", "int8", "--calibrate"], "--calibrate: found --precision int8, wanted int4 or int4-"),
+        (["--precision", "bf16", "--calibrate"], "--calibrate: found --precision bf16, wanted int4 or int4-"),
         (["--precision", "int4", "--calibrate", "nowhere"], "nowhere: is no folder"),
         (["--precision", "int4", "--calibrate", str(DATA)], f"{DATA}: holds no pictures"),
     ],
@@ -274,7 +306,7 @@ def test_a_bad_call_is_one_line(
 
 def test_what_is_rounded_already_is_not_calibrated(tmp_path: Path) -> None:
     convert(open_checkpoint(GOLDEN), tmp_path / "int4", "int4")
-    with pytest.raises(UserError, match="is rounded to int4 already"):
+    with pytest.raises(UserError, match="is rounded to uint4 already"):
         convert_calibrated(tmp_path / "int4", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["int4"]
 

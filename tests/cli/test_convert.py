@@ -34,14 +34,15 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def test_what_rounding_cost_stands_in_a_table_on_stdout(run: Run, tmp_path: Path) -> None:
     code, out, err = run("convert", BASE, tmp_path / "out", "--precision", "int4")
     assert (code, err) == (0, "")
-    *rows, last = out.splitlines()
+    *rows, meaning, last = out.splitlines()
+    assert meaning == "uint4 is 4 bits with minima: precision int4"
     assert last == f"wrote {tmp_path / 'out'}"
     rounding = json.loads((tmp_path / "out" / "mvlm.json").read_text())["rounding"]
     assert [row.split()[0] for row in rows] == list(rounding)
     assert len({len(row) for row in rows}) == 1  # columns in line
     for row in rows:
         name, kept, loss, unit = row.split()
-        assert kept == ("int4" if name.startswith("model.layers") else "int8") and unit == "dB"
+        assert kept == ("uint4" if name.startswith("model.layers") else "int8") and unit == "dB"
         assert float(loss) == round(rounding[name]["signal_to_noise_db"], 1)
 
 
@@ -52,15 +53,16 @@ def test_what_costs_nothing_is_lossless(run: Run, tmp_path: Path) -> None:
 
 
 def test_without_a_precision_everything_stays_as_it_is_stored(run: Run, tmp_path: Path) -> None:
-    code, out, _ = run("convert", BASE, tmp_path / "a", "--precision", "uint4")
-    assert code == 0 and " uint4 " in out
+    code, out, _ = run("convert", BASE, tmp_path / "a", "--precision", "int4-symmetric")
+    assert code == 0 and " int4 " in out and "int4 is 4 bits without minima: precision int4-symmetric" in out
     code, out, err = run("convert", tmp_path / "a", tmp_path / "b")
     assert (code, err) == (0, "")
-    assert {line.split()[-1] for line in out.splitlines()[:-1]} == {"lossless"}
+    assert {line.split()[-1] for line in out.splitlines()[:-2]} == {"lossless"}
     before, after = (tmp_path / name / "model.safetensors" for name in "ab")
     assert before.read_bytes() == after.read_bytes()
     code, _, err = run("convert", BASE, tmp_path / "c", "--to", "gguf")
-    assert code == 2 and "--precision: found none, wanted float16, int8, int4, uint4 in a gguf" in err
+    wanted = "--precision: found none, wanted float16, int8, int4, int4-symmetric in a gguf"
+    assert code == 2 and wanted in err
 
 
 def test_without_rounding_there_is_no_table(run: Run, tmp_path: Path) -> None:
@@ -80,7 +82,8 @@ def test_the_bar_is_alone_on_stderr_and_the_table_on_stdout(
 
 def test_a_gguf_is_named_with_its_two_files(run: Run, tmp_path: Path) -> None:
     code, out, err = run("convert", BASE, tmp_path / "out", "--to", "gguf", "--precision", "int8")
-    assert (code, err) == (0, "")
+    note = "blocks of Q8_0 do not divide the rows of 16 matrices; these are written as F16"
+    assert (code, err) == (0, f"mvlm: note: {note}\n")
     files = [tmp_path / "out" / name for name in ("model-Q8_0.gguf", "mmproj-model-f16.gguf")]
     assert out == "".join(f"wrote {file}\n" for file in files)
     found = mvlm_np.load(files[0], backend="numpy")
@@ -89,8 +92,8 @@ def test_a_gguf_is_named_with_its_two_files(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to, precision, message", [
-    ("folder", "float16", "--precision: found float16, wanted float32, bf16, int8, int4, uint4 in a folder"),
-    ("gguf", "bf16", "--precision: found bf16, wanted float16, int8, int4, uint4 in a gguf"),
+    ("folder", "float16", "--precision: found float16, wanted float32, bf16, int8, int4, int4-"),
+    ("gguf", "bf16", "--precision: found bf16, wanted float16, int8, int4, int4-symmetric in a gguf"),
     ("gguf", "float32", "--precision: found float32"),
 ])  # fmt: skip
 def test_each_format_has_its_precisions(

@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_marked(
     assert [p for p, size in found["models"]["MobileVLM_V2-1.7B"].items() if size["fits"]] == [
         "int8",
         "int4",
-        "uint4",
+        "int4-symmetric",
     ]
     assert not any(size["fits"] for size in found["models"]["MobileVLM_V2-7B"].values())
     main(["doctor"])

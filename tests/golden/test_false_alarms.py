@@ -6,9 +6,12 @@ from mvlm_np.golden.format import Golden, read_golden
 from mvlm_np.golden.precision import rounded, rounding_recorder, to_bf16, to_float16
 from mvlm_np.golden.record.recording import Question, record
 from mvlm_np.loading import load
+from mvlm_np.precisions import FOUR_BITS, PACKED
 from tests.golden.recorded import OWN, Stages, against, recorded
 from tests.golden_sets import SETS, cases
 from tools import check_golden
+
+RUNS = ["float32", "float16", "bf16", *PACKED]  # names of precisions, and of roundings
 
 pytestmark = pytest.mark.xdist_group("false alarms")
 
@@ -23,27 +26,32 @@ def judged(request: pytest.FixtureRequest) -> tuple[str, Golden, dict[str, Stage
     for kind, to in (("float16", to_float16), ("bf16", to_bf16)):
         model = rounded(load(case.folder, "float32", "numpy"), to)
         runs[kind] = record(model, question, None, rounding_recorder(to))
-    for kind in ("int8", "int4", "uint4"):
-        runs[kind] = record(load(case.folder, kind, "numba"), question)
+    for precision in PACKED:
+        runs[precision] = record(load(case.folder, precision, "numba"), question)
     return request.param, golden, runs
 
 
-@pytest.mark.parametrize("kind", ["float32", "float16", "bf16", "int8", "int4", "uint4"])
-def test_of_goldens_without_floors(judged: tuple[str, Golden, dict[str, Stages]], kind: str) -> None:
+def class_of(run: str) -> str:
+    """The precision class: both kinds of 4 bits are in one."""
+    return "int4" if run in FOUR_BITS else run
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_of_goldens_without_floors(judged: tuple[str, Golden, dict[str, Stages]], run: str) -> None:
     _, golden, runs = judged
-    result = against(golden, runs[kind], kind)
+    result = against(golden, runs[run], class_of(run))
     assert result.right, result.first_wrong
 
 
-@pytest.mark.parametrize("kind", ["float32", "float16", "bf16", "int8", "int4", "uint4"])
-def test_of_goldens_with_floors(judged: tuple[str, Golden, dict[str, Stages]], kind: str) -> None:
+@pytest.mark.parametrize("run", RUNS)
+def test_of_goldens_with_floors(judged: tuple[str, Golden, dict[str, Stages]], run: str) -> None:
     name, published, runs = judged
     if name not in OWN:
         pytest.skip("floors are recorded for the small models only, to keep this quick")
     golden = recorded(name).golden
-    result = against(golden, runs[kind], kind)
+    result = against(golden, runs[run], class_of(run))
     assert result.right, result.first_wrong
-    if kind == "float32":
+    if run == "float32":
         torch = {n: a for n, a in published.stages.items() if "beam" not in n}
         assert (result := against(golden, torch)).right, result.first_wrong
 

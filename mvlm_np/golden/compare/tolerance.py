@@ -21,7 +21,8 @@ rounded to float16 or bf16, with sums in float32; matrices in int8 or int4 with 
 (max/7 or max/8 for int4, say, or activations left in float), by less than a factor of 2 in either direction;
 `CLASS_MARGIN` is 4. The largest difference, an extreme value, is less steady, and has `MARGIN` here too. A
 class admits everything that a finer one does: an int4 port with a float16 vision tower is in the class int4.
-uint4, 4 bits with minima such as Q4_K, is off by 0.82 to 0.89 times as much as int4, and has int4's bounds.
+int4 is 4 bits in groups of 32, with minima (Q4_K) or without (Q4_0). Of the two the golden holds the second,
+which is the coarser: with minima a run is off by 0.82 to 0.89 times as much.
 
 **Without such runs** a class's floor is the float32 floor times `FACTORS`. float16 has 2^13 times the unit
 roundoff of float32, but rounds a value that comes out of a product only about 3 times (weight, activation,
@@ -46,9 +47,8 @@ from math import inf, sqrt
 from mvlm_np.golden.format import Floors, Golden
 from mvlm_np.golden.layout import rows
 
-CLASSES = ("float32", "float16", "bf16", "int8", "int4", "uint4")  # each admits what those before it do
-FACTORS = {"float32": 1, "float16": 2**11, "bf16": 2**14, "int8": 2**15, "int4": 2**18, "uint4": 2**18}
-FOUR_BITS = ("int4", "uint4")
+CLASSES = ("float32", "float16", "bf16", "int8", "int4")  # each admits what those before it do
+FACTORS = {"float32": 1, "float16": 2**11, "bf16": 2**14, "int8": 2**15, "int4": 2**18}
 
 MARGIN, CLASS_MARGIN, SPREAD = 8, 4, 4
 U = 2.0**-24  # unit roundoff of float32
@@ -93,7 +93,7 @@ def bounds(golden: Golden, kind: str = "float32") -> Mapping[str, Bound]:
 
 def bound(floors: Floors, name: str, kind: str, T: int) -> Bound:
     """The bound of one stage, which has T positions."""
-    if kind in FOUR_BITS and not name.startswith(("decode", "logits")):
+    if kind == "int4" and not name.startswith(("decode", "logits")):
         kind = "int8"  # what the class keeps the vision tower and the projector in
     factor = FACTORS[kind]
     base = floors.get("float32", {}).get(name)
@@ -101,8 +101,7 @@ def bound(floors: Floors, name: str, kind: str, T: int) -> Bound:
         return Bound(CHAIN * factor, CHAIN * factor, ALONE * factor)
     rms, relative = 0.0, 0.0
     for finer in CLASSES[: CLASSES.index(kind) + 1]:
-        recorded_as = "int4" if finer in FOUR_BITS else finer  # of which uint4's errors are some nine tenths
-        recorded, scale = floors.get(recorded_as, {}).get(name), FACTORS[finer]
+        recorded, scale = floors.get(finer, {}).get(name), FACTORS[finer]
         margin = float(MARGIN if finer == "float32" else CLASS_MARGIN)
         last = scale if finer in ("float32", "float16", "bf16") else 0
         if recorded is None:

@@ -13,8 +13,7 @@ from mvlm_np.golden.explain.parts import Parts
 from mvlm_np.golden.explain.scene import aligned, make_scene
 from mvlm_np.golden.explain.search import Progress, Search
 from mvlm_np.golden.format import Golden
-from mvlm_np.golden.precision import ROUNDINGS, rounded
-from mvlm_np.kernels.pack import KINDS
+from mvlm_np.golden.precision import PACKED, ROUNDINGS, rounded
 from mvlm_np.loading import load
 from mvlm_np.model import MobileVLM
 
@@ -84,7 +83,7 @@ def in_class(kind: str, model: MobileVLM, load_arguments: Mapping[str, Any]) -> 
     """The yardstick of a precision class for `explain`; None for float32."""
     if kind in ROUNDINGS:
         return rounded(model, ROUNDINGS[kind])
-    return load(**{**load_arguments, "precision": kind}) if kind in KINDS else None
+    return load(**{**load_arguments, "precision": PACKED[kind]}) if kind in PACKED else None
 
 
 def find_picture(golden: Golden) -> Path | None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from mvlm_np.golden.format import Floors
 from mvlm_np.golden.measure import distance
-from mvlm_np.golden.precision import ROUNDINGS, in_float64, rounded, rounding_recorder
+from mvlm_np.golden.precision import PACKED, ROUNDINGS, in_float64, rounded, rounding_recorder
 from mvlm_np.golden.record.recording import Question, record
 from mvlm_np.golden.stages import Stages
 from mvlm_np.loading import load
@@ -44,6 +44,6 @@ def measure_floors(
     run("float32", in_float64(model))
     for name, to in ROUNDINGS.items():
         run(name, rounded(model, to), rounding_recorder(to))
-    for name in ("int8", "int4"):
-        run(name, load(path, name, vision_tower=vision_tower, mmproj=mmproj))
+    for name, precision in PACKED.items():
+        run(name, load(path, precision, vision_tower=vision_tower, mmproj=mmproj))
     return floors
