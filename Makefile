@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL_TEST := $(PIP) install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check test-prebuilt test-arm test-pythons wheels lint types fuzz clean
+.PHONY: help demo test check test-prebuilt test-arm test-pythons wheels lint types axe fuzz clean
 
 help:
 	@echo 'make demo    ask the small model that is in the box about the pictures that are in the box'
@@ -22,6 +22,7 @@ help:
 	@echo 'make test-prebuilt    the tests of the kernels, with the libraries of the wheels'
 	@echo 'make test-arm    the kernels on emulated ARM processors; needs Debian or Ubuntu with qemu-user'
 	@echo 'make test-pythons    the wheel on each Python from 3.11 to 3.14 that is here'
+	@echo 'make axe     get axe-core, which looks at the page of mvlm serve in its tests; needs npm'
 	@echo 'make fuzz    fuzz the readers of weight files for ten minutes'
 	@echo 'make clean   remove the virtual environment and all caches'
 
@@ -59,6 +60,12 @@ lint: $(VENV)/.installed-test
 
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
+
+AXE := .cache/axe/node_modules/axe-core/axe.min.js
+axe: $(AXE)
+
+$(AXE):
+	npm install --prefix .cache/axe --no-save --ignore-scripts --no-audit --no-fund axe-core@4.14.1
 
 fuzz: $(VENV)/.installed-test
 	@$(INSTALL_TEST) -e '.[fuzz]' || echo 'atheris has no build for this machine: fuzzing without coverage guidance.'

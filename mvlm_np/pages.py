@@ -1,6 +1,7 @@
 """Pages for a browser that need nothing but themselves: pictures inside them, written whole or not at all."""
 
 import base64
+import hashlib
 import io
 import os
 from contextlib import suppress
@@ -9,6 +10,35 @@ from pathlib import Path
 from PIL import Image
 
 from mvlm_np.errors import UserError
+
+HERE = Path(__file__).parent
+
+
+def parts(folder: Path, *rules: str) -> dict[str, str]:
+    """What a page is made of, besides the page.html of its folder.
+
+    "style" and "script" are those that all pages share, then the folder's own, page.css and page.js. "policy"
+    is the content security policy that allows these two, pictures inside the page, and what `rules` say.
+    """
+    style, script = (
+        "\n".join(path.read_text("utf-8") for path in (HERE / f"pages.{kind}", folder / f"page.{kind}"))
+        for kind in ("css", "js")
+    )
+    policy = (
+        "default-src 'none'",
+        "img-src data:",
+        f"style-src {_hash(style)}",
+        f"script-src {_hash(script)}",
+        "base-uri 'none'",
+        "form-action 'none'",
+        *rules,
+    )
+    return {"style": style, "script": script, "policy": "; ".join(policy)}
+
+
+def _hash(text: str) -> str:
+    """What a content security policy calls the one inline text that it allows."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def inline(image: Image.Image, format: str = "PNG", **options: object) -> str:

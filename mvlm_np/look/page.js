@@ -1,7 +1,5 @@
 // Draws what one points at. Words and numbers come from the block "numbers", maps from the blocks named as they are.
-"use strict";
 
-const byId = (id) => document.getElementById(id);
 const numbers = JSON.parse(byId("numbers").textContent);
 const { picture, steps, positions } = numbers;
 const blocks = numbers.blocks;
@@ -13,21 +11,6 @@ const PARTS = {
 };
 
 // ---------------------------------------------------------------- small helpers
-
-function element(tag, className, ...children) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  made.append(...children);
-  return made;
-}
-
-function percent(share) {
-  const value = 100 * share;
-  if (!value) return "0 %";
-  if (value > 0 && value < 0.1) return "<0.1 %";
-  if (value < 100 && value > 99.9) return ">99.9 %";
-  return `${value.toFixed(1)} %`;
-}
 
 /** A token as one can see it: its spaces and line breaks, too. */
 const shown = (piece) => piece.replaceAll("▁", "·").replaceAll("\n", "⏎") || "∅";
@@ -66,24 +49,6 @@ function mean(rows) {
   for (const row of rows) row.forEach((weight, i) => (sum[i] += weight / rows.length));
   return sum;
 }
-
-const largest = (values) => values.reduce((a, b) => Math.max(a, b), 0);
-
-/** Strength of colour: the share of the largest weight in the map. */
-function strengths(weights) {
-  const peak = largest(weights) || 1;
-  return Float32Array.from(weights, (weight) => weight / peak);
-}
-
-function paint(canvas, columns, rows, alpha) {
-  canvas.width = columns;
-  canvas.height = rows;
-  const image = new ImageData(columns, rows);
-  alpha.forEach((strength, i) => image.data.set([247, 103, 7, 235 * strength], 4 * i));
-  canvas.getContext("2d").putImageData(image, 0, 0);
-}
-
-const place = (cell, columns) => `row ${Math.floor(cell / columns) + 1}, column ${(cell % columns) + 1}`;
 
 /**
  * A grid of cells of which one is chosen: by pointing (for as long as one points), clicking or arrow keys.

@@ -4,8 +4,6 @@ The page needs nothing but itself. Its words, numbers and pictures stand in it a
 attention are compressed (`maps`), and its script (page.js) draws the one that is asked for.
 """
 
-import base64
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -48,13 +46,8 @@ def write_page(path: Path, look: Look, numbers: dict[str, Any]) -> None:
 
 def page(look: Look, numbers: dict[str, Any], largest: int = LARGEST) -> str:
     """The page's HTML, of about `largest` bytes at most. `numbers` are those of `report`."""
-    style, script = ((HERE / name).read_text("utf-8") for name in ("page.css", "page.js"))
     steps = [{k: v for k, v in step.items() if k != "looked_at_picture"} for step in numbers["steps"]]
-    fields = {
-        "policy": f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'",
-        "style": style,
-        "script": script,
+    fields = pages.parts(HERE) | {
         "title": escape(f"{look.question} – mvlm look"),
         "model": escape(numbers["model"]),
         "question": escape(look.question),
@@ -75,11 +68,6 @@ def page(look: Look, numbers: dict[str, Any], largest: int = LARGEST) -> str:
     fields["maps"] = "\n".join(blocks)
     fields["notes"] = "".join(f"<li>{escape(note)}</li>" for note in (*NOTES, *left_out))
     return Template(template).substitute(fields)
-
-
-def _hash(text: str) -> str:
-    """What a content security policy calls the one inline text that it allows."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 # ---------------------------------------------------------------- words

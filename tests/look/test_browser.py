@@ -3,8 +3,6 @@
 Needs Chromium, its driver and selenium; on Debian and Ubuntu: apt-get install chromium chromium-driver.
 """
 
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,37 +11,17 @@ import numpy as np
 import pytest
 
 from mvlm_np.look.page import write_page
+from tests import browser
+from tests.browser import DESK, PHONE, SMALL_PHONE, By, Keys, WebDriverWait, webdriver
 from tests.look.looked import looked, numbers
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, which drives the browser")
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
-
 pytestmark = pytest.mark.xdist_group("browser")  # one worker, so that one browser is started
-
-PHONE, SMALL_PHONE, DESK = (390, 844), (360, 740), (1280, 900)
-SWITCHES = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars"
-).split()
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    browser = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
-    chromedriver = shutil.which("chromedriver")
-    if browser is None or chromedriver is None:
-        pytest.skip("needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for switch in (*SWITCHES, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(switch)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
-    driver.set_page_load_timeout(120)
-    yield driver
-    driver.quit()
+    with browser.browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -53,33 +31,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class Opened:
-    """A page in the browser."""
+class Opened(browser.Opened):
+    """A look's page in the browser."""
 
     def __init__(self, driver: Any, path: Path, size: tuple[int, int] = DESK, scheme: str = "light"):
-        self.driver = driver
-        screen = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 500}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        driver.get_log("browser"), driver.get_log("performance")  # those of the page before
-        driver.get(path.as_uri())
+        super().__init__(driver, path.as_uri(), size, scheme)
         wait = WebDriverWait(driver, 60)
         wait.until(lambda d: d.execute_script("return document.body.dataset.ready") == "yes")
-
-    def run(self, script: str, *args: Any) -> Any:
-        return self.driver.execute_script(script, *args)
-
-    def by_id(self, id: str) -> Any:
-        return self.driver.find_element(By.ID, id)
-
-    def text(self, id: str) -> str:
-        return self.by_id(id).get_attribute("textContent")
-
-    def press(self, id: str, *keys: str) -> None:
-        element = self.by_id(id)
-        self.run("arguments[0].focus()", element)
-        element.send_keys(*keys)
 
     def point(self, id: str, x: float, y: float, click: bool = False) -> None:
         """Moves the mouse to a place in an element; x and y are parts of its width and height."""
@@ -94,14 +52,7 @@ class Opened:
 
     def strengths(self, id: str) -> np.ndarray:
         """How strongly each cell of a map is coloured, 0 to 1: (rows, columns)."""
-        script = """
-            const canvas = document.getElementById(arguments[0]).querySelector("canvas");
-            const {width, height} = canvas;
-            const data = canvas.getContext("2d").getImageData(0, 0, width, height).data;
-            return [width, height, Array.from(data).filter((_, i) => i % 4 === 3)];
-        """
-        width, height, alpha = self.run(script, id)
-        return np.reshape(alpha, (height, width)) / 235
+        return browser.strengths(self.driver, f"#{id} canvas")
 
 
 def strengths(weights: np.ndarray) -> np.ndarray:
@@ -118,16 +69,8 @@ def test_it_loads_without_errors_and_requests_and_fits_the_screen(
     opened = Opened(driver, page, size, scheme)
     opened.by_id("lens-details").find_element(By.TAG_NAME, "summary").click()
     assert driver.get_log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    assert asked and {url for url in asked if not url.startswith("data:")} == {page.as_uri()}
-    assert opened.run("return document.documentElement.scrollWidth") <= size[0]
-    script = """
-        return [...document.querySelectorAll("main *")]
-            .filter((e) => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest(".scroll, .steps"))
-            .map((e) => e.outerHTML.slice(0, 80));
-    """
-    assert opened.run(script) == []
+    assert opened.requested() == {page.as_uri()}
+    assert opened.wider_than_the_screen(".scroll", ".steps") == []
 
 
 def test_without_a_picture_it_loads_too(driver: Any, tmp_path: Path) -> None:
@@ -327,44 +270,9 @@ def test_a_screen_reader_has_a_name_for_everything(driver: Any, page: Path) -> N
             assert {p["name"] for p in node["properties"]} >= {"valuemin", "valuemax", "valuetext"}
 
 
-CONTRAST = """
-    const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-    const rgba = (colour) => {
-        canvas.clearRect(0, 0, 1, 1);
-        canvas.fillStyle = colour;
-        canvas.fillRect(0, 0, 1, 1);
-        return [...canvas.getImageData(0, 0, 1, 1).data];
-    };
-    const over = ([r, g, b, a], under) => [r, g, b].map((v, i) => (v * a + under[i] * (255 - a)) / 255);
-    const behind = (e) => {
-        const own = e ? rgba(getComputedStyle(e).backgroundColor) : [255, 255, 255, 255];
-        return own[3] === 255 ? own.slice(0, 3) : over(own, behind(e.parentElement));
-    };
-    const light = (colour) => {
-        const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-        const [r, g, b] = colour.map((v) => linear(v / 255));
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const low = [];
-    const walker = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
-    let count = 0;
-    while (walker.nextNode()) {
-        const e = walker.currentNode.parentElement;
-        if (!walker.currentNode.textContent.trim() || !e.checkVisibility()) continue;
-        count += 1;
-        const back = behind(e);
-        const front = over(rgba(getComputedStyle(e).color), back);
-        const [a, b] = [light(front), light(back)].sort((x, y) => y - x);
-        const ratio = (a + 0.05) / (b + 0.05);
-        if (ratio < 4.5) low.push([ratio, e.className, walker.currentNode.textContent]);
-    }
-    return [count, low];
-"""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_has_enough_contrast(driver: Any, page: Path, scheme: str) -> None:
     opened = Opened(driver, page, PHONE, scheme)
     opened.by_id("lens-details").find_element(By.TAG_NAME, "summary").click()
-    count, low = opened.run(CONTRAST)
+    count, low = opened.contrast()
     assert count > 150 and low == []
