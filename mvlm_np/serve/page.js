@@ -1,7 +1,7 @@
 // The page of `mvlm serve`: photos and a question go to the server, and the answer comes back piece by piece.
 //
-// It speaks the server's own dialect of OpenAI's chat completions, as any other client may. From top to bottom:
-// what there is to know, photos, the camera, asking, reading the stream, showing what came, and the buttons.
+// It asks by OpenAI's chat completions, as any other client may. From top to bottom: photos, the camera, asking, the
+// key, reading the stream, showing what came, and what can be pressed. It begins after pages.js, whose helpers it uses.
 
 const LONGEST_SIDE = 1024; // pixels of a photo that is sent; the model itself sees a few hundred
 const LARGEST_FILE = 1_000_000; // bytes of a file that is sent as it is
@@ -47,8 +47,18 @@ function dataUrl(file) {
   });
 }
 
+/** Whether a page gets back what it draws. Browsers that hide who they are may give noise in place of it. */
+function drawsTruly() {
+  const drawing = element("canvas").getContext("2d");
+  drawing.fillStyle = "rgb(20 90 200)";
+  drawing.fillRect(0, 0, 1, 1);
+  const [red, green, blue] = drawing.getImageData(0, 0, 1, 1).data;
+  return Math.abs(red - 20) + Math.abs(green - 90) + Math.abs(blue - 200) < 9;
+}
+
 /** A picture or a frame of a video, made small enough to be sent: the data URL of a JPEG. */
 function shrunk(source, width, height) {
+  if (!drawsTruly()) throw new Failure("This browser lets no page make pictures. Send a JPEG, PNG or WebP file.");
   const scale = Math.min(1, LONGEST_SIDE / Math.max(width, height));
   const canvas = element("canvas");
   canvas.width = Math.max(1, Math.round(width * scale));
@@ -72,9 +82,8 @@ async function readPhoto(file) {
   }
   const { width, height } = bitmap;
   const small = Math.max(width, height) <= LONGEST_SIDE && file.size <= LARGEST_FILE;
-  const url = small && SENT_AS_IT_IS.includes(file.type) ? await dataUrl(file) : shrunk(bitmap, width, height);
-  bitmap.close();
-  return { name, url };
+  const asItIs = SENT_AS_IT_IS.includes(file.type) && (small || !drawsTruly());
+  return { name, url: asItIs ? await dataUrl(file) : shrunk(bitmap, width, height) };
 }
 
 function addPhoto(photo) {
@@ -244,7 +253,7 @@ async function receive(turn, shown, signal) {
     if (choice?.finish_reason) came.reason = choice.finish_reason;
     if (chunk.usage) came.usage = chunk.usage;
     if (chunk.mvlm) came.mvlm = chunk.mvlm;
-    if (chunk.mvlm?.ahead) shown.wait(`Waiting, with ${chunk.mvlm.ahead} questions before this one`);
+    if (chunk.mvlm?.ahead) shown.wait(`Waiting; questions before this one: ${chunk.mvlm.ahead}.`);
   }
   throw cutOff();
 }
@@ -461,7 +470,7 @@ function showMap(shown, { mvlm }) {
     figure.hidden = !opened;
     button.ariaExpanded = String(opened);
   };
-  button.addEventListener("click", () => open(!mapsAreOpen));
+  button.addEventListener("click", () => open(figure.hidden));
   keepingTheEnd(() => {
     open(mapsAreOpen);
     shown.box.append(button, figure);
@@ -510,14 +519,17 @@ document.addEventListener("paste", (event) => {
   event.preventDefault();
   addFiles(event.clipboardData.files);
 });
+const isDraggedText = ({ target, dataTransfer }) => target.id === "question" && !dataTransfer.types.includes("Files");
 document.addEventListener("dragover", (event) => {
-  event.preventDefault(); // a browser would open the file in place of this page
+  if (isDraggedText(event)) return; // the browser moves it there
+  event.preventDefault(); // the browser would open the file in place of this page
   document.body.classList.add("dropping");
 });
 document.addEventListener("dragleave", (event) => {
   if (!event.relatedTarget) document.body.classList.remove("dropping");
 });
 document.addEventListener("drop", (event) => {
+  if (isDraggedText(event)) return;
   event.preventDefault();
   document.body.classList.remove("dropping");
   if (event.dataTransfer.files.length) addFiles(event.dataTransfer.files);

@@ -248,6 +248,19 @@ def test_what_is_transparent_becomes_white_where_a_photo_is_made_anew(
     assert sent_picture(second).format == "JPEG"  # as does what a server need not know
 
 
+def test_a_browser_that_falsifies_drawings_sends_files_as_they_are(
+    talk: Talk, server: Pretended, photo: Callable[..., Path]
+) -> None:
+    talk.run("CanvasRenderingContext2D.prototype.getImageData = () => ({ data: [255, 255, 255, 255] })")
+    path = photo("large.jpg", (2000, 1500))
+    talk.add(path)
+    talk.by_id("choose").send_keys(str(photo("old.gif", mode="P")))
+    talk.until("byId('problem').textContent.startsWith('This browser lets no page make pictures.')")
+    talk.ask("?")
+    sent = server.heard[0]["messages"][0]["content"][0]["image_url"]["url"]
+    assert base64.b64decode(sent.split(",")[1]) == path.read_bytes()
+
+
 def test_photos_keep_their_order_and_can_be_removed(
     talk: Talk, server: Pretended, photo: Callable[..., Path]
 ) -> None:
@@ -323,7 +336,8 @@ def test_photos_can_be_dropped_anywhere(talk: Talk, server: Pretended, photo: Ca
     talk.until("photos.length === 2")
     assert talk.photos() == ["1.png", "2.png"]
     drop = "new DragEvent('drop', {dataTransfer: new DataTransfer(), bubbles: true, cancelable: true})"
-    talk.run(f"document.body.dispatchEvent({drop})")
+    assert talk.run(f"return byId('question').dispatchEvent({drop})") is True  # text, which the browser moves
+    assert talk.run(f"return document.body.dispatchEvent({drop})") is False
     assert talk.text("problem").startswith("That is no file.")
 
 
@@ -353,7 +367,7 @@ def test_a_photo_is_taken_with_the_camera(
         talk.run("track = byId('video').srcObject.getTracks()[0]")
         talk.by_id("take").send_keys(Keys.ENTER)
         assert talk.photos() == ["from the camera"] and not talk.shown("camera")
-        assert talk.run("return track.readyState") == "ended"  # its light is off
+        talk.until("track.readyState === 'ended'")  # its light is off
         assert talk.focused() == "question"
         talk.ask("What is there?")
         sent = sent_picture(server.heard[0]["messages"][0]["content"][0])
@@ -363,7 +377,7 @@ def test_a_photo_is_taken_with_the_camera(
         talk.until("!byId('take').disabled")
         talk.run("track = byId('video').srcObject.getTracks()[0]")
         talk.by_id("take").send_keys(Keys.ESCAPE)
-        assert talk.run("return track.readyState") == "ended"
+        talk.until("track.readyState === 'ended'")
         assert talk.photos() == [] and talk.focused() == "open-camera"
 
 
@@ -421,7 +435,7 @@ def test_it_says_for_how_long_it_waits(talk: Talk, server: Pretended) -> None:
 def test_it_says_who_is_before_it(talk: Talk, server: Pretended) -> None:
     server.say = server.waits(begin=chunk({"role": "assistant"}, mvlm={"ahead": 2}), after=end())
     talk.ask("?", wait=False)
-    words = "Waiting, with 2 questions before this one"
+    words = "Waiting; questions before this one: 2."
     talk.until(f"document.querySelector('.state')?.textContent.startsWith('{words}')")
 
 
@@ -544,6 +558,9 @@ def test_a_map_shows_where_it_looked(talk: Talk, server: Pretended, photo: Calla
     assert sizes[0] == "contain" and len(set(sizes[1:])) == 1
     talk.ask("And?")  # the next one is open at once, and shows the same photo
     assert [f.is_displayed() for f in talk.driver.find_elements(By.CSS_SELECTOR, ".looked")] == [True, True]
+    talk.driver.find_elements(By.CSS_SELECTOR, ".turn button")[1].click()
+    button.click()  # each for itself
+    assert [f.is_displayed() for f in talk.driver.find_elements(By.CSS_SELECTOR, ".looked")] == [False, False]
     last = talk.driver.find_elements(By.CSS_SELECTOR, ".looked img")[-1]
     assert last.get_attribute("alt") == "tall.png, as a square"
 
