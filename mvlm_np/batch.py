@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from mvlm_np import decoder
-from mvlm_np.errors import GenerationError, UserError
+from mvlm_np.errors import UserError
 from mvlm_np.kv_cache import BatchCache
 from mvlm_np.session import CHUNK, Session, refuse_constant
 from mvlm_np.trace import ignore
@@ -105,6 +105,11 @@ class Batch:
         if member in self.members:
             self.members.remove(member)
 
+    def back(self, member: Member) -> None:
+        """Takes in a sequence again that has left, at the point where it was."""
+        if not member.ended and member not in self.members:
+            self.members.append(member)
+
     def step(self, piece: int | None = None) -> list[Member]:
         """One pass over the weights. Returns the members whose answers went on, or failed.
 
@@ -132,7 +137,7 @@ def compute(parts: Sequence[tuple[Member, np.ndarray]]) -> list[Member]:
     complete = [len(rows) == len(member.x) for member, rows in parts]
     try:
         logits = logits_after(sessions, rows, complete)
-    except GenerationError as error:  # there is NaN among somebody's numbers
+    except Exception as error:  # say, since there is NaN among somebody's numbers
         for session, length in zip(sessions, lengths, strict=True):
             session.cache.length = length
         if len(parts) > 1:  # one at a time, each shows whether it was its own

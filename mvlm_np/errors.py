@@ -54,6 +54,21 @@ class PromptError(UserError):
     """A question, a history or a template cannot be turned into a prompt that fits the model."""
 
 
+class PromptTooLong(PromptError):
+    """A prompt leaves no room in the model's context.
+
+    positions  that it takes, its pictures included
+    context    the model's
+    """
+
+    def __init__(self, positions: int, context: int):
+        self.positions, self.context = positions, context
+        found = f"takes {positions} positions, its pictures included"
+        super().__init__(
+            "prompt", found, f"fewer than the model's {context}", "shorten the question or the history"
+        )
+
+
 class GenerationError(UserError):
     """A generation setting is out of range, or the model produced numbers that are not numbers."""
 

@@ -65,7 +65,7 @@ class MobileVLM:
     ):
         self.config, self.ops, self.notes = config, ops, list(notes)
         self.vision, self.projector, self.decoder = vision, projector, decoder
-        self._open_tokenizer, self._cache, self._give_back = open_tokenizer, cache, give_back
+        self._open_tokenizer, self._cache, self.give_back = open_tokenizer, cache, give_back
         self._no_vision, self._find_prefix = no_vision, find_prefix
 
     @cached_property
@@ -143,12 +143,28 @@ class MobileVLM:
         exif: turn a photo as its camera noted, and let `open_image` adapt what upstream does not show.
         Raises ImageError if the picture cannot be read.
         """
-        config, watch = self.config, watch or Watch()
-        if self.vision is None or self.projector is None or config.vision is None:
-            raise PromptError("image", "this model reads text only", "None", self._no_vision)
+        watch = watch or Watch()
+        self.require_vision()
         with watch.phase("preprocess"):
-            pixels = preprocess(open_image(image, exif, adapt=exif), config.image)
+            pixels = preprocess(open_image(image, exif, adapt=exif), self.config.image)
         watch("pixel_values", pixels)
+        for computed in self.encoding(pixels, watch):
+            tokens = computed
+        return tokens
+
+    def require_vision(self) -> None:
+        """PromptError: this model reads text only."""
+        if self.vision is None or self.projector is None or self.config.vision is None:
+            raise PromptError("image", "this model reads text only", "None", self._no_vision)
+
+    def encoding(self, pixels: np.ndarray, watch: Watch | None = None) -> Iterator[np.ndarray]:
+        """The way of pixel values (3, h, w) through tower and projector, a step at a time.
+
+        Yields the tower's hidden states one after another, and at last the picture's tokens. For a model
+        that sees; `require_vision` tells.
+        """
+        config, watch = self.config, watch or Watch()
+        assert self.vision and self.projector and config.vision
         last = config.vision.num_hidden_layers if watch.everything else config.vision_layers
         with watch.phase("encode", last + 1):
             states = vision.hidden_states(pixels, self.vision, config.vision, self.ops)
@@ -156,9 +172,11 @@ class MobileVLM:
                 watch(f"vision.hidden_states.{i}", state)
                 if i == config.vision_layers:
                     features = state[1:] if config.mm_vision_select_feature == "patch" else state
+                yield state
         watch("vision.features", features)
         with watch.phase("project"):
-            return projector.project(features, self.projector, self.ops, watch.within("projector"))
+            tokens = projector.project(features, self.projector, self.ops, watch.within("projector"))
+        yield tokens
 
     def encode_images(
         self, images: Pictures, exif: bool = True, watch: Watch | None = None
@@ -167,7 +185,7 @@ class MobileVLM:
         several = as_list(images)
         encoded = [self.encode_image(image, exif, watch) for image in several]
         if several:
-            self._give_back()
+            self.give_back()
         return encoded
 
     def embed(self, ids: Sequence[int], images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

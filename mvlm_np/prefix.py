@@ -58,12 +58,7 @@ class Prefix:
 
     def begin(self, session: Session) -> None:
         """Has an empty session stand behind these positions."""
-        cache, T = session.cache, len(self.ids)
-        cache.reserve(T)
-        for stored, own in ((cache.keys, self.keys), (cache.values, self.values)):
-            for to, numbers in zip(part(stored, np.s_[:, :, :T]), own, strict=True):
-                to[...] = numbers
-        cache.length, session.ids = T, self.ids
+        session.begin(self.ids, self.keys, self.values)
 
 
 def is_exact(weights: DecoderWeights, config: DecoderConfig, ops: Ops) -> bool:

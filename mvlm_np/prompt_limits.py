@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from mvlm_np.config import Config
-from mvlm_np.errors import PromptError
+from mvlm_np.errors import PromptError, PromptTooLong
 from mvlm_np.generation import Settings
 from mvlm_np.inputs.conversation import render
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN, Tokenizer, tokenize_prompt
@@ -44,16 +44,11 @@ def positions(ids: int, pictures: int, config: Config) -> int:
 def within_context(T: int, settings: Settings, config: Config) -> Settings:
     """The settings with max_new_tokens cut to what fits behind a prompt of T positions.
 
-    PromptError: nothing does.
+    PromptTooLong: nothing does.
     """
     context = config.decoder.max_position_embeddings
     if context - T < min(1, settings.max_new_tokens):
-        raise PromptError(
-            "prompt",
-            f"takes {T} positions, its pictures included",
-            f"fewer than the model's {context}",
-            "shorten the question or the history",
-        )
+        raise PromptTooLong(T, context)
     return replace(settings, max_new_tokens=min(settings.max_new_tokens, context - T))
 
 

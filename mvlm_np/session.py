@@ -15,7 +15,8 @@ from mvlm_np.config import DecoderConfig
 from mvlm_np.decoder import DecoderWeights
 from mvlm_np.errors import GenerationError
 from mvlm_np.generation import Choice, Settings, Stop, generate
-from mvlm_np.kv_cache import BeamCache, KVCache
+from mvlm_np.kv_cache import BeamCache, KVCache, filled
+from mvlm_np.kv_store import Stored
 from mvlm_np.speculation import Draft, speculate
 from mvlm_np.trace import Watch, ignore
 
@@ -52,6 +53,14 @@ class Session:
             for start in starts:
                 h = self.forward(x[start : start + chunk], watch)
             return self.weights.lm_head(h[-1:])[0]
+
+    def begin(self, ids: np.ndarray, keys: Stored, values: Stored) -> None:
+        """Has an empty session stand behind positions: their ids (T,), the first T of keys and values."""
+        cache, T = self.cache, len(ids)
+        cache.reserve(T)
+        filled(cache.keys, keys, T)
+        filled(cache.values, values, T)
+        cache.length, self.ids = T, ids
 
     def fork(self) -> "Session":
         """Another session that stands where this one does, with a cache of its own."""

@@ -1,0 +1,195 @@
+"""What need not be computed twice: pictures as tokens, and the keys and values of how prompts begin.
+
+Both are bounded in bytes, and what is to go goes before what comes is allocated. A picture is told by all its
+pixels, and a prompt's beginning by every id in it, in which a picture has an id of its own: nothing that is
+found here belongs to another picture or another text.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from itertools import count
+from threading import Lock
+
+import numpy as np
+from PIL import Image
+
+from mvlm_np import memory
+from mvlm_np.serve.requests import CacheStatus
+from mvlm_np.session import Session
+
+PICTURES = 64 << 20  # bytes of the cache of pictures: 54 of MobileVLM V2 1.7B
+PREFIXES = 256 << 20  # bytes of the cache of prompts' beginnings, if that is at most a tenth of what is free
+RESERVE = 64 << 20  # bytes of memory that no cache takes
+NAMES = 4096  # pictures that are known by name
+
+Digest = bytes
+
+
+def digest(picture: Image.Image) -> Digest:
+    """What tells a picture from every other one: SHA-256 of its mode, its size and all its pixels."""
+    return sha256(repr((picture.mode, picture.size)).encode() + picture.tobytes()).digest()
+
+
+class Pictures:
+    """Pictures as tokens (N, D), by their digest. The one that was not used for longest goes first.
+
+    Belongs to one model, whose settings of preprocessing never change. Any thread may use it.
+    """
+
+    def __init__(self, budget: int = PICTURES):
+        self._kept: OrderedDict[Digest, np.ndarray] = OrderedDict()
+        self._names: OrderedDict[Digest, int] = OrderedDict()
+        self._next, self._lock = count(1), Lock()
+        self._status = CacheStatus(budget=budget)
+
+    @property
+    def status(self) -> CacheStatus:
+        """How it is used."""
+        return self._status
+
+    def name(self, picture: Digest) -> int:
+        """The number that stands, negative, at the positions of a picture; no two pictures ever share one."""
+        with self._lock:
+            number = self._names.pop(picture, None) or next(self._next)
+            self._names[picture] = number
+            if len(self._names) > NAMES:
+                self._names.popitem(last=False)
+            return number
+
+    def get(self, picture: Digest) -> np.ndarray | None:
+        """A picture's tokens, if they are here."""
+        with self._lock:
+            found = self._kept.get(picture)
+            old = self._status
+            if found is None:
+                self._status = replace(old, misses=old.misses + 1)
+            else:
+                self._status = replace(old, hits=old.hits + 1)
+                self._kept.move_to_end(picture)
+            return found
+
+    def peek(self, picture: Digest) -> np.ndarray | None:
+        """The same, without counting it as a use."""
+        return self._kept.get(picture)
+
+    def put(self, picture: Digest, tokens: np.ndarray) -> None:
+        """Keeps a picture's tokens."""
+        with self._lock:
+            self._kept.pop(picture, None)
+            used, budget = sum(kept.nbytes for kept in self._kept.values()), self._status.budget
+            if tokens.nbytes <= budget:
+                while used + tokens.nbytes > budget:
+                    used -= self._kept.popitem(last=False)[1].nbytes
+                self._kept[picture] = tokens
+                used += tokens.nbytes
+            self._status = replace(self._status, bytes=used, entries=len(self._kept))
+
+
+@dataclass(eq=False)
+class _Kept:
+    """A sequence in the cache of prefixes.
+
+    once    nothing speaks for its being used again; kept until the next such comes
+    pinned  kept for ever
+    """
+
+    session: Session
+    once: bool = False
+    pinned: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        cache = self.session.cache
+        return cache.length * cache.bytes_per_position
+
+
+class Prefixes:
+    """Sequences that have been read, for prompts that begin like one of them.
+
+    A prompt takes what it has in common with one of them, at most all but its last position, which is
+    computed for its logits. The same picture with another question has template and picture in common, a chat
+    that goes on everything.
+
+    Most pictures are asked about once. So a sequence that began like no other, and had no history, is kept
+    until the next such one comes; others until there is no room, those not used for longest first.
+
+    One thread uses it. With budget 0 nothing is kept but what is pinned.
+    """
+
+    def __init__(self, budget: int | None = None):
+        free = memory.available()
+        default = PREFIXES if free is None else min(PREFIXES, free // 10)
+        self._kept: list[_Kept] = []  # the least recently used first
+        self._status = CacheStatus(budget=default if budget is None else budget)
+
+    @property
+    def status(self) -> CacheStatus:
+        """How it is used; what is pinned does not count."""
+        return self._status
+
+    def pin(self, session: Session) -> None:
+        """Keeps a sequence for ever, outside the budget: the beginning of the template."""
+        self._kept.insert(0, _Kept(session, pinned=True))
+
+    def begin(self, session: Session, ids: np.ndarray) -> tuple[int, bool]:
+        """Has an empty session begin like a prompt ids (T,), as far as that is kept.
+
+        Returns how many positions that are, and whether they are of a sequence that is not pinned.
+        """
+        best, common = None, 0
+        for kept in self._kept:
+            length = in_common(kept.session.ids[: kept.session.cache.length], ids[:-1])
+            if length > common:
+                best, common = kept, length
+        if best is not None:
+            cache = best.session.cache
+            session.begin(ids[:common], cache.keys, cache.values)
+            self._kept.remove(best)
+            self._kept.append(best)
+        found = best is not None and not best.pinned
+        old = self._status
+        self._status = replace(old, hits=old.hits + found, misses=old.misses + (not found))
+        return common, found
+
+    def keep(self, session: Session, once: bool) -> None:
+        """Keeps what a session has read, if there is room for it. The session itself is free again.
+
+        once: nothing speaks for its being used again
+        """
+        new, ids = _Kept(session, once), session.ids[: session.cache.length]
+        if not 0 < new.nbytes <= self._status.budget:
+            return
+        for kept in self._kept[:]:
+            own = kept.session.ids[: kept.session.cache.length]
+            is_part = in_common(own, ids) == len(own)  # all of it is in the new one
+            if not kept.pinned and (is_part or (once and kept.once)):
+                self._kept.remove(kept)
+        self.shrink(self._status.budget - new.nbytes)
+        free = memory.available()
+        if free is None or free >= new.nbytes + RESERVE:
+            new.session = session.fork()  # which has no more memory than it needs
+            self._kept.append(new)
+        self._count()
+
+    def shrink(self, budget: int) -> None:
+        """Lets sequences go until the rest takes at most so many bytes."""
+        going = sorted((kept for kept in self._kept if not kept.pinned), key=lambda kept: not kept.once)
+        used = sum(kept.nbytes for kept in going)
+        for kept in going:
+            if used <= budget:
+                break
+            self._kept.remove(kept)
+            used -= kept.nbytes
+        self._count()
+
+    def _count(self) -> None:
+        sizes = [kept.nbytes for kept in self._kept if not kept.pinned]
+        self._status = replace(self._status, bytes=sum(sizes), entries=len(sizes))
+
+
+def in_common(one: np.ndarray, other: np.ndarray) -> int:
+    """How many ids two sequences have in common at their beginning."""
+    n = min(len(one), len(other))
+    differs = one[:n] != other[:n]
+    return int(differs.argmax()) if differs.any() else n
