@@ -8,11 +8,12 @@ WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
+CLIENTS := .cache/clients
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL_TEST := $(PIP) install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check test-prebuilt test-arm test-pythons wheels lint types axe fuzz clean
+.PHONY: help demo test check test-prebuilt test-arm test-pythons test-clients wheels lint types axe fuzz clean
 
 help:
 	@echo 'make demo    ask the small model that is in the box about the pictures that are in the box'
@@ -23,6 +24,7 @@ help:
 	@echo 'make test-arm    the kernels on emulated ARM processors; needs Debian or Ubuntu with qemu-user'
 	@echo 'make test-pythons    the wheel on each Python from 3.11 to 3.14 that is here'
 	@echo 'make axe     get axe-core, which looks at the page of mvlm serve in its tests; needs npm'
+	@echo 'make test-clients    mvlm serve with the clients that people have: openai, ollama, llm, LangChain, litellm, curl'
 	@echo 'make fuzz    fuzz the readers of weight files for ten minutes'
 	@echo 'make clean   remove the virtual environment and all caches'
 
@@ -55,6 +57,10 @@ test-arm: $(VENV)/.installed-wheels
 test-pythons: $(VENV)/.installed-wheels
 	$(BIN)/python tools/pythons.py test
 
+# The clients have an environment of their own: they are many, and none of them is ours.
+test-clients: $(VENV)/.installed-test $(CLIENTS)/.installed
+	MVLM_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest -p no:cacheprovider tests/clients
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 
@@ -73,6 +79,11 @@ fuzz: $(VENV)/.installed-test
 
 $(VENV)/.installed-wheels: $(VENV)/.installed-test
 	$(INSTALL_TEST) -e '.[wheels]'
+	@touch $@
+
+$(CLIENTS)/.installed: .ci/clients.txt | $(BIN)/python
+	$(BIN)/python -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install -r .ci/clients.txt
 	@touch $@
 
 clean:

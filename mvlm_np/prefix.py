@@ -71,12 +71,19 @@ def compute(session: Session, template: str, tokenizer: Tokenizer, pictures: boo
 
     pictures  whether there is a picture, before which the beginning ends
     """
+    ids = read_into(session, template, tokenizer, pictures)
+    kept = np.s_[:, :, : len(ids)]
+    keys, values = (part(stored, kept) for stored in (session.cache.keys, session.cache.values))
+    return Prefix(template, ids, keys, values, origin(session.weights, session.config, ids))
+
+
+def read_into(session: Session, template: str, tokenizer: Tokenizer, pictures: bool) -> np.ndarray:
+    """Has an empty session, of any weights, read that beginning, and returns its ids (T,)."""
     one, other = (tokenize_prompt(render(template, text, pictures), tokenizer) for text in ("a", "b"))
     T = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b or a == IMAGE_TOKEN)
     ids = np.array(one[:T], np.int64)
     session.prefill(session.weights.embed_tokens(ids), ids, 0, Watch())
-    keys, values = (part(stored, np.s_[:, :, :T]) for stored in (session.cache.keys, session.cache.values))
-    return Prefix(template, ids, keys, values, origin(session.weights, session.config, ids))
+    return ids
 
 
 def origin(weights: DecoderWeights, config: DecoderConfig, ids: np.ndarray) -> str:

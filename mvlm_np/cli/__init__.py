@@ -20,6 +20,7 @@ VERBS = {
     "pull": "download a model from the hub",
     "convert": "write a model in another precision or format",
     "bench": "measure speed and memory",
+    "serve": "answer other programs over HTTP, and people on a page",
     "warmup": "compile all kernels ahead of time",
     "doctor": "show what this machine computes with",
     "golden": "record every stage of a run, and check another implementation against it",

@@ -6,7 +6,7 @@ work is cancelled, wherever it is.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -27,9 +27,9 @@ T = TypeVar("T")
 
 
 class Engine(Protocol):
-    """What is asked of `engine.Engine`, from any thread."""
+    """What is asked of `worker.Worker`, from any thread."""
 
-    def submit(self, request: Request, listener: Listener) -> Any: ...
+    def submit(self, request: Request, listener: Listener, unread: Callable[[], int]) -> Any: ...
     def cancel(self, job: Any) -> None: ...
     def status(self) -> Status: ...
 
@@ -111,21 +111,21 @@ class Listening:
     def __init__(self, engine: Engine):
         self._engine, self._loop = engine, asyncio.get_running_loop()
         self._heard: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self._jobs: list[Any] = []
+        self.jobs: list[Any] = []
         self._closed = False
 
     def submit(self, requests: Sequence[Request]) -> None:
         """From any thread. UserError: one is refused, and all are."""
         for i, request in enumerate(requests):
-            job = self._engine.submit(request, partial(self._hear, i))
-            self._jobs.append(job)
+            job = self._engine.submit(request, partial(self._hear, i), self._heard.qsize)
+            self.jobs.append(job)
             if self._closed:  # the client left meanwhile
                 self._engine.cancel(job)
 
     def close(self) -> None:
         """Cancels what is not finished. To cancel what is, does nothing."""
         self._closed = True
-        for job in self._jobs:
+        for job in self.jobs:
             self._engine.cancel(job)
 
     def _hear(self, i: int, event: Event) -> None:
@@ -137,7 +137,7 @@ class Listening:
 
         silence: after so many seconds without an event comes None in its place
         """
-        open_jobs = len(self._jobs)
+        open_jobs = len(self.jobs)
         while open_jobs:
             try:
                 async with asyncio.timeout(silence):
@@ -226,7 +226,7 @@ class Answering:
         answers = [Answer() for _ in range(n)]
         async for i, event in listening.events():
             if isinstance(event, Failed):
-                raise _failure(event)
+                raise refusal(event.error, late=True)
             if event:
                 answers[i].add(event)
         self._done(scope, answers)
@@ -241,14 +241,14 @@ class Answering:
 
         headers = [(b"content-type", reply.media_type.encode()), (b"x-accel-buffering", b"no")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await body(b"".join(reply.first(i) for i in range(n)))
+        await body(b"".join(reply.first(i, job.ahead) for i, job in enumerate(listening.jobs)))
         answers = [Answer() for _ in range(n)]
         async for i, event in listening.events(self._silence):
             if event is None:
                 await body(reply.ping)
             elif isinstance(event, Failed):
                 _note(scope, f"failed: {event.error}")
-                await body(reply.failure(_failure(event)), more=False)
+                await body(reply.failure(refusal(event.error, late=True)), more=False)
                 return
             else:
                 answers[i].add(event)
@@ -262,12 +262,6 @@ class Answering:
         _note(scope, f"{prompt} tokens read, {finished[0].cached_tokens} of them before, {new} written")
         if self._log_prompts:
             log.info("answered: %r", [answer.text for answer in answers])
-
-
-def _failure(event: Failed) -> Refused:
-    if not isinstance(event.error, UserError):
-        log.error("an answer failed", exc_info=event.error)
-    return refusal(event.error, late=True)
 
 
 def _note(scope: Scope, words: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any, NoReturn, Protocol
 
-from mvlm_np.errors import GenerationError, MemoryNeeded, PromptError, UserError
+from mvlm_np.errors import GenerationError, MemoryNeeded, PromptTooLong, UserError
 from mvlm_np.generation import Settings
 from mvlm_np.inputs.conversation import Message
 from mvlm_np.inputs.picture_file import Encoded
@@ -84,9 +84,8 @@ def refusal(error: Exception, late: bool = False) -> Refused:
         never = {"x-should-retry": "false"}
         what = found if isinstance(error, UserError) else "an internal error, which is in the server's log"
         return Refused("server", what, status=500, code="internal_error", headers=never)
-    needed, context = (getattr(error, name, None) for name in ("needed", "context"))
-    if isinstance(error, PromptError) and needed is not None:
-        more = {"n_prompt_tokens": needed, "n_ctx": context}
+    if isinstance(error, PromptTooLong):
+        more = {"n_prompt_tokens": error.positions, "n_ctx": error.context}
         return Refused(where, found, field="messages", code="context_length_exceeded", more=more)
     return Refused(where, found, field=where)
 
@@ -427,7 +426,10 @@ class Reply(Protocol):
         """What may be sent while nothing comes."""
         ...
 
-    def first(self, i: int) -> bytes: ...
+    def first(self, i: int, ahead: int) -> bytes:
+        """ahead: how many requests are before this one."""
+        ...
+
     def piece(self, i: int, piece: Piece) -> bytes: ...
     def last(self, i: int, finished: Finished) -> bytes: ...
     def end(self, finished: Sequence[Finished]) -> bytes: ...

@@ -175,7 +175,7 @@ class Engine:
         if stored is not None and stored.template == self.conv_mode:
             stored.begin(session)
         else:
-            prefix.compute(session, self.conv_mode, self.tokenizer, self.model.vision is not None)
+            prefix.read_into(session, self.conv_mode, self.tokenizer, self.model.vision is not None)
         self._prefixes.pin(session)
 
     # ------------------------------------------------------------ from any thread

@@ -165,7 +165,7 @@ class Reply:
         tokens = {"logprobs": [*logprobs(chances)]} if wanted else {}
         return {"model": self._call.model, "created_at": now(), **said, **tokens, "done": done, **more}
 
-    def first(self, i: int) -> bytes:
+    def first(self, i: int, ahead: int) -> bytes:
         return b""
 
     def piece(self, i: int, piece: Piece) -> bytes:
@@ -208,7 +208,7 @@ class Reply:
 
 
 def line(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
 def error(refused: Refused) -> dict[str, Any]:

@@ -155,8 +155,9 @@ class Reply:
     def _choice(self, i: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
         return {"index": i, "delta": delta, "logprobs": None, "finish_reason": None} | more
 
-    def first(self, i: int) -> bytes:
-        return self._chunk([self._choice(i, {"role": "assistant", "content": ""})])
+    def first(self, i: int, ahead: int) -> bytes:
+        more = {"mvlm": {"ahead": ahead}} if ahead else {}
+        return self._chunk([self._choice(i, {"role": "assistant", "content": ""})], **more)
 
     def piece(self, i: int, piece: Piece) -> bytes:
         return self._chunk([self._choice(i, {"content": piece.text}, logprobs=self._logprobs(piece.chances))])
@@ -228,7 +229,7 @@ def _ours(finished: Finished) -> dict[str, Any]:
 
 
 def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 def error(refused: Refused) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class FakeJob:
     request: Request
     listener: Listener
     cancelled: threading.Event = field(default_factory=threading.Event)
+    ahead: int = 0
 
 
 class FakeEngine:
@@ -43,12 +44,13 @@ class FakeEngine:
     ):
         self.events, self.refuses, self.holds, self.idle_seconds = events, refuses, holds, idle_seconds
         self.jobs: list[FakeJob] = []
+        self.ahead = 0
         self.submitted = threading.Event()
 
-    def submit(self, request: Request, listener: Listener) -> FakeJob:
+    def submit(self, request: Request, listener: Listener, unread: Any = None) -> FakeJob:
         if self.refuses:
             raise self.refuses
-        job = FakeJob(request, listener)
+        job = FakeJob(request, listener, ahead=self.ahead)
         self.jobs.append(job)
         threading.Thread(target=self._say, args=(job,), daemon=True).start()
         self.submitted.set()

@@ -89,7 +89,7 @@ def test_a_client_that_leaves_while_its_work_is_queued() -> None:
     let_go = threading.Event()
 
     class Slow(FakeEngine):
-        def submit(self, request: Any, listener: Any) -> Any:
+        def submit(self, request: Any, listener: Any, unread: Any = None) -> Any:
             self.submitted.set()
             let_go.wait(10)
             return super().submit(request, listener)
@@ -111,7 +111,7 @@ def test_one_of_several_answers_that_is_refused_takes_the_others_along() -> None
     from mvlm_np.serve.requests import Busy
 
     class Full(FakeEngine):
-        def submit(self, request: Any, listener: Any) -> Any:
+        def submit(self, request: Any, listener: Any, unread: Any = None) -> Any:
             if self.jobs:
                 raise Busy(3, 1.0)
             return super().submit(request, listener)

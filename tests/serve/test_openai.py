@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mvlm_np.errors import GenerationError, PromptError
+from mvlm_np.errors import GenerationError, PromptError, PromptTooLong
 from mvlm_np.serve.requests import Busy, Failed, Finished, Piece, Stopping, TokenChance, WaitedTooLong
 from tests.serve.fake import ANSWER, FINISHED, SERVED, FakeEngine, chunks, client, picture, said, url
 
@@ -377,6 +377,13 @@ def test_a_stream(usage: bool) -> None:
         assert counted == ["absent"] * 4
 
 
+def test_a_stream_says_how_many_are_before_it() -> None:
+    engine = FakeEngine()
+    assert "mvlm" not in chunks(ask(engine, stream=True).text)[0]
+    engine.ahead = 3
+    assert chunks(ask(engine, stream=True).text)[0]["mvlm"] == {"ahead": 3}
+
+
 def test_several_answers_have_seeds_of_their_own() -> None:
     engine = FakeEngine()
     said = ask(engine, n=3, seed=2**63 - 1, temperature=1).json()
@@ -428,15 +435,11 @@ def test_where_the_picture_was_looked_at() -> None:
     assert last["choices"][0]["finish_reason"] == "length" and len(last["mvlm"]["looked"]) == 12
 
 
-class TooLong(PromptError):
-    needed, context = 3000, 2048
-
-
 @pytest.mark.parametrize(
     ("error", "status", "kind", "code"),
     [
         (PromptError("prompt", "is odd"), 400, "invalid_request_error", None),
-        (TooLong("prompt", "takes 3000 positions"), 400, "invalid_request_error", "context_length_exceeded"),
+        (PromptTooLong(3000, 2048), 400, "invalid_request_error", "context_length_exceeded"),
         (Busy(8, 12.4), 429, "rate_limit_error", "server_busy"),
         (Stopping(), 503, "server_error", "stopping"),
         (RuntimeError("/secret/path"), 500, "server_error", "internal_error"),

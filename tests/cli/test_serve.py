@@ -1,0 +1,113 @@
+"""`mvlm serve` as a command: what it refuses before it loads a model, and a server from start to end."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mvlm_np.cli import main
+from tests.clients.served import ROOT, serving
+
+PLENTY = {"stream": True, "temperature": 2, "top_k": 0, "messages": [{"role": "user", "content": "Say all."}]}
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs the command, which loads no model; its one line on stderr."""
+    import mvlm_np.loading
+
+    def load(*args: Any, **options: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(mvlm_np.loading, "load", load)
+    monkeypatch.delenv("MVLM_API_KEY", raising=False)
+
+    def run(*arguments: str) -> str:
+        assert main(["serve", "--port", "0", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    return run
+
+
+def test_others_need_a_key(refused: Callable[..., str], tmp_path: Path) -> None:
+    for host in ("0.0.0.0", "::", "192.168.1.7"):
+        assert "--api-key-file FILE sets one, and --open does without" in refused("--host", host)
+    assert "cannot be read (No such file or directory)" in refused("--api-key-file", str(tmp_path / "none"))
+    (tmp_path / "keys").write_text("# none\n")
+    assert "holds no key" in refused("--api-key-file", str(tmp_path / "keys"))
+    (tmp_path / "keys").write_bytes(b"\xff\xfe")
+    assert "is not text" in refused("--api-key-file", str(tmp_path / "keys"))
+
+
+def test_other_wrong_calls(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "--max-tokens: found 0, wanted at least 1" in refused("--max-tokens", "0")
+    assert "wanted both, or none" in refused("--cert", "c.pem")
+    assert "--cert" in refused("--cert", str(tmp_path), "--key", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"127.0.0.1 port {port}: is in use by another program" in refused("--port", port)
+    assert "cannot be had" in refused("--host", "192.0.2.1", "--open")
+    assert "from 0 to 65535" in refused("--port", "70000")
+
+
+def test_without_the_extra() -> None:
+    for name in ("uvicorn", "starlette"):
+        code = f"import sys; sys.modules['{name}'] = None; from mvlm_np.cli import main; sys.exit(main())"
+        done = subprocess.run([sys.executable, "-c", code, "serve"], cwd=ROOT, capture_output=True, text=True)
+        wanted = f"mvlm: mvlm serve: needs {name}, which is not installed; pip install 'mvlm-np[serve]'\n"
+        assert (done.returncode, done.stderr) == (2, wanted)
+
+
+def get(url: str, body: Any = None, **headers: str) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    return urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=60)
+
+
+def test_from_its_start_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("one\n")
+    arguments = ("--name", "lamps", "--max-tokens", "900", "--api-key-file", str(tmp_path / "keys"))
+    with serving(*arguments, "--cache-memory", "0", MVLM_API_KEY="two") as server:
+        assert any("demo model" in line for line in server.log)
+        assert json.load(get(f"{server.url}/health"))["status"] == "ok"
+        assert b"<!doctype html>" in get(server.url).read().lower()
+        for key in ("one", "two"):
+            (model,) = json.load(get(f"{server.url}/v1/models", **{"X-Api-Key": key}))["data"]
+            assert model["id"] == "lamps"
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            get(f"{server.url}/v1/models")
+        metrics = get(f"{server.url}/metrics", **{"X-Api-Key": "one"}).read().decode()
+        assert 'mvlm_cache_budget{cache="prefixes"} 0' in metrics
+
+        stream = get(f"{server.url}/v1/chat/completions", PLENTY, **{"X-Api-Key": "one"})
+        assert stream.readline().startswith(b"data: {")
+        server.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        rest = stream.read()
+        assert b'"error"' in rest and b"is stopping" in rest and b"[DONE]" not in rest
+        assert server.process.wait(20) == 0 and time.monotonic() - began < 5
+    text = "".join(server.log)
+    assert "Traceback" not in text and "Say all." not in text
+    assert "POST /v1/chat/completions 200" in text
+
+
+def test_what_the_log_says(tmp_path: Path) -> None:
+    with serving("--log-prompts") as server:
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            get(f"{server.url}/a%0aforged%1b%5b31m")
+        ask = {"max_tokens": 2, "messages": [{"role": "user", "content": "Is it\n\x1b[31mred?"}]}
+        assert json.load(get(f"{server.url}/v1/chat/completions", ask))["usage"]["completion_tokens"] == 2
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(20) == 0
+    text = "".join(server.log)
+    assert r"GET /a\nforged\x1b[31m 404" in text and r"Is it\n\x1b[31mred?" in text and "\x1b" not in text
