@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL_TEST := $(PIP) install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check test-prebuilt test-arm test-pythons test-clients wheels lint types axe fuzz clean
+.PHONY: help demo test check table test-prebuilt test-arm test-pythons test-clients wheels lint types axe fuzz clean
 
 help:
 	@echo 'make demo    ask the small model that is in the box about the pictures that are in the box'
@@ -25,6 +25,7 @@ help:
 	@echo 'make test-pythons    the wheel on each Python from 3.11 to 3.14 that is here'
 	@echo 'make axe     get axe-core, which looks at the page of mvlm serve in its tests; needs npm'
 	@echo 'make test-clients    mvlm serve with the clients that people have: openai, ollama, llm, LangChain, litellm, curl'
+	@echo 'make table   what 4 to 8 bits cost a trained model, in our formats and llama.cpp'"'"'s; needs llama-quantize'
 	@echo 'make fuzz    fuzz the readers of weight files for ten minutes'
 	@echo 'make clean   remove the virtual environment and all caches'
 
@@ -72,6 +73,17 @@ axe: $(AXE)
 
 $(AXE):
 	npm install --prefix .cache/axe --no-save --ignore-scripts --no-audit --no-fund axe-core@4.14.1
+
+# llama-quantize is taken from the folder that LLAMA_CPP names, or from the PATH.
+table: $(VENV)/.installed-test .cache/real/smollm2-moved .cache/real/smollm2-wide
+	$(BIN)/python tools/llama_cpp_formats.py .cache/real/smollm2-wide
+	$(BIN)/python tools/llama_cpp_formats.py .cache/real/smollm2-moved --theirs --formats Q6_K Q5_K_M Q4_K_M
+
+.cache/real/smollm2-moved: | $(VENV)/.installed-test
+	$(BIN)/python tools/real_model.py $@ --off-grid
+
+.cache/real/smollm2-wide: | $(VENV)/.installed-test
+	$(BIN)/python tools/real_model.py $@ --off-grid --widen
 
 fuzz: $(VENV)/.installed-test
 	@$(INSTALL_TEST) -e '.[fuzz]' || echo 'atheris has no build for this machine: fuzzing without coverage guidance.'

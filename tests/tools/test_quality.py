@@ -10,7 +10,8 @@ import pytest
 import mvlm_np
 from mvlm_np.demo import MODEL, PICTURES
 from tests.conftest import DATA
-from tools.quality import divergence, main, pieces_of_text, predictions, split
+from tools.parts.predictions import divergence, pieces_of_text, predictions
+from tools.quality import main, split
 
 GOLDEN = DATA / "golden" / "ldpv2"
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import mvlm_np
+from mvlm_np.checkpoints.opening import open_checkpoint
 from tools.parts.real_text import encode, manual
 from tools.real_model import main
 
@@ -69,6 +70,20 @@ def test_moved_weights_compute_the_same(written: Path, tmp_path: Path) -> None:
     )
     x = np.eye(96, dtype=np.float32)
     assert np.abs(one(x) / other(x) - 1).max() > 0.1
+
+
+def test_a_widened_model_computes_the_same_in_rows_of_256(written: Path, tmp_path: Path) -> None:
+    assert main([str(tmp_path / "plain"), "--gguf", str(written), "--off-grid"]) == 0
+    assert main([str(tmp_path / "wide"), "--gguf", str(written), "--off-grid", "--widen"]) == 0
+    ids = [1, 3, 4, 2, 0, 5, 1]
+    plain, wide = (logits(tmp_path / name, ids) for name in ("plain", "wide"))
+    # float32 rounds differently, by a unit in the last place of each of some ten steps.
+    np.testing.assert_allclose(wide, plain, atol=20 * 2**-24 * np.abs(plain).max())
+    checkpoint = open_checkpoint(tmp_path / "wide")
+    assert {tensor.shape[-1] for tensor in checkpoint.tensors.values()} == {256}  # 64 and 96 before
+    # Nothing is worth storing in the added rows and columns.
+    layers = checkpoint.tensors["model.layers.1.mlp.down_proj.weight"].float32()
+    assert not layers[64:].any() and not layers[:, 96:].any() and layers[:64, :96].all()
 
 
 def test_the_wheel_gives_what_its_gguf_gives(written: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,12 @@ class Ran(NamedTuple):
     peak: int  # bytes
     out: str
     err: str
+
+
+def find(program: str, folder: str | None = None) -> str | None:
+    """The path of one of llama.cpp's programs: in `folder`, where $LLAMA_CPP points, or on the PATH."""
+    places = (folder, os.environ.get("LLAMA_CPP"), os.environ.get("PATH"))
+    return shutil.which(program, path=os.pathsep.join(filter(None, places)))
 
 
 def run(command: Sequence[str], **environment: str) -> Ran:

@@ -2,10 +2,8 @@
 
 import argparse
 import json
-import os
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -13,7 +11,7 @@ from pathlib import Path
 
 from tools.parts.llama_cpp import figures
 from tools.parts.llama_cpp.figures import BENCHED, LONG, NEW, PROMPT, QUESTION, SHORT, TOGETHER, Figure
-from tools.parts.llama_cpp.process import Ran, run
+from tools.parts.llama_cpp.process import Ran, find, run
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -37,9 +35,8 @@ class LlamaCpp:
     """llama.cpp's programs, their model files, and the best flags for each figure."""
 
     def __init__(self, args: argparse.Namespace):
-        folders = os.pathsep.join(filter(None, (args.llama_cpp, os.environ.get("PATH"))))
         programs = ["llama-bench", "llama-mtmd-cli", "llama-batched-bench"]
-        found = {name: shutil.which(name, path=folders) for name in programs}
+        found = {name: find(name, args.llama_cpp) for name in programs}
         for name, path in found.items():
             if path is None and (name != "llama-batched-bench" or "together" in args.only):
                 sys.exit(f"{name} is neither on the PATH nor where --llama-cpp or $LLAMA_CPP points")
