@@ -29,7 +29,7 @@ from mvlm_np.serve.requests import (
     WaitedTooLong,
 )
 
-MESSAGES, PICTURES = 64, 8  # in a request, at most
+MESSAGES, PICTURES = 64, 12  # in a request, at most; 13 pictures would leave no room for a chat
 ANSWERS = 4  # to one request, at most
 SEEDS = 1 << 63
 

@@ -13,7 +13,7 @@ There are neither threads nor connections here: whoever owns the engine calls `s
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from time import monotonic
 
@@ -202,6 +202,8 @@ class Engine:
                 tokens[name] = known
             elif name not in pixels:
                 pixels[name] = preprocess(picture, self.model.config.image)
+        # A photo is 36 MB, and what is kept of it 1.4: those of all who wait would take gigabytes.
+        request, prompt = replace(request, messages=()), replace(prompt, pictures=())
         job = Job(request, prompt, listener, unread, pictures, pixels, tokens, self.clock())
         with self._lock:
             job.ahead = self._room()

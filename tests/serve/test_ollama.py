@@ -140,7 +140,7 @@ def test_another_models_name_is_not_found(model: str) -> None:
         (generate, {"images": ["http://localhost/a.png"]}, "images[0]"),
         (generate, {"images": [7]}, "images[0]"),
         (generate, {"images": PNG}, "images: found"),
-        (generate, {"images": [PNG] * 9}, "at most 8"),
+        (generate, {"images": [PNG] * 13}, "at most 12"),
         (chat, {"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         (
             chat,

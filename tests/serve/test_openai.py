@@ -161,9 +161,17 @@ def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded() -> Non
         assert "pixels" in error["message"] and error["param"] == URL
 
 
+def test_pictures_that_are_large_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mvlm_np.serve import pictures
+
+    monkeypatch.setattr(pictures, "IN_ALL", 100)
+    assert "content[2]" in refused(messages=[said("user", *[picture((6, 8))] * 3)])["param"]
+    assert asked(messages=[said("user", *[picture((6, 8))] * 2)])
+
+
 def test_many_pictures_and_messages_are_refused() -> None:
-    assert "at most 8" in refused(messages=[said("user", *[picture()] * 9)])["message"]
-    assert len(asked(messages=[said("user", *[picture()] * 8)]).messages[0].pictures) == 8
+    assert "at most 12" in refused(messages=[said("user", *[picture()] * 13)])["message"]
+    assert len(asked(messages=[said("user", *[picture()] * 12)]).messages[0].pictures) == 12
     turns = [said("user", "a"), said("assistant", "b")] * 32 + HI
     assert refused(messages=turns)["param"] == "messages"
     assert len(asked(messages=turns[2:]).messages) == 63
