@@ -1,5 +1,6 @@
 """`mvlm serve` as a command: what it refuses before it loads a model, and a server from start to end."""
 
+import configparser
 import json
 import signal
 import socket
@@ -14,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from mvlm_np.cli import main
+from mvlm_np.cli import VERBS, main
+from mvlm_np.cli.calls import read
 from tests.clients.served import ROOT, serving
 
 PLENTY = {"stream": True, "temperature": 2, "top_k": 0, "messages": [{"role": "user", "content": "Say all."}]}
@@ -67,6 +69,16 @@ def test_without_the_extra() -> None:
         done = subprocess.run([sys.executable, "-c", code, "serve"], cwd=ROOT, capture_output=True, text=True)
         wanted = f"mvlm: mvlm serve: needs {name}, which is not installed; pip install 'mvlm-np[serve]'\n"
         assert (done.returncode, done.stderr) == (2, wanted)
+
+
+def test_the_unit_of_systemd_calls_what_there_is() -> None:
+    unit = configparser.RawConfigParser()
+    unit.read(ROOT / "examples/mvlm-serve.service")
+    program, *arguments = unit["Service"]["ExecStart"].split()
+    call = read(arguments, VERBS)
+    assert program.endswith("/bin/mvlm") and call.verb == "serve"
+    assert (call.host, str(call.api_key_file)) == ("0.0.0.0", "%d/key")
+    assert unit["Service"]["DynamicUser"] == "yes" and "MemoryMax" in unit["Service"]
 
 
 def get(url: str, body: Any = None, **headers: str) -> Any:

@@ -151,7 +151,7 @@ def test_llmvision_by_the_way_of_localai() -> None:
 def test_llmvision_by_ollamas_dialect() -> None:
     engine = FakeEngine()
     message = {"role": "user", "content": "Image 1:", "images": [JPEG]}
-    body = {
+    body: dict[str, Any] = {
         "model": "tiny",
         "messages": [message, {"role": "user", "content": "What changed?"}],
         "prompt": [],
