@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL_TEST := $(PIP) install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check table test-prebuilt test-arm test-pythons test-clients wheels lint types axe fuzz clean
+.PHONY: help demo test check table test-prebuilt test-arm test-pythons test-clients soak wheels lint types axe fuzz clean
 
 help:
 	@echo 'make demo    ask the small model that is in the box about the pictures that are in the box'
@@ -26,6 +26,7 @@ help:
 	@echo 'make axe     get axe-core, which looks at the page of mvlm serve in its tests; needs npm'
 	@echo 'make test-clients    mvlm serve with the clients that people have: openai, ollama, llm, LangChain, litellm, curl'
 	@echo 'make table   what 4 to 8 bits cost a trained model, in our formats and llama.cpp'"'"'s; needs llama-quantize'
+	@echo 'make soak    mvlm serve with 2,000 requests of all kinds: memory, threads and files stay as they are'
 	@echo 'make fuzz    fuzz the readers of weight files for ten minutes'
 	@echo 'make clean   remove the virtual environment and all caches'
 
@@ -62,6 +63,9 @@ test-pythons: $(VENV)/.installed-wheels
 test-clients: $(VENV)/.installed-test $(CLIENTS)/.installed
 	MVLM_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest -p no:cacheprovider tests/clients
 
+soak: $(VENV)/.installed-test
+	MVLM_SOAK=2000 $(BIN)/python -m pytest tests/serve/test_soak.py
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 
@@ -96,6 +100,8 @@ $(VENV)/.installed-wheels: $(VENV)/.installed-test
 $(CLIENTS)/.installed: .ci/clients.txt | $(BIN)/python
 	$(BIN)/python -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install -r .ci/clients.txt
+	npm install --prefix $(CLIENTS) --no-save --ignore-scripts --no-audit --no-fund openai@6 ollama@0.6 \
+		|| echo 'No npm: the clients in JavaScript are left out.'
 	@touch $@
 
 clean:
