@@ -1,4 +1,4 @@
-"""Many requests, some of them wrong and some left by their client: memory, threads and files stay as they are.
+"""Many requests, some wrong and some left by their client: memory, threads and files stay as they are.
 
 60 requests; `make soak` makes 2,000 of them.
 """
