@@ -1,5 +1,6 @@
 """How much memory is available, as /proc and the control groups say it."""
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,19 @@ def test_the_real_system_says_something() -> None:
     available, peak = memory.available(), memory.peak()
     assert available is not None and 0 <= available < 1 << 50
     assert peak is not None and peak > 1 << 20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked for what it keeps")
+def test_free_memory_between_blocks_in_use_goes_back_to_the_system() -> None:
+    def occupied() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1])  # pages
+
+    large, small = list[bytearray](), list[bytearray]()
+    for _ in range(1000):
+        large.append(bytearray(b"x" * 100_000))
+        small.append(bytearray(b"x" * 1000))
+    large.clear()
+    before = occupied()
+    memory.give_back()
+    assert before - occupied() > 10_000  # of the 24,000 that are free
+    assert len(small) == 1000

@@ -25,7 +25,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from mvlm_np import __version__, decoder, quantize
+from mvlm_np import __version__, decoder, memory, quantize
 from mvlm_np.backend import Ops
 from mvlm_np.calibrating.gptq import gptq, output_error
 from mvlm_np.calibrating.reading import Sequences
@@ -164,6 +164,7 @@ def calibrated(
     if state is None:
         sequences = taken(begin())
         gc.collect()  # the model that has read is large, and refers to itself
+        memory.give_back()
         state = State(0, [len(x) for x in sequences], np.concatenate(sequences), {})
         work.write(state)
         if (T := sum(state.lengths)) < FEW:
