@@ -37,7 +37,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
         "--cache-memory",
         metavar="MB",
         type=whole,
-        help="for chats and pictures that come again; 0: none (256, at most a tenth of what is free)",
+        help="for chats and pictures that come again; 0: none (320, or less where little is free)",
     )
     parser.add_argument("--conv-mode", metavar="NAME", default="v1", help="prompt template (v1)")
     safety = parser.add_argument_group("safety")
@@ -144,11 +144,14 @@ def _certificate(args: argparse.Namespace) -> "Certificate | None":
 
 
 def _caches(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments for `Engine`."""
+    """Keyword arguments for `Engine`. A quarter is for pictures, which are small and take long to compute."""
+    from mvlm_np.serve.caches import PICTURES
+
     if args.cache_memory is None:
         return {}
-    budgets = {"prefixes": args.cache_memory * MEGABYTE}
-    return budgets if args.cache_memory else budgets | {"pictures": 0}
+    whole = args.cache_memory * MEGABYTE
+    pictures = min(PICTURES, whole // 4)
+    return {"pictures": pictures, "prefixes": whole - pictures}
 
 
 def _log() -> None:

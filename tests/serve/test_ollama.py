@@ -1,10 +1,12 @@
 """Ollama's dialect: what each field does, what is refused, and the shape of replies."""
 
+import threading
 from typing import Any
 
 import pytest
 
 from mvlm_np.errors import GenerationError
+from mvlm_np.serve.answering import Limits
 from mvlm_np.serve.requests import Busy, Failed, Finished, Piece, Stopping
 from tests.serve.fake import FINISHED, FakeEngine, client, in_base64, lines, picture, url
 from tests.serve.test_openai import CHANCES
@@ -245,19 +247,10 @@ def test_an_answer_that_fails(error: Exception, status: int) -> None:
 
 def test_silence_sends_nothing() -> None:
     """Clients take each line of the stream for a part of the answer."""
-    from mvlm_np.serve.answering import Limits
-
     engine = FakeEngine(holds=1)
-    with client(engine, limits=Limits(silence=0.01)).stream(
-        "POST", "/api/chat", json={"model": "tiny", "messages": HI}
-    ) as r:
-        parts = r.iter_text()
-        first = next(parts)
-        import time
-
-        time.sleep(0.2)
-        engine.jobs[0].listener(FINISHED)
-        assert len(lines(first + "".join(parts))) == 2
+    threading.Timer(0.3, lambda: engine.jobs[0].listener(FINISHED)).start()
+    web = client(engine, limits=Limits(silence=0.02))
+    assert len(lines(web.post("/api/chat", json={"model": "tiny", "messages": HI}).text)) == 2
 
 
 # ---------------------------------------------------------------- about models
