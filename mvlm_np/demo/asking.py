@@ -8,8 +8,11 @@ from time import perf_counter
 import numpy as np
 
 from mvlm_np.demo import PICTURES
-from mvlm_np.look.looking import Record, answer
+from mvlm_np.inputs.conversation import render
+from mvlm_np.inputs.tokenizer import tokenize_prompt
+from mvlm_np.look.looking import looked_at
 from mvlm_np.model import MobileVLM
+from mvlm_np.trace import Watch
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,10 @@ def ask_all(model: MobileVLM, attention: bool = False) -> Iterator[Shown]:
 
 
 def looks(model: MobileVLM, image: np.ndarray, question: str) -> np.ndarray:
-    """Where the decoder looks as it begins its answer: the prompt's last position attends to the picture.
-
-    image: the picture's tokens (144, D). The mean over heads, then over layers; what goes to the text is
-    left out. float32 (12, 12), rows of the padded picture from the top.
-    """
-    begun = answer(model, [image], question, Record(), max_new_tokens=1)
-    side = round(len(image) ** 0.5)
-    return begun.steps[0].attention.mean(axis=0)[begun.at < 0].reshape(side, side)
+    """Where the decoder looks as it begins its answer: `looked_at`. image: the picture's tokens (144, D)."""
+    x, at = model.embed(tokenize_prompt(render("v1", question), model.tokenizer), [image])
+    session = model.session()
+    session.prefill(x, at, 0, Watch())
+    looked = looked_at(session, x[-1:])
+    assert looked is not None
+    return looked

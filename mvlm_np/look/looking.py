@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mvlm_np import memory
+from mvlm_np import decoder, memory
 from mvlm_np.answer import Answer, ends_answer
 from mvlm_np.backend import Ops, replaced
 from mvlm_np.config import ImageConfig
@@ -28,7 +28,7 @@ from mvlm_np.model import MobileVLM
 from mvlm_np.ops import softmax
 from mvlm_np.prompt_limits import within_context
 from mvlm_np.session import Session
-from mvlm_np.trace import Watch
+from mvlm_np.trace import Watch, ignore
 
 LIKELIEST = 5  # tokens that are kept of each step's choice
 
@@ -335,6 +335,42 @@ def _step(
         attention=weights.mean(axis=1),
         heads=Attention.of(weights),
     )
+
+
+def looked_at(session: Session, x: np.ndarray) -> np.ndarray | None:
+    """Where in its last picture the model looks as it begins its answer.
+
+    The last position of a prompt, which the session has just read, attends to the picture: the mean over
+    heads, then over blocks; what goes to the text is left out. float32 (12, 12), rows of the padded picture
+    from the top. None: there is no picture, or its tokens are no square.
+
+    x (1, D): what stands at that position. It goes through the decoder once more, and leaves no trace there.
+    """
+    places = np.flatnonzero(session.ids[: session.cache.length] < 0)
+    *_, picture = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)  # without a gap
+    side = round(len(picture) ** 0.5)
+    if side == 0 or side**2 != len(picture):
+        return None
+    weights = last_attention(session, x).mean(axis=1).mean(axis=0)  # (L, H, T) -> (T,)
+    return weights[picture].reshape(side, side)
+
+
+def last_attention(session: Session, x: np.ndarray) -> np.ndarray:
+    """What the last position of a session attends to, itself included: float32 (L, H, T).
+
+    x (1, D): what stands at that position. It is computed once more; the session is left as it was.
+    """
+    rows, cache = list[np.ndarray](), session.cache
+    last = [array[:, :, cache.length - 1] for array in (*cache.keys, *cache.values)]
+    before = [array.copy() for array in last]
+    cache.length -= 1
+    try:
+        ops = watched(session.ops, rows.append)
+        decoder.forward(x, session.weights, session.config, cache, ops, ignore)
+    finally:  # BLAS may have rounded otherwise than when more positions were computed with this one
+        for array, was in zip(last, before, strict=True):
+            array[...] = was
+    return np.stack(rows)[:, :, 0]
 
 
 # ---------------------------------------------------------------- time and memory

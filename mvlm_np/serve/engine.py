@@ -13,7 +13,7 @@ There are neither threads nor connections here: whoever owns the engine calls `s
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from time import monotonic
 
@@ -27,6 +27,7 @@ from mvlm_np.generation import Drafted, Stop, log_probabilities, top
 from mvlm_np.inputs.conversation import stop_string
 from mvlm_np.inputs.image import preprocess
 from mvlm_np.inputs.tokenizer import Tokenizer
+from mvlm_np.look.looking import looked_at
 from mvlm_np.model import MobileVLM
 from mvlm_np.serve.caches import PICTURES, RESERVE, Digest, Pictures, Prefixes, digest
 from mvlm_np.serve.prompts import Prompt, prompt_of
@@ -116,7 +117,7 @@ class Job:
     encoding: Iterator[bool] | None = None
     member: Member | None = None
     reply: Taken | None = None
-    last: np.ndarray | None = None  # (1, D) of the prompt's last position
+    last: np.ndarray = field(default_factory=lambda: np.empty(0))  # (1, D) of the prompt's last position
     cached: int = 0
     again: bool = False  # it began like a request before it
     started: float = 0.0
@@ -419,9 +420,12 @@ class Engine:
         assert job.member and job.reply
         if job.member.error is not None:
             raise job.member.error
-        job.first = job.first or self.clock()
         if piece := job.reply.piece():
             self._tell(job, piece)
+        if not job.first:
+            job.first = self.clock()
+            if job.request.look:
+                job.looked = looked_at(job.member.session, job.last)
         if job.reply.ended:
             self._finish(job)
 

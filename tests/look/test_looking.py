@@ -15,7 +15,7 @@ from mvlm_np.errors import GenerationError, PromptError
 from mvlm_np.inputs.image import open_image, preprocess
 from mvlm_np.kv_store import dequantize, part
 from mvlm_np.look import looking
-from mvlm_np.look.looking import Attention, Record, answer, as_picture, look, see, watching
+from mvlm_np.look.looking import Attention, Record, answer, as_picture, look, looked_at, see, watching
 from mvlm_np.look.report import PARTS, parts, prompt
 from mvlm_np.model import MobileVLM
 from tests.conftest import ROOT
@@ -104,6 +104,40 @@ def test_the_answer_is_the_one_that_ask_gives(name: str, backend: str) -> None:
     assert chat.ask(question(name), max_new_tokens=NEW) == found.text
     assert [step.token for step in found.steps] == chat.answer_ids
     assert [e.get("id", -200) for e in prompt(found.at, model(name).tokenizer)] == chat.prompt_ids
+
+
+@both
+@pytest.mark.parametrize("cache", ["float32", "float16", "int8"])
+@every
+def test_where_an_answer_begins_to_look_is_known_without_recording(
+    name: str, cache: str, backend: str
+) -> None:
+    """Of a session that has read the prompt, one position is computed again, and nothing changes."""
+    own = model(name, backend, cache)
+    (tokens,) = own.encode_images(picture(name))
+    ids = [1, -200, 5, 9, -200, 4]
+    x, at = own.embed(ids, [tokens, tokens[::-1]])
+    rows: list[np.ndarray] = []
+    recorded = watching(own, Record(), rows.append).session()
+    recorded.prefill(x, at, 0, Record())
+    wanted = np.stack(rows[-len(own.decoder.layers) :])[:, :, 0].mean(axis=(0, 1))[at == -2]
+
+    session = own.session()
+    session.prefill(x, at, 0, Record())
+    before = [array.copy() for array in (*session.cache.keys, *session.cache.values)]
+    found = looked_at(session, x[-1:])
+    for array, was in zip((*session.cache.keys, *session.cache.values), before, strict=True):
+        np.testing.assert_array_equal(array, was)
+    assert session.cache.length == len(at)
+    side = round(len(tokens) ** 0.5)
+    if side**2 != len(tokens):  # with the class token there is no square
+        assert found is None
+        return
+    assert found is not None and found.dtype == np.float32 and found.shape == (side, side)
+    # One row alone may be rounded otherwise than with others: 5e-6 of the largest, as stages anywhere.
+    np.testing.assert_allclose(found.reshape(-1), wanted, atol=5e-6 * wanted.max(), rtol=0)
+    session.prefill(*own.embed([1, 5], []), 0, Record())
+    assert looked_at(session, x[:1]) is None
 
 
 @both
