@@ -57,23 +57,22 @@ def prompt_of(request: Request, conv_mode: str, tokenizer: Tokenizer, config: Co
     def fits(most: int) -> bool:
         return prompt.length <= most
 
-    prompt = write()
+    whole = prompt = write()
     wanted = min(max(request.settings.max_new_tokens, 1), context // 4)
     if request.drop_oldest and not fits(context - wanted):
-        whole = prompt
         while prompt.turns > 1 and not fits(context // 2):
             turns = without_oldest(turns)
             prompt = write()
         while len(turns[0].pictures) > own and not fits(context - wanted):
             turns = [Message("user", turns[0].text, turns[0].pictures[1:]), *turns[1:]]
             prompt = write()
-        if whole.turns > prompt.turns or len(whole.pictures) > len(prompt.pictures):
-            LOG.warning(
-                "a chat fills the model's context: its %d oldest turns and %d pictures are forgotten",
-                whole.turns - prompt.turns,
-                len(whole.pictures) - len(prompt.pictures),
-            )
     limited = within_context(prompt.length, request.settings, config)
+    if prompt is not whole:
+        LOG.warning(
+            "a chat fills the model's context: its %d oldest turns and %d pictures are forgotten",
+            whole.turns - prompt.turns,
+            len(whole.pictures) - len(prompt.pictures),
+        )
     return Prompt(prompt.ids, prompt.pictures, prompt.length, prompt.turns, limited)
 
 
