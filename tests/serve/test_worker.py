@@ -74,6 +74,7 @@ def test_where_a_picture_was_looked_at_is_told_to_those_who_ask(model: MobileVLM
         else:
             assert finished.looked is None
         if len(pictures) == 1:
+            assert finished.looked is not None
             assert np.array_equal(finished.looked, looks(model, model.encode_image(picture), question))
 
 
