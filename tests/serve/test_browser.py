@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
+import mvlm_np
+from mvlm_np.demo import MODEL, PICTURES
+from mvlm_np.model import MobileVLM
 from mvlm_np.serve.page import page
 from tests import browser
 from tests.browser import DESK, PHONE, SMALLEST_PHONE, By, Keys, WebDriverWait
+from tests.clients.served import serving
 from tests.conftest import ROOT
 from tests.serve.pretended import (
     BEGIN,
@@ -840,3 +845,49 @@ def test_axe_finds_nothing(
     talk.press("ask", Keys.ENTER)
     talk.until("byId('key-dialog').open && !running")
     assert problems(talk) == []
+
+
+# ---------------------------------------------------------------- with the model in the box
+
+
+@pytest.fixture(scope="module")
+def demo() -> MobileVLM:
+    return mvlm_np.load(MODEL)
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[str]:
+    with serving(MVLM_API_KEY="s3cret-key") as server:
+        yield server.url + "/"
+
+
+def test_the_real_server_answers_as_the_model_does(driver: Any, real: str, demo: MobileVLM) -> None:
+    talk = Talk(driver, real)
+    question, again = "Describe the yellow lamp.", "What does the label say?"
+    talk.add(PICTURES / "0.png")
+    talk.ask(question, wait=False)
+    talk.until("byId('key-dialog').open && !running")
+    talk.by_id("key").send_keys("s3cret-key", Keys.ENTER)
+    talk.finished()
+    talk.ask(again)
+    chat = demo.chat(PICTURES / "0.png")
+    assert talk.answers() == [chat.ask(question), chat.ask(again)]
+    assert talk.all_texts(".turn:first-child dt") == [
+        "waiting for its turn",
+        "seeing the photo",
+        "reading the question",
+        "writing the answer",
+    ]
+    prompt = talk.all_texts(".turn:last-child dd")[2]
+    assert re.fullmatch(r"\d+ ms, \d{3} tokens, \d{3} of them known", prompt)  # as it is in the cache
+    assert talk.requested() == {real, f"{real}v1/chat/completions"}
+    assert [m for m in talk.log() if "status of 401" not in m] == []
+
+
+def test_the_real_servers_refusal_is_said(driver: Any, real: str) -> None:
+    talk = Talk(driver, real)
+    talk.run("key = 's3cret-key'")
+    talk.run("byId('question').value = 'word '.repeat(3000)")
+    talk.ask("?", wait=False)
+    words = talk.until("byId('problem').textContent")
+    assert "2048" in words and talk.by_id("question").get_attribute("value").startswith("word word")
