@@ -59,9 +59,11 @@ test-arm: $(VENV)/.installed-wheels
 test-pythons: $(VENV)/.installed-wheels
 	$(BIN)/python tools/pythons.py test
 
-# The clients have an environment of their own: they are many, and none of them is ours.
+# The clients have environments of their own: they are many, and none of them is ours. Home Assistant's and Frigate's
+# openai is an old one.
 test-clients: $(VENV)/.installed-test $(CLIENTS)/.installed
 	MVLM_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -m pytest -p no:cacheprovider tests/clients
+	MVLM_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)-old/bin/python -m pytest -p no:cacheprovider tests/clients/test_openai.py
 
 soak: $(VENV)/.installed-test
 	MVLM_SOAK=2000 $(BIN)/python -m pytest tests/serve/test_soak.py
@@ -100,6 +102,8 @@ $(VENV)/.installed-wheels: $(VENV)/.installed-test
 $(CLIENTS)/.installed: .ci/clients.txt | $(BIN)/python
 	$(BIN)/python -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install -r .ci/clients.txt
+	$(BIN)/python -m venv $(CLIENTS)-old
+	$(CLIENTS)-old/bin/python -m pip --disable-pip-version-check install 'openai==1.65.*' 'pytest>=8.2' 'hypothesis>=6.100'
 	npm install --prefix $(CLIENTS) --no-save --ignore-scripts --no-audit --no-fund openai@6 ollama@0.6 \
 		|| echo 'No npm: the clients in JavaScript are left out.'
 	@touch $@

@@ -51,7 +51,8 @@ def test_a_stream(client: Any, answer: str) -> None:
     chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == answer
     assert chunks[-1].usage.total_tokens > 100 and not chunks[-1].choices
-    with client.chat.completions.stream(model="demo", messages=ABOUT) as stream:
+    of = client.chat if hasattr(client.chat.completions, "stream") else client.beta.chat  # of openai 1
+    with of.completions.stream(model="demo", messages=ABOUT) as stream:
         assert stream.get_final_completion().choices[0].message.content == answer
 
 
