@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 LAYERS = [
     {"__main__", "cli"},
     {"demo", "golden", "compat"},
-    {"serve"},
+    {"serve", "watch"},
     {"look"},
     {"converting"},
     {"calibrating"},
@@ -40,7 +40,7 @@ LAYERS = [
 CHOOSER = "backend"  # it chooses between `ops` and `kernels`, and imports the latter only when it is used
 
 HEAVY = ["numpy", "numba", "llvmlite", "PIL", "sentencepiece", "safetensors", "tqdm", "threadpoolctl", "gguf"]
-IMPORT_NAME = {"pillow": "PIL"}
+IMPORT_NAME = {"pillow": "PIL", "paho-mqtt": "paho"}
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def test_numba_stays_in_the_code_of_the_kernels() -> None:
 
 def test_the_package_imports_only_what_it_declares() -> None:
     declared = dependencies() | {"llvmlite"}  # llvmlite comes with Numba, at the version that Numba wants
-    optional = dependencies("gguf") | dependencies("hub")
+    optional = dependencies("gguf") | dependencies("hub") | dependencies("mqtt")
     serving = dependencies("serve")  # what all of `serve` that speaks HTTP is written with
     undeclared = [
         str(i)
@@ -270,7 +270,7 @@ def test_the_public_names_come_on_first_use() -> None:
 
 def test_everything_but_the_code_of_the_kernels_imports_without_numba_and_extras() -> None:
     modules = sorted(m for m in SOURCES if not m.startswith(NUMBAS))
-    blocked = ["numba", "llvmlite", "gguf", "huggingface_hub", "torch"]
+    blocked = ["numba", "llvmlite", "gguf", "huggingface_hub", "paho", "torch"]
     code = f"""
 import importlib, sys
 sys.modules.update(dict.fromkeys({blocked}))

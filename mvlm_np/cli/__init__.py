@@ -16,6 +16,7 @@ VERBS = {
     "ask": "ask about pictures",
     "look": "ask about a picture, and show how the answer came about",
     "chat": "talk about a picture, several turns",
+    "watch": "watch a camera, and ask when something has changed",
     "inspect": "show what a model folder holds",
     "pull": "download a model from the hub",
     "convert": "write a model in another precision or format",
