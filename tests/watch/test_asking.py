@@ -148,7 +148,7 @@ def test_what_a_server_is_asked(address: str, monkeypatch: pytest.MonkeyPatch) -
     tokens = [{"token": " No", "logprob": log(0.8)}, {"token": "</s>", "logprob": log(0.5)}]
     says(monkeypatch, completion(" No\n", {"content": tokens}))
     reply = Server(address, "Is it on?", 9).ask(ROOM)
-    assert (reply.text, reply.tokens, reply.p) == ("No", 2, pytest.approx(0.8))
+    assert (reply.text, reply.tokens) == ("No", 2) and reply.p == pytest.approx(0.8)
     monkeypatch.setenv("MVLM_API_KEY", "secret")
     Server(f"{address}/v1/", "Is it on?", 9).ask(ROOM)
     (path, body, key), again = Handler.asked
