@@ -36,20 +36,27 @@ WHOLE = 255  # the largest whole number that a scale or minimum of uint4 is roun
 
 
 def quantize(
-    w: np.ndarray, kind: str, quality: str = "high", where: object = "weight", whole: int = WHOLE
+    w: np.ndarray,
+    kind: str,
+    quality: str = "high",
+    where: object = "weight",
+    whole: int = WHOLE,
+    importance: np.ndarray | None = None,
 ) -> Rounded:
     """float32 (N, K) -> q (N, K), int8 or for uint4 uint8, and its factors: see `kernels.pack.Rounded`.
 
     Rounds half to even. A last group of fewer than 32 columns has factors of its own, and a last super-block
     may have fewer than 8 groups. quality: "high" or "fast". `where` names the weight in errors.
     whole: the largest whole number for the scales and minima of uint4.
+    importance: (K,), positive: how much each column's squared error counts, where a group's smallest error is
+    looked for; all count alike unless it is given.
     """
     N, K = w.shape
     step = max(1, BLOCK // K)
     done = []
     for start in range(0, N, step):
         rows = w[start : start + step]
-        factors = find_factors(rows, kind, quality, where, whole)
+        factors = find_factors(rows, kind, quality, where, whole, importance)
         done.append((round_by_groups(rows, kind, *factors), *factors))
     return tuple(np.concatenate(parts) for parts in zip(*done, strict=True))
 
@@ -69,7 +76,12 @@ def _by_column(factors: np.ndarray, K: int) -> np.ndarray:
 
 
 def find_factors(
-    w: np.ndarray, kind: str, quality: str = "high", where: object = "weight", whole: int = WHOLE
+    w: np.ndarray,
+    kind: str,
+    quality: str = "high",
+    where: object = "weight",
+    whole: int = WHOLE,
+    importance: np.ndarray | None = None,
 ) -> Rounded:
     """What the groups of float32 (N, K) are best rounded by: scales (N, groups) float16, and for uint4 scales
     (N, groups, 2) uint8 and tops (N, supers, 2) float16. `ops.group_factors` says what they stand for.
@@ -79,13 +91,13 @@ def find_factors(
     if not np.isfinite(w).all():
         raise CheckpointError(where, "holds NaN or infinity", "finite numbers", "download it again")
     if kind == "uint4":
-        return _with_minima(w, quality, where, whole)
+        return _with_minima(w, quality, where, whole, importance)
     groups = _groups(w).reshape(-1, GROUP)
     extreme = np.take_along_axis(groups, np.abs(groups).argmax(-1)[:, None], -1)[:, 0]
     plain = np.abs(extreme) / 127 if kind == "int8" else extreme / -8
     scales = _storable(plain, where)
     if kind == "int4" and quality == "high":
-        scales = _refined(groups, plain, scales)
+        scales = _refined(groups, plain, scales, _counts(importance, len(w)))
     return (scales.reshape(len(w), -1),)
 
 
@@ -130,10 +142,13 @@ def _round(
     return np.clip(np.rint(q, out=q), least, most, out=q)
 
 
-def _refined(groups: np.ndarray, plain: np.ndarray, scales: np.ndarray) -> np.ndarray:
+def _refined(
+    groups: np.ndarray, plain: np.ndarray, scales: np.ndarray, counts: np.ndarray | None
+) -> np.ndarray:
     """Tries scales around the plain one, each with its least-squares fit, and takes each group's best.
 
     groups (n, 32), plain (n,) float32, scales (n,) float16, the plain ones -> (n,) float16
+    counts: see `_counts`
     """
     # A group to a column: what is done to every group is done to long rows, at which NumPy is fast.
     groups = np.ascontiguousarray(groups.T)
@@ -142,14 +157,14 @@ def _refined(groups: np.ndarray, plain: np.ndarray, scales: np.ndarray) -> np.nd
         difference = _round(groups, scales, -8, 7)
         difference *= scales.astype(np.float32)
         np.subtract(groups, difference, out=difference)
-        return _dot(difference, difference)
+        return _dot(difference, difference, counts)
 
     least = error(scales)
     for factor in CANDIDATES:
         q = _round(groups, (plain * factor).astype(np.float16), -8, 7)
         # Given the integers, the scale of smallest squared error is <w, q> / <q, q>.
-        qq = _dot(q, q)
-        fitted = np.divide(_dot(groups, q), qq, where=qq != 0, out=np.zeros_like(qq))
+        qq = _dot(q, q, counts)
+        fitted = np.divide(_dot(groups, q, counts), qq, where=qq != 0, out=np.zeros_like(qq))
         fitted = np.clip(fitted, -65504, 65504).astype(np.float16)
         fitted_error = error(fitted)
         scales = np.where(fitted_error < least, fitted, scales)
@@ -157,15 +172,34 @@ def _refined(groups: np.ndarray, plain: np.ndarray, scales: np.ndarray) -> np.nd
     return scales
 
 
-def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _counts(importance: np.ndarray | None, N: int, size: int = GROUP) -> np.ndarray | None:
+    """What the error of each weight counts in its group, 1 in the mean: float32 (size, groups of N rows).
+
+    importance  (K,), filled up to whole groups of `size`; None: all count the same
+    """
+    if importance is None:
+        return None
+    groups = np.pad(importance, (0, -len(importance) % size), mode="edge").reshape(-1, size)
+    counts = (groups / groups.mean(1, keepdims=True)).astype(np.float32)
+    return np.ascontiguousarray(np.tile(counts, (N, 1)).T)
+
+
+def _dot(a: np.ndarray, b: np.ndarray, counts: np.ndarray | None) -> np.ndarray:
     """Sums of products within each group."""
-    return np.einsum("ig,ig->g", a, b)
+    return np.einsum("ig,ig->g", a if counts is None else a * counts, b)
+
+
+def _sum(a: np.ndarray, counts: np.ndarray | None) -> np.ndarray:
+    """Sums within each group."""
+    return a.sum(0) if counts is None else np.einsum("ig,ig->g", a, counts)
 
 
 # ---------------------------------------------------------------- with minima
 
 
-def _with_minima(w: np.ndarray, quality: str, where: object, whole: int) -> Rounded:
+def _with_minima(
+    w: np.ndarray, quality: str, where: object, whole: int, importance: np.ndarray | None
+) -> Rounded:
     """`find_factors` for uint4."""
     N, K = w.shape
     starts = np.arange(0, K, GROUP)
@@ -179,10 +213,12 @@ def _with_minima(w: np.ndarray, quality: str, where: object, whole: int) -> Roun
     signs = np.where(above > below, np.float16(-1), np.float16(1))  # (N, supers)
     if (signs < 0).any():
         w = w * np.repeat(signs, SUPER * GROUP, axis=1)[:, :K]
-    cut = K // GROUP * GROUP
-    found = [_grids(w[:, :cut].reshape(-1, GROUP), quality).reshape(N, -1, 2)] if cut else []
-    if cut < K:
-        found.append(_grids(w[:, cut:], quality).reshape(N, 1, 2))
+    found, cut = list[np.ndarray](), K // GROUP * GROUP
+    for own in (slice(cut), slice(cut, K)):  # whole groups, and a shorter one
+        if (part := w[:, own]).size:
+            size = min(GROUP, part.shape[1])
+            counts = _counts(None if importance is None else importance[own], N, size)
+            found.append(_grids(part.reshape(-1, size), quality, counts).reshape(N, -1, 2))
     scales, tops = _counted(np.concatenate(found, axis=1), whole, where)
     return scales, tops * signs[..., None]
 
@@ -215,8 +251,8 @@ def recount(rounded: Rounded, whole: int) -> Rounded:
     return np.where(kept, q, again), new_scales, new_tops
 
 
-def _grids(groups: np.ndarray, quality: str) -> np.ndarray:
-    """The scale and the minimum, float32 (n, 2), of groups (n, size)."""
+def _grids(groups: np.ndarray, quality: str, counts: np.ndarray | None) -> np.ndarray:
+    """The scale and the minimum, float32 (n, 2), of groups (n, size); counts: see `_counts`."""
     # A group to a column: what is done to every group is done to long rows, at which NumPy is fast.
     x = np.array(groups.T, order="C")
     low = np.minimum(x.min(0), 0)
@@ -225,27 +261,27 @@ def _grids(groups: np.ndarray, quality: str) -> np.ndarray:
     scale, moved = plain, np.zeros_like(plain)  # x is scale * q - moved
 
     if quality == "high":
-        size, sums = len(x), x.sum(0)
-        least = _error(x, scale, moved)
+        size = len(x) if counts is None else counts.sum(0)
+        sums, least = _sum(x, counts), _error(x, scale, moved, counts)
         for factor in CANDIDATES:
             narrow = plain * np.float32(factor)
             q = _round(x, narrow, 0, 15, (narrow - plain) * np.float32(7.5))  # both ends are cut
             # Given the integers, the grid of smallest squared error is a straight line through them.
-            qs = q.sum(0)
-            spread = _dot(q, q) - qs * qs / size
-            slope = np.divide(_dot(q, x) - qs * sums / size, spread, where=spread > 0, out=narrow)
+            qs = _sum(q, counts)
+            spread = _dot(q, q, counts) - qs * qs / size
+            slope = np.divide(_dot(q, x, counts) - qs * sums / size, spread, where=spread > 0, out=narrow)
             offset = np.clip((slope * qs - sums) / size, low, 0)  # the minimum is from 0 to -low
-            error = _error(x, slope, offset)
+            error = _error(x, slope, offset, counts)
             better = error < least
             scale, moved = np.where(better, slope, scale), np.where(better, offset, moved)
             least = np.minimum(error, least)
     return np.stack([scale, moved - low], axis=-1)
 
 
-def _error(x: np.ndarray, scale: np.ndarray, minimum: np.ndarray) -> np.ndarray:
+def _error(x: np.ndarray, scale: np.ndarray, minimum: np.ndarray, counts: np.ndarray | None) -> np.ndarray:
     """The squared error of each group, when x (size, n) is rounded."""
     difference = _round(x, scale, 0, 15, minimum)
     difference *= scale
     difference -= minimum
     np.subtract(x, difference, out=difference)
-    return _dot(difference, difference)
+    return _dot(difference, difference, counts)

@@ -354,3 +354,28 @@ def test_recounting_keeps_what_fits_and_the_rest_nearly(w: np.ndarray) -> None:
         largest = 15 * np.abs(scale[part]).max(1) + np.abs(minimum[part]).max(1)
         bound = largest / 63 + np.abs(scale[part]).max(1) + 64 * 2.0**-24
         assert (moved[columns] <= bound[:, None] * 1.01).all()
+
+
+FOUR_BITS = st.sampled_from(["int4", "uint4"])
+
+
+@given(any_weights(), FOUR_BITS, st.floats(1e-6, 1e6))
+def test_columns_that_all_count_the_same_change_nothing(w: np.ndarray, kind: str, value: float) -> None:
+    found = quantize(w, kind, importance=np.full(w.shape[1], value))
+    for a, b in zip(found, quantize(w, kind), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@given(st.integers(1, 300), FOUR_BITS, st.integers(0, 99))
+def test_columns_that_count_more_are_held_better(K: int, kind: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    w, importance = rng.standard_normal((64, K)).astype(np.float32), np.exp(2 * rng.standard_normal(K))
+    factors = find_factors(w, kind, importance=importance)
+    q, *same = quantize(w, kind, importance=importance)
+    for a, b in zip(factors, same, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    def error(*rounded: np.ndarray) -> float:
+        return float((np.square(w - dequantize(*rounded)) @ importance).sum())
+
+    assert error(q, *factors) <= error(*quantize(w, kind)) * (1 + 1e-6)

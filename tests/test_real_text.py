@@ -14,10 +14,11 @@ from mvlm_np.calibrating.layers import Work, calibrated
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.linear import Dense, Joined
 from mvlm_np.loading import bound_tensors
+from mvlm_np.model import MobileVLM
 from mvlm_np.quantize import WHOLE, dequantize, quantize
 from tests.conftest import ROOT, shared_path
+from tools.parts.predictions import Reading, compare, pieces_of_text, predictions
 from tools.parts.real_text import BYTE_LEVEL, encode, manual
-from tools.quality import compare, pieces_of_text, predictions
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
@@ -42,10 +43,26 @@ def smollm2() -> Path:
     return MOVED
 
 
-def test_a_trained_model_goes_on_as_one_expects(smollm2: Path) -> None:
+@pytest.fixture(scope="module")
+def model(smollm2: Path) -> MobileVLM:
+    return mvlm_np.load(smollm2)
+
+
+@pytest.fixture(scope="module")
+def read(smollm2: Path, model: MobileVLM) -> list[Reading]:
+    """A piece of the manual's half that is not for calibration."""
+    return pieces_of_text(encode(smollm2, model, manual("evaluation")[:4000]), 256, 256)
+
+
+@pytest.fixture(scope="module")
+def true(model: MobileVLM, read: list[Reading]) -> list[np.ndarray]:
+    return [predictions(model, piece)[0] for piece in read]
+
+
+def test_a_trained_model_goes_on_as_one_expects(smollm2: Path, model: MobileVLM) -> None:
     from tokenizers import Tokenizer
 
-    tokenizer, model = Tokenizer.from_file(str(smollm2 / BYTE_LEVEL)), mvlm_np.load(smollm2)
+    tokenizer = Tokenizer.from_file(str(smollm2 / BYTE_LEVEL))
     for begun, end in (
         ("The capital of France is", " Paris"),
         ("One, two, three, four, five, six,", " seven"),
@@ -55,27 +72,26 @@ def test_a_trained_model_goes_on_as_one_expects(smollm2: Path) -> None:
         assert tokenizer.decode(new) == end
 
 
-def test_8_bits_change_little_of_a_trained_model(smollm2: Path) -> None:
-    model = mvlm_np.load(smollm2)
-    read = pieces_of_text(encode(smollm2, model, manual("evaluation")), 128, 128)
-    true = [predictions(model, piece)[0] for piece in read]
+def test_8_bits_change_little_of_a_trained_model(
+    smollm2: Path, read: list[Reading], true: list[np.ndarray]
+) -> None:
     found = compare("int8", mvlm_np.load(smollm2, "int8"), read, true)
     assert found.kl < 0.02 and found.same_best > 0.9
 
 
 @pytest.mark.parametrize("kind", ["int4", "uint4"])
-def test_calibrated_4_bits_cost_less(smollm2: Path, tmp_path: Path, kind: str) -> None:
+def test_calibrated_4_bits_cost_less(
+    smollm2: Path, model: MobileVLM, read: list[Reading], true: list[np.ndarray], tmp_path: Path, kind: str
+) -> None:
     """Of the first two layers; calibrated on one half of a manual, judged by the other."""
     source = open_checkpoint(smollm2)
-    config = replace(source.config.decoder, num_hidden_layers=2)
-    tensors, model = bound_tensors(source), mvlm_np.load(smollm2)
-    calibration, evaluation = (encode(smollm2, model, manual(part)) for part in ("calibration", "evaluation"))
-    pieces = [model.decoder.embed_tokens(np.array(calibration[i : i + 256])) for i in range(0, 2048, 256)]
+    config, tensors = replace(source.config.decoder, num_hidden_layers=2), bound_tensors(source)
+    ids = encode(smollm2, model, manual("calibration")[:20_000])[:2048]
+    assert len(ids) == 2048
+    pieces = [model.decoder.embed_tokens(np.array(ids[i : i + 256])) for i in range(0, 2048, 256)]
     work = Work(tmp_path / "work", "")
     with work.held():
         found, _ = calibrated(tensors, config, kind, WHOLE, choose(), work, lambda: iter(pieces))
-    read = pieces_of_text(evaluation, 256, 256)
-    true = [predictions(model, piece)[0] for piece in read]
 
     def kl(rounded: dict[str, np.ndarray]) -> float:
         """With these two layers, all others as they are."""

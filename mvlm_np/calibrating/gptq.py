@@ -8,54 +8,58 @@ Quantization for Generative Pre-trained Transformers", where H is twice as large
 
 From the paper, too: damping, which adds a share of the mean of H's diagonal to all of it, and the order of
 the columns, those with the largest H[j, j] first ("act-order"), so that the dearest errors find the most
-columns to be made up for in. Here whole groups (in uint4, super-blocks) are put in that order, and then the
-columns within each. So scales can be chosen when a group's turn comes, for its weights as they are by then.
+columns to be made up for in. The scales of all groups are chosen before that, for the weights as they were,
+and so that squared errors are small where H[j, j] is large.
 """
 
 import numpy as np
 
 from mvlm_np import quantize
-from mvlm_np.kernels.pack import GROUP, SUPER, Rounded
+from mvlm_np.kernels.pack import GROUP, Rounded
 from mvlm_np.ops import group_factors
 from mvlm_np.quantize import WHOLE
 
-DAMPING = 0.01  # of the mean of H's diagonal
+BLOCK = 128  # columns whose errors are made up for in all others at once
 LEAF = 64  # rows of a triangular matrix that is inverted as it is
 
 
-def gptq(w: np.ndarray, H: np.ndarray, kind: str, where: object = "weight", whole: int = WHOLE) -> Rounded:
+def gptq(
+    w: np.ndarray,
+    H: np.ndarray,
+    kind: str,
+    damping: float,
+    where: object = "weight",
+    whole: int = WHOLE,
+) -> Rounded:
     """float32 (N, K), and the second moments float64 (K, K) of its input -> q and its factors, as
     `quantize.quantize` gives them for "int4" or "uint4".
 
-    H may have any size, and be singular. `where` names the weight in errors; whole is that of `quantize`.
+    H may have any size, and be singular. damping: see `damped`. `where` names the weight in errors; whole is
+    that of `quantize`.
     CheckpointError: the weights are not finite, or too large for float16 scales.
     """
     N, K = w.shape
-    size = GROUP * SUPER if kind == "uint4" else GROUP  # of a block: columns whose scales are found together
-    order = order_of(np.diagonal(H), size)
-    U = cholesky_of_inverse(damped(H[np.ix_(order, order)])).astype(np.float32)
-    left = np.array(w.T[order], np.float32, order="C")  # (K, N), so that a column of w lies in one piece
-    q, found = np.empty((K, N), np.uint8 if kind == "uint4" else np.int8), dict[int, Rounded]()
-    start = 0
-    while start < K:
-        block = order[start] // size
-        end = start + min(size, K - block * size)
-        columns, u, own = left[start:end], U[start:end, start:end], order[start:end] - block * size
-        in_place = np.empty_like(columns)
-        in_place[own] = columns
-        factors = found[block] = quantize.find_factors(in_place.T, kind, where=where, whole=whole)
-        scale, minimum = (None if f is None else f.T[own // GROUP] for f in group_factors(*factors))
-        assert scale is not None
+    H = damped(H, damping)
+    importance = np.diagonal(H)
+    q, *factors = quantize.quantize(w, kind, where=where, whole=whole, importance=importance)
+    scales, minima = group_factors(*factors)
+    order = np.argsort(-importance, kind="stable")
+    U = cholesky_of_inverse(H[np.ix_(order, order)]).astype(np.float32)
+    left = np.array(w.T[order], order="C")  # (K, N), so that a column of w lies in one piece
+    found = np.empty((K, N), q.dtype)
+    for start in range(0, K, BLOCK):
+        end = start + BLOCK
+        columns, own, u = left[start:end], order[start:end], U[start:end, start:end]
+        scale = scales.T[own // GROUP]
+        minimum = None if minima is None else minima.T[own // GROUP]
         errors = np.empty_like(columns)
         for j, column in enumerate(columns):
             at = scale[j], None if minimum is None else minimum[j]
-            q[order[start + j]] = rounded = quantize.round_with(column, kind, *at)
+            found[own[j]] = rounded = quantize.round_with(column, kind, *at)
             errors[j] = (column - _weight(rounded, *at)) / u[j, j]
             columns[j + 1 :] -= u[j, j + 1 :, None] * errors[j]
         left[end:] -= U[start:end, end:].T @ errors
-        start = end
-    parts = zip(*(found[block] for block in sorted(found)), strict=True)
-    return np.ascontiguousarray(q.T), *(np.concatenate(part, axis=1) for part in parts)
+    return np.ascontiguousarray(found.T), *factors
 
 
 def _weight(q: np.ndarray, scale: np.ndarray, minimum: np.ndarray | None) -> np.ndarray:
@@ -63,20 +67,11 @@ def _weight(q: np.ndarray, scale: np.ndarray, minimum: np.ndarray | None) -> np.
     return q * scale if minimum is None else q * scale - minimum
 
 
-def order_of(importance: np.ndarray, size: int) -> np.ndarray:
-    """Columns (K,) in the order in which they are rounded, by importance (K,): each block in one piece."""
-    K = len(importance)
-    blocks = np.pad(importance, (0, -K % size)).reshape(-1, size)
-    first = np.argsort(-blocks.sum(1), kind="stable")
-    within = np.argsort(-blocks[first], axis=1, kind="stable")
-    columns = (first[:, None] * size + within).reshape(-1)
-    return columns[columns < K]
-
-
-def damped(H: np.ndarray) -> np.ndarray:
-    """A copy of H (K, K) with more on its diagonal, so that it has an inverse: 1, where it is all zeros."""
+def damped(H: np.ndarray, damping: float) -> np.ndarray:
+    """A copy of H (K, K) that has an inverse: with more on its diagonal, a share `damping` of the diagonal's
+    mean, or 1 where it is all zeros."""
     H = H.copy()
-    H[np.diag_indices(len(H))] += DAMPING * np.trace(H) / len(H) or 1.0
+    H[np.diag_indices(len(H))] += damping * np.trace(H) / len(H) or 1.0
     return H
 
 

@@ -252,7 +252,8 @@ class Layers:
         """Rounds matrices with the same input h (T, K), and computes what each makes of it, (T, N)."""
         H, outputs = second_moments(h), []
         matrices = [self.tensors[name].float32() for name in names]
-        rounded = gptq(np.concatenate(matrices), H, self.kind, ", ".join(names), self.whole)
+        damping = len(H) / len(h)  # the fewer positions, the less their moments say of others
+        rounded = gptq(np.concatenate(matrices), H, self.kind, damping, ", ".join(names), self.whole)
         start = 0
         for name, w in zip(names, matrices, strict=True):
             rows = slice(start, start := start + len(w))
