@@ -21,6 +21,7 @@ from mvlm_np.session import Session
 PICTURES = 64 << 20  # bytes of the cache of pictures: 54 of MobileVLM V2 1.7B
 PREFIXES = 256 << 20  # bytes of the cache of prompts' beginnings, if that is at most a tenth of what is free
 RESERVE = 64 << 20  # bytes of memory that no cache takes
+WORTH = 16  # positions; to have fewer in common with another sequence is chance
 NAMES = 4096  # pictures that are known by name
 
 Digest = bytes
@@ -99,7 +100,13 @@ class _Kept:
     pinned: bool = False
 
     @property
+    def ids(self) -> np.ndarray:
+        """(T,) of what is in its cache."""
+        return self.session.ids[: self.session.cache.length]
+
+    @property
     def nbytes(self) -> int:
+        """What that takes."""
         cache = self.session.cache
         return cache.length * cache.bytes_per_position
 
@@ -135,34 +142,37 @@ class Prefixes:
     def begin(self, session: Session, ids: np.ndarray) -> tuple[int, bool]:
         """Has an empty session begin like a prompt ids (T,), as far as that is kept.
 
-        Returns how many positions that are, and whether they are of a sequence that is not pinned.
+        Returns how many positions that are, and whether a sequence that is not pinned had a good part in it.
         """
-        best, common = None, 0
-        for kept in self._kept:
-            length = in_common(kept.session.ids[: kept.session.cache.length], ids[:-1])
+        best, common, pinned = None, 0, 0
+        for kept in sorted(self._kept, key=lambda kept: not kept.pinned):
+            length = in_common(kept.ids, ids[:-1])
             if length > common:
                 best, common = kept, length
+            if kept.pinned:
+                pinned = common
         if best is not None:
             cache = best.session.cache
             session.begin(ids[:common], cache.keys, cache.values)
             self._kept.remove(best)
             self._kept.append(best)
-        found = best is not None and not best.pinned
+        again = common >= pinned + WORTH
         old = self._status
-        self._status = replace(old, hits=old.hits + found, misses=old.misses + (not found))
-        return common, found
+        self._status = replace(old, hits=old.hits + again, misses=old.misses + (not again))
+        return common, again
 
     def keep(self, session: Session, once: bool) -> None:
         """Keeps what a session has read, if there is room for it. The session itself is free again.
 
         once: nothing speaks for its being used again
         """
-        new, ids = _Kept(session, once), session.ids[: session.cache.length]
-        if not 0 < new.nbytes <= self._status.budget:
+        new = _Kept(session, once)
+        if new.nbytes > self._status.budget:
             return
+        if any(in_common(kept.ids, new.ids) == len(new.ids) for kept in self._kept):
+            return  # all of it is there
         for kept in self._kept[:]:
-            own = kept.session.ids[: kept.session.cache.length]
-            is_part = in_common(own, ids) == len(own)  # all of it is in the new one
+            is_part = in_common(kept.ids, new.ids) == len(kept.ids)
             if not kept.pinned and (is_part or (once and kept.once)):
                 self._kept.remove(kept)
         self.shrink(self._status.budget - new.nbytes)
