@@ -22,6 +22,7 @@ PICTURES = 64 << 20  # bytes of the cache of pictures: 54 of MobileVLM V2 1.7B
 PREFIXES = 256 << 20  # bytes of the cache of prompts' beginnings, if that is at most a tenth of what is free
 RESERVE = 64 << 20  # bytes of memory that no cache takes
 WORTH = 16  # positions; to have fewer in common with another sequence is chance
+PART = 0.75  # a sequence of which so much is in another one is not worth its memory beside it
 NAMES = 4096  # pictures that are known by name
 
 Digest = bytes
@@ -119,7 +120,8 @@ class Prefixes:
     that goes on everything.
 
     Most pictures are asked about once. So a sequence that began like no other, and had no history, is kept
-    until the next such one comes; others until there is no room, those not used for longest first.
+    until the next such one comes; others until there is no room, those not used for longest first. Of several
+    questions about one picture the last is kept: what the others had besides it is soon read again.
 
     One thread uses it. With budget 0 nothing is kept but what is pinned.
     """
@@ -172,7 +174,7 @@ class Prefixes:
         if any(in_common(kept.ids, new.ids) == len(new.ids) for kept in self._kept):
             return  # all of it is there
         for kept in self._kept[:]:
-            is_part = in_common(kept.ids, new.ids) == len(kept.ids)
+            is_part = in_common(kept.ids, new.ids) >= PART * len(kept.ids)
             if not kept.pinned and (is_part or (once and kept.once)):
                 self._kept.remove(kept)
         self.shrink(self._status.budget - new.nbytes)

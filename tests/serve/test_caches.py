@@ -115,6 +115,18 @@ def test_a_longer_sequence_takes_the_place_of_its_beginning() -> None:
     assert begun(prefixes, [*ids, 50, 51]) == (41, True)  # the last one is computed, for its logits
 
 
+def test_of_several_questions_about_a_picture_the_last_is_kept() -> None:
+    prefixes = Prefixes(1000 * POSITION)
+    picture = [*TEMPLATE, *[-5] * 30]
+    for question in ([6, 7, 8], [8, 8, 8, 8], [9]):
+        prefixes.keep(read([*picture, *question]), once=False)
+    assert (prefixes.status.entries, prefixes.status.bytes) == (1, 41 * POSITION)
+    assert begun(prefixes, [*picture, 6, 7, 8]) == (40, True)
+    prefixes.keep(read([*picture, *range(100, 130)]), once=False)  # a long chat
+    prefixes.keep(read([*picture, 7]), once=False)
+    assert prefixes.status.entries == 2
+
+
 def test_what_is_kept_takes_no_more_than_it_holds_and_nothing_where_memory_is_short(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
