@@ -18,10 +18,9 @@ from mvlm_np.batch import Batch
 from mvlm_np.errors import UserError
 from mvlm_np.generation import Choice, Drafted, Settings, log_softmax
 from mvlm_np.inputs.conversation import render, stop_string
-from mvlm_np.inputs.image import open_image
 from mvlm_np.inputs.tokenizer import tokenize_prompt
 from mvlm_np.prompt_limits import within_context
-from mvlm_np.watch.pictures import as_jpeg, opened
+from mvlm_np.watch.pictures import as_jpeg, encoded
 from mvlm_np.watch.process import printable
 from mvlm_np.watch.readings import first_word
 
@@ -113,9 +112,7 @@ class Local:
     def _picture(self, data: bytes) -> np.ndarray:
         """The picture's tokens (144, D)."""
         if self._seen is None or self._seen[0] != data:
-            with opened(data) as image:
-                upright = open_image(image)
-            self._seen = data, self.model.encode_images(upright)[0]
+            self._seen = data, self.model.encode_images(encoded(data))[0]
         return self._seen[1]
 
 

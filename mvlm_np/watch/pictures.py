@@ -5,10 +5,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from mvlm_np.errors import ImageError
-from mvlm_np.inputs.picture_file import unreadable
+from mvlm_np.inputs.picture_file import Encoded, open_encoded, unreadable
+
+
+def encoded(data: bytes) -> Encoded:
+    """As the model takes it. There is one at a time, so it needs no other name."""
+    return Encoded(data, "the picture")
 
 
 @contextmanager
@@ -20,11 +25,8 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with open_encoded(encoded(data)) as image:
                 yield image
-        except UnidentifiedImageError:
-            found = "is empty" if not data else "is no picture that Pillow can read"
-            raise ImageError("the picture", found, "a JPEG, PNG, WebP or the like") from None
         except ImageError:
             raise
         except Exception as error:

