@@ -320,6 +320,25 @@ def test_what_a_cancelled_sequence_has_read_is_not_read_again(monkeypatch):
     assert again.choice.tokens[0] == int(single[-1].argmax())
 
 
+def test_a_sequence_that_comes_back_goes_on_where_it_was():
+    batch = Batch()
+    first, second = batch.join(*started(4)), batch.join(*started(4))
+    for _ in range(3):
+        batch.step()
+    batch.leave(first)
+    for _ in range(3):
+        batch.step()
+    assert (len(first.choice.tokens), len(second.choice.tokens)) == (3, 6)
+    batch.back(first)
+    batch.back(first)  # a second time does nothing
+    assert batch.members == [second, first]
+    while batch.members:
+        batch.step()
+    assert first.choice.tokens == second.choice.tokens
+    batch.back(first)  # nothing follows
+    assert not batch.members
+
+
 # ---------------------------------------------------------------- what goes wrong
 
 
@@ -337,6 +356,28 @@ def test_damage_ends_the_sequence_that_has_it():
     assert batch.members == [good, other]
     batch.step()
     assert len(good.choice.tokens) == len(other.choice.tokens) == 2
+    assert good.choice.tokens == other.choice.tokens
+
+
+def test_a_bug_in_a_pass_ends_the_sequence_whose_rows_meet_it(monkeypatch):
+    forward: Callable[..., Any] = decoder.forward
+
+    def odd(x: np.ndarray, *rest: Any) -> np.ndarray:
+        if 7 in x[:, 3]:
+            raise ZeroDivisionError
+        return forward(x, *rest)
+
+    monkeypatch.setattr(decoder, "forward", odd)
+    batch = Batch()
+    for number in (0, 7, 0):
+        one, x, at, choice, new = started(6)
+        x = x.copy()
+        x[2, 3] = number
+        batch.join(one, x, at, choice, new)
+    good, bad, other = batch.members
+    assert batch.step() == [good, bad, other]
+    assert isinstance(bad.error, ZeroDivisionError)
+    assert batch.members == [good, other]
     assert good.choice.tokens == other.choice.tokens
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 import mvlm_np
 from mvlm_np.errors import GenerationError, ImageError, PromptError, TokenizerError, UserError
+from mvlm_np.inputs.image import open_image, preprocess
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN
 from mvlm_np.model import MobileVLM
 from mvlm_np.projector import image_tokens
@@ -54,6 +55,13 @@ def test_a_picture_may_be_a_path_an_image_or_an_array(model: MobileVLM) -> None:
         np.testing.assert_array_equal(other, encoded[0])
     assert encoded[0].dtype == np.float32
     assert encoded[0].shape == (image_tokens(model.config), model.config.decoder.hidden_size)
+
+
+def test_a_picture_is_encoded_step_by_step_as_at_once(model: MobileVLM) -> None:
+    pixels = preprocess(open_image(CAT), model.config.image)
+    *states, tokens = model.encoding(pixels)
+    assert len(states) == model.config.vision_layers + 1
+    np.testing.assert_array_equal(tokens, model.encode_image(CAT))
 
 
 def test_several_pictures_are_each_encoded_as_if_alone(model: MobileVLM, other_picture: np.ndarray) -> None:

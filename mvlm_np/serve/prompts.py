@@ -1,7 +1,7 @@
 """From a request's messages to ids that fit the model's context."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -38,8 +38,8 @@ def prompt_of(request: Request, conv_mode: str, tokenizer: Tokenizer, config: Co
     """The prompt of a request.
 
     With `drop_oldest`, a chat that leaves no room for the answer (or for a quarter of the context, where the
-    answer may be longer) loses its oldest turns, until it takes half of the context or only the last question
-    is left. Pictures of lost turns stand in the turn after them, as in `mvlm chat`, as long as they fit.
+    answer may be longer) loses its oldest turns, see `forgotten`. Pictures of lost turns stand in the turn
+    after them, as in `mvlm chat`, as long as they fit.
 
     PromptError: the chat cannot be written. PromptTooLong: nor does it fit.
     """
@@ -47,7 +47,7 @@ def prompt_of(request: Request, conv_mode: str, tokenizer: Tokenizer, config: Co
     system, turns = joined(request.messages)
     own = len(turns[-1].pictures)  # which the last question keeps
 
-    def write() -> Prompt:
+    def write(turns: Sequence[Message]) -> Prompt:
         messages = [Message("system", system), *turns]
         ids = tokenize_prompt(render_messages(conv_mode, messages), tokenizer)
         pictures = tuple(picture for turn in turns for picture in turn.pictures)
@@ -57,15 +57,18 @@ def prompt_of(request: Request, conv_mode: str, tokenizer: Tokenizer, config: Co
     def fits(most: int) -> bool:
         return prompt.length <= most
 
-    whole = prompt = write()
+    whole = prompt = write(turns)
     wanted = min(max(request.settings.max_new_tokens, 1), context // 4)
     if request.drop_oldest and not fits(context - wanted):
-        while prompt.turns > 1 and not fits(context // 2):
+        for _ in range(forgotten(turns, write, context - wanted)):
             turns = without_oldest(turns)
-            prompt = write()
+        prompt = write(turns)
+        while prompt.turns > 1 and not fits(context - wanted):
+            turns = without_oldest(turns)
+            prompt = write(turns)
         while len(turns[0].pictures) > own and not fits(context - wanted):
             turns = [Message("user", turns[0].text, turns[0].pictures[1:]), *turns[1:]]
-            prompt = write()
+            prompt = write(turns)
     limited = within_context(prompt.length, request.settings, config)
     if prompt is not whole:
         LOG.warning(
@@ -74,6 +77,23 @@ def prompt_of(request: Request, conv_mode: str, tokenizer: Tokenizer, config: Co
             len(whole.pictures) - len(prompt.pictures),
         )
     return Prompt(prompt.ids, prompt.pictures, prompt.length, prompt.turns, limited)
+
+
+def forgotten(turns: Sequence[Message], write: Callable[[Sequence[Message]], Prompt], most: int) -> int:
+    """How many turns a chat has lost that takes more than `most` positions.
+
+    Whenever a question made it too long, turns went until it took half of that. So the next few questions
+    lose no more, and their prompts begin like the one before, which has been read.
+    """
+    bare = [Message(turn.role, turn.text) for turn in turns]  # pictures are not lost with their turns
+    questions, start = range(0, len(turns), 2), 0
+    lost = [write(bare[: i + 1]).length - write(bare[i : i + 1]).length for i in questions]
+    for number, i in enumerate(questions):
+        length = write(turns[: i + 1]).length
+        if length - lost[start] > most:
+            while start < number and length - lost[start] > most // 2:
+                start += 1
+    return start
 
 
 def without_oldest(turns: Sequence[Message]) -> list[Message]:

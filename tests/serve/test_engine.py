@@ -523,8 +523,6 @@ def test_requests_that_cannot_be_are_refused_at_once(fake: FakeModel) -> None:
     assert (long.value.context, long.value.positions > CONTEXT) == (CONTEXT, True)
     with pytest.raises(PromptError, match=r"^messages: the last one is not the user's"):
         ours.submit(Request((Message("assistant", "Hi"),)), Listener())
-    with pytest.raises(GenerationError, match="schema"):
-        ours.submit(question(schema={}), Listener())
     fake.vision = None
     with pytest.raises(PromptError, match=r"^image: this model reads text only"):
         ours.submit(question("What?", 9), Listener())
@@ -658,7 +656,7 @@ def test_an_over_long_chat_loses_its_oldest_turns_where_that_is_wanted(
     ours.submit(Request(chat_of(20, 0, 19), drop_oldest=True), Listener())
     prompt = prompt_of(Request(chat_of(20, 0, 19), drop_oldest=True), "v1", TOKENIZER, fake.config)
     assert 1 < prompt.turns < 20
-    assert prompt.length <= CONTEXT // 2
+    assert prompt.length <= CONTEXT - 75
     assert prompt.pictures == (picture(50), picture(69), picture(200))
     text = TOKENIZER.decode([i for i in prompt.ids if i >= 0])
     assert text.startswith("Be brief. USER:")
@@ -667,6 +665,22 @@ def test_an_over_long_chat_loses_its_oldest_turns_where_that_is_wanted(
     run(ours)
     short = ours.submit(Request(chat_of(1, 0), drop_oldest=True), Listener())
     assert short.prompt.turns == 2  # which fits as it is
+
+
+def test_prompts_of_a_growing_chat_mostly_begin_like_the_one_before(fake: FakeModel) -> None:
+    """What has been read stays of use, though each request brings the whole chat."""
+    same, before, chat = 0, list[int](), list[Message]()
+    for i in range(40):
+        shown = (picture(9 + i),) if i % 8 == 0 else ()
+        request = Request((*chat, Message("user", f"{i}?", shown)), Settings(20), drop_oldest=True)
+        prompt = prompt_of(request, "v1", TOKENIZER, fake.config)
+        assert prompt.length <= CONTEXT - 20
+        assert len(prompt.pictures) == 1 + i // 8
+        same += prompt.ids[: len(before)] == before
+        before = prompt.ids[:-3]  # all but the answer's beginning
+        chat += [request.messages[-1], Message("assistant", "the lamp on the left")]
+    assert prompt.turns > 3
+    assert same >= 32
 
 
 def test_of_an_over_long_chat_the_last_questions_own_pictures_stay(fake: FakeModel) -> None:
