@@ -53,10 +53,8 @@ QUEUE = 8  # requests that wait
 WAIT = 120.0  # seconds that a request waits for its place
 SLOW = 30.0  # seconds that an answer waits for somebody to read it
 UNREAD = 64  # events that may lie unread before an answer pauses
-PIECE, LONG_PIECE = (
-    64,
-    256,
-)  # positions of prompts that are read in a slice: while others get tokens, and alone
+PIECE = 64  # positions of prompts that a slice reads while others get their tokens
+LONG_PIECE = 256  # and while nobody does
 
 
 class Taken(Reply):
@@ -388,12 +386,12 @@ class Engine:
         at = np.where(at < 0, -names[np.maximum(-at, 0)], at)
         if job.pixels and not any(map(self._missing, [*self._queued, *self._placed])):
             self.model.give_back()
-        job.pixels, job.tokens = {}, {}
         session = self.model.session()
         session.cache.reserve(self._positions(job))
+        job.encoding, job.pixels, job.tokens = None, {}, {}
         job.cached, job.again = self._prefixes.begin(session, at)
         job.reply = Taken(self.tokenizer, prompt, job.request, self._ended, self._stop)
-        job.joined, job.last = self.clock(), x[-1:]
+        job.joined, job.last = self.clock(), x[-1:].copy()
         job.member = self._batch.join(
             session, x, at, job.reply, prompt.settings.max_new_tokens, self.tokenizer.vocab_size
         )
@@ -461,6 +459,7 @@ class Engine:
                 if job in jobs:
                     jobs.remove(job)
             self._counts[how] += 1
+        job.encoding, job.pixels, job.tokens = None, {}, {}  # whoever listened may keep the job
         if job.member is not None:
             self._batch.leave(job.member)
             if how != "failed":

@@ -348,6 +348,8 @@ def test_a_request_is_given_up_within_a_slice(
     ours.step()
     assert (len(listener.events), fake.encoded) == (heard, encoded)
     assert job not in [*ours._queued, *ours._placed]
+    assert not job.pixels
+    assert job.encoding is job.member is None
     assert ours.status().counts["cancelled"] == 1
     run(ours)
     for other, _ in others:
