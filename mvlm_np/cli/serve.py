@@ -10,6 +10,7 @@ example:
 """
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mvlm_np.serve.server import Certificate
 
 MEGABYTE = 1_000_000
+GARBAGE = 1_000  # objects after which garbage is looked for; `cli` makes it many more, for short runs
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +109,10 @@ def run(args: argparse.Namespace) -> int:
         host, port = listening.getsockname()[:2]
         address = f"{'https' if certificate else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
         print(f"mvlm: {served.name} answers at {address}; Ctrl-C ends it", file=sys.stderr, flush=True)
+        # What is there by now stays: garbage is looked for in what requests leave behind, and soon.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GARBAGE)
         server.run(app, listening, worker.stop, certificate)
     return 0
 

@@ -123,10 +123,14 @@ class Listening:
                 self._engine.cancel(job)
 
     def close(self) -> None:
-        """Cancels what is not finished. To cancel what is, does nothing."""
+        """Cancels what is not finished. To cancel what is, does nothing.
+
+        Jobs know this listener, and are forgotten here, so that both are freed at once.
+        """
         self._closed = True
         for job in self.jobs:
             self._engine.cancel(job)
+        self.jobs = []
 
     def _hear(self, i: int, event: Event) -> None:
         with suppress(RuntimeError):  # the loop has been closed: nobody listens any more
