@@ -11,6 +11,7 @@ how near in all, by candidate. Exit code 1: there was a false alarm. It needs to
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +28,7 @@ from mvlm_np.golden.format import Golden
 from mvlm_np.golden.record.floors import measure_floors
 from mvlm_np.golden.record.recording import Question, record
 from mvlm_np.loading import load
+from mvlm_np.precisions import FOUR_BITS, PACKED
 from mvlm_np.quantize import dequantize, quantize
 from tools.parts import family, torch_reference
 from tools.parts.random_checkpoint import make_checkpoint
@@ -141,8 +143,8 @@ def candidates(
     yield "torch", "float32", lambda: in_torch(folder, image)
     yield "torch float16", "float16", lambda: in_torch(folder, image, torch.float16)
     yield "torch bfloat16", "bf16", lambda: in_torch(folder, image, torch.bfloat16)
-    yield "torch, int8 weights", "int8", lambda: in_torch(folder, image, kind="int8")
-    yield "torch, int4 weights", "int4", lambda: in_torch(folder, image, kind="int4")
+    for precision, kind in PACKED.items():
+        yield f"torch, {precision}", class_of(precision), partial(in_torch, folder, image, kind=kind)
 
     def ours(precision: str, backend: str, threads: int | None = None) -> Callable[[], Stages]:
         def run() -> Stages:
@@ -153,9 +155,13 @@ def candidates(
     yield "numba", "float32", ours("float32", "numba")
     yield "numba, 1 thread", "float32", ours("float32", "numba", 1)
     yield "numpy, 1 thread", "float32", ours("float32", "numpy", 1)
-    yield "int8", "int8", ours("int8", "numba")
-    yield "int4", "int4", ours("int4", "numba")
-    yield "int4-symmetric", "int4", ours("int4-symmetric", "numba")
+    for precision in PACKED:
+        yield precision, class_of(precision), ours(precision, "numba")
+
+
+def class_of(precision: str) -> str:
+    """The golden class: both kinds of 4 bits are in one."""
+    return "int4" if precision in FOUR_BITS else precision
 
 
 def nearest(result: Any) -> tuple[float, str]:

@@ -6,7 +6,7 @@ from mvlm_np.golden.format import Golden, read_golden
 from mvlm_np.golden.precision import rounded, rounding_recorder, to_bf16, to_float16
 from mvlm_np.golden.record.recording import Question, record
 from mvlm_np.loading import load
-from mvlm_np.precisions import FOUR_BITS, PACKED
+from mvlm_np.precisions import PACKED
 from tests.golden.recorded import OWN, Stages, against, recorded
 from tests.golden_sets import SETS, cases
 from tools import check_golden
@@ -31,15 +31,10 @@ def judged(request: pytest.FixtureRequest) -> tuple[str, Golden, dict[str, Stage
     return request.param, golden, runs
 
 
-def class_of(run: str) -> str:
-    """The precision class: both kinds of 4 bits are in one."""
-    return "int4" if run in FOUR_BITS else run
-
-
 @pytest.mark.parametrize("run", RUNS)
 def test_of_goldens_without_floors(judged: tuple[str, Golden, dict[str, Stages]], run: str) -> None:
     _, golden, runs = judged
-    result = against(golden, runs[run], class_of(run))
+    result = against(golden, runs[run], check_golden.class_of(run))
     assert result.right, result.first_wrong
 
 
@@ -49,7 +44,7 @@ def test_of_goldens_with_floors(judged: tuple[str, Golden, dict[str, Stages]], r
     if name not in OWN:
         pytest.skip("floors are recorded for the small models only, to keep this quick")
     golden = recorded(name).golden
-    result = against(golden, runs[run], class_of(run))
+    result = against(golden, runs[run], check_golden.class_of(run))
     assert result.right, result.first_wrong
     if run == "float32":
         torch = {n: a for n, a in published.stages.items() if "beam" not in n}
