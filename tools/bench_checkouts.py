@@ -3,6 +3,10 @@
     git worktree add ../before HEAD~1
     python tools/bench_checkouts.py ../before . V2-1.7B-int4 --rounds 15
 
+Or two models with one checkout: what does a precision cost?
+
+    python tools/bench_checkouts.py . . V2-symmetric V2-int4
+
 Each checkout is loaded once in a process of its own, and the two take turns; loading is timed in processes of
 its own. A ratio is the median of the rounds' ratios, the second checkout's time by the first one's. Nothing
 else should run beside it.
@@ -83,19 +87,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkouts", type=Path, nargs=2, metavar="CHECKOUT")
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a model folder")
+    parser.add_argument(
+        "model", type=Path, nargs="+", metavar="MODEL", help="a model folder, or one for each checkout"
+    )
     parser.add_argument("--rounds", type=int, default=15, metavar="N", help="rounds of each measurement (15)")
     parser.add_argument("--json", action="store_true", help="print all times as JSON")
     args = parser.parse_args()
-    model = args.model.resolve()
+    if len(args.model) > 2:
+        parser.error("more than two models")
+    models = [model.resolve() for model in (args.model * 2)[:2]]
 
     seconds: dict[str, list[list[float]]] = {name: [[], []] for name in ("load", *WORKS)}
     for r in range(args.rounds):
         for i in (0, 1) if r % 2 == 0 else (1, 0):
-            worker = Worker(args.checkouts[i], model)
+            worker = Worker(args.checkouts[i], models[i])
             seconds["load"][i].append(worker.load)
             worker.close()
-    workers = [Worker(checkout, model) for checkout in args.checkouts]
+    workers = [Worker(*pair) for pair in zip(args.checkouts, models, strict=True)]
     for worker in workers:
         for work in WORKS:
             worker(work)  # once unmeasured: compiles, and brings the weights into memory
