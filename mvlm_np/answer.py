@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from mvlm_np.generation import Choice, Drafted, Settings, Stop
+from mvlm_np.generation import Choice, Constraint, Drafted, Settings, Stop
 from mvlm_np.inputs.tokenizer import Tokenizer
 
 
@@ -83,13 +83,21 @@ def _begun(text: str, stop: str) -> int:
 class Reply(Choice):
     """An answer's tokens as they are chosen, and its text.
 
-    ended  the stop rule of the settings, see `ends_answer`
-    stops  as for `Answer`: each ends the answer as soon as its text has it
+    ended       the stop rule of the settings, see `ends_answer`
+    stops       as for `Answer`: each ends the answer as soon as its text has it
+    constraint  see `Choice`; it alone says where the answer ends, so that all of it is shown
     """
 
-    def __init__(self, tokenizer: Tokenizer, settings: Settings, ended: Stop, *stops: str):
-        super().__init__(settings, ended)
-        self._answer = Answer(tokenizer, *stops)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        settings: Settings,
+        ended: Stop,
+        *stops: str,
+        constraint: Constraint | None = None,
+    ):
+        super().__init__(settings, ended, constraint)
+        self._answer = Answer(tokenizer, *(stops if constraint is None else ()))
 
     @property
     def text(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from mvlm_np.answer import Answer, Reply, ends_answer
 from mvlm_np.batch import Batch, Member
 from mvlm_np.drafts import draft_for
-from mvlm_np.generation import Drafted, Settings, settings_of
+from mvlm_np.generation import Constraint, Drafted, Settings, settings_of
 from mvlm_np.inputs.conversation import IMAGE_MARK, History, pairs, render, stop_string
 from mvlm_np.inputs.image import Pictures, as_list
 from mvlm_np.inputs.tokenizer import tokenize_prompt
@@ -60,25 +60,30 @@ class Chat:
         """The answer to the next question."""
         return "".join(self.stream(question, **settings))
 
-    def stream(self, question: str, forget: bool = True, **settings: Any) -> Iterator[str]:
+    def stream(
+        self, question: str, forget: bool = True, schema: object = None, **settings: Any
+    ) -> Iterator[str]:
         """The answer in pieces. The turn becomes part of the history when the last piece has been taken.
 
         A stream that is still open when the next one begins ends where it is, and its turn is not kept.
 
         forget  when the conversation fills the model's context, drop its oldest turns until half of the
                 context is free, and log a warning. Without it, a prompt that is too long is a PromptError.
+        schema  a JSON schema that the answer is to fit; see `constrained`
         """
-        x, at, limited = self._begin(question, forget, settings)
-        return self._reply(question, x, at, limited, self._turns)
+        x, at, limited, constraint = self._begin(question, forget, schema, settings)
+        return self._reply(question, x, at, limited, constraint, self._turns)
 
-    def join(self, batch: Batch, question: str, forget: bool = True, **settings: Any) -> "Turn":
+    def join(
+        self, batch: Batch, question: str, forget: bool = True, schema: object = None, **settings: Any
+    ) -> "Turn":
         """Asks the next question together with others: its answer grows with the batch's steps.
 
         The turn becomes part of the history with its last token; not if it fails or leaves the batch before.
         It leaves when the next turn begins. Arguments are those of `stream`, but for beams.
         """
-        x, at, limited = self._begin(question, forget, settings)
-        turn = Turn(self, question, limited)
+        x, at, limited, constraint = self._begin(question, forget, schema, settings)
+        turn = Turn(self, question, limited, constraint)
         known = self.model.tokenizer.vocab_size
         turn.member = batch.join(self.session, x, at, turn, limited.max_new_tokens, known)
         self._leave = lambda: batch.leave(turn.member)
@@ -92,9 +97,9 @@ class Chat:
         return other
 
     def _begin(
-        self, question: str, forget: bool, settings: dict[str, Any]
-    ) -> tuple[np.ndarray, np.ndarray, Settings]:
-        """A new turn: its embeddings (T, D), what stands at each position (T,), and its settings."""
+        self, question: str, forget: bool, schema: object, settings: dict[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray, Settings, Constraint | None]:
+        """A new turn: its embeddings (T, D), what stands at each position (T,), settings and constraint."""
         checked, context = settings_of(settings), self.model.config.decoder.max_position_embeddings
         history = pairs(self.history)
         ids, length = self._prompt(question, history)
@@ -104,6 +109,7 @@ class Chat:
                 ids, length = self._prompt(question, history)
         x, at = self.model.embed(ids, self.images)
         limited = within_context(length, checked, self.model.config)
+        constraint = self.model.constraint(schema, limited)
         if dropped := len(self.history) - len(history):
             LOG.warning(
                 "the conversation fills the model's context: its %d oldest turns are forgotten", dropped
@@ -112,7 +118,7 @@ class Chat:
         self.prompt_ids, self.answer_ids = ids, []
         self._turns += 1
         self._leave()
-        return x, at, limited
+        return x, at, limited, constraint
 
     def _prompt(self, question: str, history: History) -> tuple[list[int], int]:
         """The next turn's prompt: its ids, and the positions that it takes."""
@@ -122,17 +128,23 @@ class Chat:
         return ids, len(ids) + sum(len(image) - 1 for image in self.images)
 
     def _reply(
-        self, question: str, x: np.ndarray, at: np.ndarray, settings: Settings, turn: int
+        self,
+        question: str,
+        x: np.ndarray,
+        at: np.ndarray,
+        settings: Settings,
+        constraint: Constraint | None,
+        turn: int,
     ) -> Iterator[str]:
         if turn != self._turns:
             return
-        answer = Answer(self.model.tokenizer, self._stop)
+        answer = Answer(self.model.tokenizer, *([self._stop] if constraint is None else []))
         if turn == 1 and not self.watch.everything and (prefix := self.model.prefix):
             prefix.begin(self.session)
         logits = self.session.prefill(x, at, settings.max_new_tokens, self.watch)
         known, length = self.model.tokenizer.vocab_size, len(self.prompt_ids)
         for token in self.session.generate(
-            logits, settings, self._ended, length, self.watch, known, self._draft
+            logits, settings, self._ended, length, self.watch, known, self._draft, constraint
         ):
             self.answer_ids.append(token)
             if piece := answer.push(token):
@@ -159,8 +171,8 @@ class Turn(Reply):
 
     member: Member
 
-    def __init__(self, chat: Chat, question: str, settings: Settings):
-        super().__init__(chat.model.tokenizer, settings, chat._ended, chat._stop)
+    def __init__(self, chat: Chat, question: str, settings: Settings, constraint: Constraint | None):
+        super().__init__(chat.model.tokenizer, settings, chat._ended, chat._stop, constraint=constraint)
         self._chat, self._question = chat, question
         chat.answer_ids = self.tokens
         if self.ended:

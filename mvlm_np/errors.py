@@ -73,6 +73,10 @@ class GenerationError(UserError):
     """A generation setting is out of range, or the model produced numbers that are not numbers."""
 
 
+class SchemaError(UserError):
+    """A JSON schema is malformed, nothing fits it, or it has something that is not supported."""
+
+
 class MemoryNeeded(UserError):
     """The model does not fit in the memory that is available."""
 

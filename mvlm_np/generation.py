@@ -109,8 +109,28 @@ class Model(Protocol):
 Stop = Callable[[list[int]], bool]
 
 
+class Constraint(Protocol):
+    """What an answer must fit, token by token: `constrained.vocabulary.State` is one.
+
+    ended  whether the answer is complete
+    """
+
+    ended: bool
+
+    def mask(self, remaining: int) -> np.ndarray:
+        """Which tokens (vocabulary,) may come next, bool, where so many more may come; at least one."""
+
+    def take(self, token: int) -> None:
+        """This one comes next."""
+
+
 def generate(
-    logits: np.ndarray, model: Model, settings: Settings, stop: Stop, prompt_length: int
+    logits: np.ndarray,
+    model: Model,
+    settings: Settings,
+    stop: Stop,
+    prompt_length: int,
+    constraint: Constraint | None = None,
 ) -> Iterator[int]:
     """Yields the generated tokens, the one that ends the answer included.
 
@@ -118,6 +138,7 @@ def generate(
     stop           end of sequence or a stop string
     prompt_length  in tokens, at least 1, an image counting as one: beams are compared by their mean
                    log-probability over prompt and answer, as transformers 4.33 does
+    constraint     see `Choice`; beams have none
 
     Greedy decoding and sampling yield each token as soon as it is chosen. Beam search yields all tokens at
     the end, when the best beam is known.
@@ -127,7 +148,7 @@ def generate(
     if settings.num_beams > 1:
         yield from beam_search(logits, model, settings, stop, prompt_length)
         return
-    choice = Choice(settings, stop)
+    choice = Choice(settings, stop, constraint)
     while True:
         yield choice.take(logits)
         if choice.ended:
@@ -148,14 +169,16 @@ class Drafted(NamedTuple):
 class Choice:
     """One answer's tokens as they are chosen, greedily or by sampling, by whoever computes the logits.
 
-    tokens  those chosen so far, the one that ends the answer included
-    ended   whether the answer is complete
+    tokens      those chosen so far, the one that ends the answer included
+    ended       whether the answer is complete
+    constraint  which tokens are chosen among, and when the answer ends; `stop` is not asked then
     """
 
-    def __init__(self, settings: Settings, stop: Stop):
+    def __init__(self, settings: Settings, stop: Stop, constraint: Constraint | None = None):
         if settings.num_beams > 1:
             raise GenerationError("num_beams", f"found {settings.num_beams}", "1 for one sequence of several")
-        self.settings, self.stop = settings, stop
+        self.settings, self.constraint = settings, constraint
+        self.stop = stop if constraint is None else lambda tokens: constraint.ended
         self.tokens: list[int] = []
         self.ended = settings.max_new_tokens == 0
 
@@ -171,11 +194,15 @@ class Choice:
         assert not self.ended, "the answer is complete"
         refuse_damage(logits)
         logits = penalised(logits, self.tokens, self.settings)
+        if self.constraint is not None:
+            logits = only(self.constraint.mask(self.settings.max_new_tokens - len(self.tokens)), logits)
         if self.settings.temperature > 0:
             token = self._draw(probabilities(warp(logits[None], self.settings)[0]), drafted)
         else:
             token = int(logits.argmax())
         self.tokens.append(token)
+        if self.constraint is not None:
+            self.constraint.take(token)
         self.ended = len(self.tokens) == self.settings.max_new_tokens or self.stop(self.tokens)
         return token
 
@@ -202,6 +229,16 @@ def refuse_damage(logits: np.ndarray) -> None:
             "the model computed NaN or infinity",
             fix="the checkpoint is damaged, or its precision too low: mvlm inspect it",
         )
+
+
+def only(allowed: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """The logits (vocabulary,) with -inf for tokens that are not allowed, (vocabulary,) bool.
+
+    If the model gives none of the others any chance, all of them have the same.
+    """
+    allowed = allowed[: logits.size]
+    masked = np.where(allowed, logits, -np.inf)
+    return masked if masked.max() > -np.inf else np.where(allowed, logits.dtype.type(0), -np.inf)
 
 
 def penalised(logits: np.ndarray, tokens: Sequence[int], settings: Settings) -> np.ndarray:

@@ -20,10 +20,12 @@ from mvlm_np import projector, vision
 from mvlm_np.backend import Ops
 from mvlm_np.chat import Chat
 from mvlm_np.config import Config
+from mvlm_np.constrained.schema import compile
+from mvlm_np.constrained.vocabulary import State, Vocabulary
 from mvlm_np.decoder import DecoderWeights
 from mvlm_np.drafts import draft_for
-from mvlm_np.errors import PromptError
-from mvlm_np.generation import settings_of
+from mvlm_np.errors import GenerationError, PromptError
+from mvlm_np.generation import Settings, settings_of
 from mvlm_np.inputs.conversation import History
 from mvlm_np.inputs.image import Picture, Pictures, as_list, open_image, preprocess
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN, Tokenizer
@@ -78,12 +80,31 @@ class MobileVLM:
         """Keys and values with which a first question may begin, if the model's folder has them."""
         return self._find_prefix()
 
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer's pieces, prepared for answers that fit a schema; added tokens are never in one."""
+        tokenizer, appended = self.tokenizer, {*self.tokenizer.appended.values()}
+        texts = [b"" if i in appended else tokenizer.piece_bytes(i) for i in range(tokenizer.vocab_size)]
+        return Vocabulary(texts, self.config.decoder.end_tokens)
+
+    def constraint(self, schema: object, settings: Settings) -> State | None:
+        """What makes one answer, with these settings, fit a JSON schema; None: there is no schema.
+
+        SchemaError: the schema cannot be kept. GenerationError: the shortest answer takes more than
+        max_new_tokens, or there are beams.
+        """
+        if schema is None:
+            return None
+        if settings.num_beams > 1:
+            raise GenerationError("num_beams", f"found {settings.num_beams}", "1 where a schema is given")
+        return self.vocabulary.begin(compile(schema), settings.max_new_tokens)
+
     # ------------------------------------------------------------ questions and answers
 
     def ask(self, image: Pictures, question: str, **options: Any) -> str:
         """The answer to a question about a picture, several (a list), or none (None).
 
-        options: those of `Chat`, and the settings of generation.
+        options: those of `stream`, `Chat`'s among them, and the settings of generation.
         """
         return "".join(self.stream(image, question, **options))
 
@@ -97,11 +118,16 @@ class MobileVLM:
         exif: bool = True,
         watch: Watch | None = None,
         draft: "MobileVLM | str | None" = None,
+        schema: object = None,
         **settings: Any,
     ) -> Iterator[str]:
-        """The same answer in pieces, as they become certain: whole characters, and never a stop string."""
+        """The same answer in pieces, as they become certain: whole characters, and never a stop string.
+
+        schema: a JSON schema (a dict), which the answer fits, then; see `constrained.schema`.
+        """
+        self.constraint(schema, settings_of(settings))  # what is wrong shows before pictures are encoded
         chat = Chat(self, image, conv_mode, history, exif, watch, draft)
-        return chat.stream(question, forget=False, **settings)
+        return chat.stream(question, forget=False, schema=schema, **settings)
 
     def chat(self, image: Pictures = None, **options: Any) -> Chat:
         """A conversation of several turns; options as for `Chat`."""

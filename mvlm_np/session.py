@@ -14,7 +14,7 @@ from mvlm_np.backend import Ops
 from mvlm_np.config import DecoderConfig
 from mvlm_np.decoder import DecoderWeights
 from mvlm_np.errors import GenerationError
-from mvlm_np.generation import Choice, Settings, Stop, generate
+from mvlm_np.generation import Choice, Constraint, Settings, Stop, generate
 from mvlm_np.kv_cache import BeamCache, KVCache, filled
 from mvlm_np.kv_store import Stored
 from mvlm_np.speculation import Draft, speculate
@@ -92,22 +92,24 @@ class Session:
         watch: Watch,
         known: int | None = None,
         draft: Draft | None = None,
+        constraint: Constraint | None = None,
     ) -> Iterator[int]:
         """The tokens that follow the prompt, one after another; see `generation.generate`.
 
         known  only ids below this one are chosen, those that the tokenizer has; None: all
         draft  says what may follow; see `speculation`. Beams do without
+        constraint  what the answer must fit; see `generation.Choice`
         """
         refuse_constant(logits)
         steps: Single | Beams
         if draft is not None and settings.num_beams == 1:
-            yield from speculate(self, draft, logits, Choice(settings, stop), watch, known)
+            yield from speculate(self, draft, logits, Choice(settings, stop, constraint), watch, known)
             return
         if settings.num_beams == 1:
             steps = Single(self, watch, known)
         else:
             steps = Beams(self, settings.num_beams, settings.max_new_tokens, watch, known)
-        yield from generate(logits[:known], steps, settings, stop, prompt_length)
+        yield from generate(logits[:known], steps, settings, stop, prompt_length, constraint)
 
     def append(self, tokens: np.ndarray) -> None:
         """Notes the tokens (T,) of the last T positions in the cache."""

@@ -58,7 +58,7 @@ def run(page: str) -> dict[str, Any]:
 def test_no_page_with_python_is_forgotten() -> None:
     """docs/walk.md has tests of its own; of the port guide, the block that needs `onnx` is not run."""
     pages = {str(page.relative_to(ROOT)) for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]}
-    own = {"README.md", "docs/look.md", "docs/speculation.md", "docs/is-my-port-right.md"}
+    own = {"README.md", "docs/look.md", "docs/json.md", "docs/speculation.md", "docs/is-my-port-right.md"}
     assert {page for page in pages if python_blocks(page)} == own | {"docs/walk.md"}
 
 
@@ -76,6 +76,13 @@ def test_looking_at_an_answer(here: Path) -> None:
     called(here, "mtgv/MobileVLM_V2-1.7B")
     found = run("docs/look.md")
     assert 0 < found["step"].probability <= 1
+
+
+def test_answers_as_json(here: Path) -> None:
+    called(here, "mtgv/MobileVLM_V2-1.7B")
+    answer = run("docs/json.md")["answer"]
+    assert list(answer) == ["lamp", "colour", "value"] and answer["lamp"] in ("on", "off")
+    assert 0 <= answer["value"] <= 100 and len(answer["colour"]) <= 20
 
 
 def test_drafts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ LAYERS = [
     {"model"},
     {"chat", "stages", "prefix"},
     {"answer", "batch", "drafts", "session", "speculation", "prompt_limits"},
-    {"vision", "projector", "decoder", "generation", "inputs"},
+    {"vision", "projector", "decoder", "generation", "inputs", "constrained"},
     {"checkpoints"},
     {"binder"},
     {"linear", "quantize", "kv_cache"},

@@ -3,12 +3,14 @@
 example:
   mvlm ask photo.jpg "What does the sign say?" --model mtgv/MobileVLM_V2-1.7B
   mvlm ask panel.png "Is the lamp on the left on?"  # no model named: the embedded one, for drawn pictures
+  mvlm ask bill.jpg "What was paid?" --schema schema.json  # JSON that fits, for a script
 """
 
 import argparse
 import os
 import shlex
 import sys
+from pathlib import Path
 from time import perf_counter
 
 from mvlm_np import demo
@@ -18,6 +20,9 @@ from mvlm_np.cli import options
 def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", nargs="*", default=[], help="pictures; none for a question about text alone")
     parser.add_argument("question", help="comes last")
+    parser.add_argument(
+        "--schema", metavar="S", help="a JSON schema, or its file: the answer is JSON that fits it"
+    )
     parser.add_argument("--json", action="store_true", help="print text, ids, token counts and times")
     options.add_model(parser, "$MVLM_MODEL, else the model in the box")
     options.add_generation(parser)
@@ -33,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     from mvlm_np.generation import Settings
 
     settings = options.settings(args)
-    Settings(**settings)  # a bad setting shows before minutes of loading, and so does a bad draft
+    Settings(**settings)  # a bad setting shows before minutes of loading, and so do a bad schema and draft
+    schema = None if args.schema is None else read_schema(args.schema)
     draft = options.draft(args)
     start = perf_counter()
     model = load_with_bar(**arguments)
@@ -45,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         if not named:
             print(f"mvlm: note: {demo.NOTE}", file=sys.stderr)
         text = ""
-        for piece in chat.stream(args.question, **settings):
+        for piece in chat.stream(args.question, schema=schema, **settings):
             text += piece
             if not args.json:
                 print(piece, end="", flush=True)
@@ -66,6 +72,32 @@ def run(args: argparse.Namespace) -> int:
     json.dump(result, sys.stdout, ensure_ascii=False)
     print()
     return 0
+
+
+def read_schema(given: str) -> object:
+    """The schema that is given, as text or by its file. SchemaError: it is none, or none that can be kept."""
+    import json
+
+    from mvlm_np.checkpoints.sniff import why_unreadable
+    from mvlm_np.constrained.schema import compile
+    from mvlm_np.errors import SchemaError
+    from mvlm_np.paths import local
+
+    where, text = "--schema", given.encode(errors="surrogateescape")
+    if not given.lstrip().startswith("{"):
+        where = local(given, "--schema")
+        try:
+            with open(where, "rb") as file:
+                text = file.read()
+        except OSError as reason:
+            found, fix = why_unreadable(Path(where), reason)
+            raise SchemaError(where, found, "a JSON schema or its file", fix) from None
+    try:
+        schema = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise SchemaError(where, f"is not JSON: {error}") from None
+    compile(schema)
+    return schema
 
 
 def require_question(pictures: list[str], question: str, verb: str = "ask") -> None:

@@ -230,10 +230,15 @@ class Tokenizer:
             return b""
         if id < self._model_size and self._is_byte(id):
             return bytes([int(piece[3:-1], 16)])
+        if id < self._model_size and self._is_no_text(id):
+            return self._model.decode([piece]).encode()
         return piece.replace(SPACE, " ").encode()
 
     def _is_byte(self, id: int) -> bool:
         return self._model.is_byte(id)
+
+    def _is_no_text(self, id: int) -> bool:
+        return self._model.is_control(id) or self._model.is_unknown(id)
 
     def _spell(self, ids: Iterable[int]) -> list[str]:
         return [self._pieces[i] for i in ids]
@@ -303,6 +308,9 @@ class PairTokenizer(Tokenizer):
         from mvlm_np.inputs.byte_pairs import BYTE
 
         return BYTE.fullmatch(self._pieces[id]) is not None
+
+    def _is_no_text(self, id: int) -> bool:
+        return False
 
     def stream(self) -> Stream:
         return _PairStream(self, self._pairs.spelled, self._decoder())

@@ -23,7 +23,7 @@ from mvlm_np import memory, prefix
 from mvlm_np.answer import Reply, ends_answer
 from mvlm_np.batch import Batch, Member
 from mvlm_np.errors import GenerationError, MemoryNeeded, UserError
-from mvlm_np.generation import Drafted, Stop, log_probabilities, top
+from mvlm_np.generation import Constraint, Drafted, Stop, log_probabilities, top
 from mvlm_np.inputs.conversation import stop_string
 from mvlm_np.inputs.image import preprocess
 from mvlm_np.inputs.tokenizer import Tokenizer
@@ -60,8 +60,9 @@ LONG_PIECE = 256  # and while nobody does
 class Taken(Reply):
     """An answer with the log-probabilities of its tokens, if the request wants them."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Prompt, request: Request, ended: Stop, stop: str):
-        super().__init__(tokenizer, prompt.settings, ended, stop, *request.stop)
+    def __init__(self, tokenizer: Tokenizer, job: "Job", ended: Stop, stop: str):
+        prompt, request = job.prompt, job.request
+        super().__init__(tokenizer, prompt.settings, ended, stop, *request.stop, constraint=job.constraint)
         self._tokenizer, self._alternatives = tokenizer, request.top_logprobs
         self._shown, self._chances = 0, list[TokenChance]()
 
@@ -110,6 +111,7 @@ class Job:
     pixels: dict[Digest, np.ndarray]  # of those that were not known when it came
     tokens: dict[Digest, np.ndarray]  # of the others
     came: float
+    constraint: Constraint | None  # of its schema
     ahead: int = 0
     cancelled: bool = False
     encoding: Iterator[bool] | None = None
@@ -191,8 +193,10 @@ class Engine:
         with self._lock:
             self._room()
         prompt = prompt_of(request, self.conv_mode, self.tokenizer, self.model.config)
-        if request.schema is not None:
-            raise GenerationError("schema", "answers that fit a schema are not possible", "none")
+        if request.schema is not None and request.stop:
+            fix = "leave it out: the answer ends where it fits the schema"
+            raise GenerationError("stop", "cannot stand beside a schema", fix=fix)
+        constraint = self.model.constraint(request.schema, prompt.settings)
         if prompt.pictures:
             self.model.require_vision()
         pictures, pixels, tokens = [digest(picture) for picture in prompt.pictures], {}, {}
@@ -203,7 +207,7 @@ class Engine:
                 pixels[name] = preprocess(picture, self.model.config.image)
         # A photo is 36 MB, and what is kept of it 1.4: those of all who wait would take gigabytes.
         request, prompt = replace(request, messages=()), replace(prompt, pictures=())
-        job = Job(request, prompt, listener, unread, pictures, pixels, tokens, self.clock())
+        job = Job(request, prompt, listener, unread, pictures, pixels, tokens, self.clock(), constraint)
         with self._lock:
             job.ahead = self._room()
             self._queued.append(job)
@@ -390,7 +394,7 @@ class Engine:
         session.cache.reserve(self._positions(job))
         job.encoding, job.pixels, job.tokens = None, {}, {}
         job.cached, job.again = self._prefixes.begin(session, at)
-        job.reply = Taken(self.tokenizer, prompt, job.request, self._ended, self._stop)
+        job.reply = Taken(self.tokenizer, job, self._ended, self._stop)
         job.joined, job.last = self.clock(), x[-1:].copy()
         job.member = self._batch.join(
             session, x, at, job.reply, prompt.settings.max_new_tokens, self.tokenizer.vocab_size

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from mvlm_np.constrained.schema import ANY_OBJECT
 from mvlm_np.generation import Settings
 from mvlm_np.inputs.conversation import as_jinja
 from mvlm_np.inputs.picture_file import Encoded
@@ -141,7 +142,7 @@ def _schema(body: Fields) -> Any:
     if wanted in (None, ""):
         return None
     if wanted == "json":
-        return {}
+        return ANY_OBJECT
     if not isinstance(wanted, dict):
         body.refuse("format", f"found {shown(wanted)}", 'a JSON schema or "json"')
     return schema_in(body, "format")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mvlm_np.constrained.schema import ANY_OBJECT
 from mvlm_np.generation import Settings
 from mvlm_np.inputs.picture_file import Encoded
 from mvlm_np.serve.dialects import (
@@ -120,7 +121,7 @@ def _schema(body: Fields) -> Any:
     if kind == "text":
         return None
     if kind == "json_object":
-        return {}
+        return ANY_OBJECT
     if kind != "json_schema":
         wanted.refuse("type", f"found {shown(kind)}", "text, json_object or json_schema")
     return schema_in(wanted.object("json_schema"), "schema")

@@ -26,7 +26,7 @@ class Request:
     settings      how to generate; beams are not served
     stop          strings that end the answer and are not shown, up to 4
     top_logprobs  so many of the likeliest tokens go with each token's log-probability; None: none is computed
-    schema        a JSON schema that the answer is to fit
+    schema        a JSON schema that the answer is to fit; see `constrained.schema`. Then there is no `stop`
     drop_oldest   an over-long chat loses its oldest turns; else it is a PromptError
     look          whether `Finished` is to say where the picture was looked at
     client        whose request this is, for fairness: a key or an address

@@ -1,9 +1,11 @@
 """The engine without threads: whoever comes, leaves, fails or does not listen, answers are as if alone."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mvlm_np import decoder
-from mvlm_np.errors import GenerationError, MemoryNeeded, PromptError, PromptTooLong
+from mvlm_np.errors import GenerationError, MemoryNeeded, PromptError, PromptTooLong, SchemaError
 from mvlm_np.generation import Settings, log_probabilities
 from mvlm_np.inputs.conversation import Message
 from mvlm_np.serve import engine
@@ -525,6 +527,12 @@ def test_requests_that_cannot_be_are_refused_at_once(fake: FakeModel) -> None:
     assert (long.value.context, long.value.positions > CONTEXT) == (CONTEXT, True)
     with pytest.raises(PromptError, match=r"^messages: the last one is not the user's"):
         ours.submit(Request((Message("assistant", "Hi"),)), Listener())
+    with pytest.raises(SchemaError, match=r"^schema\.pattern: is not supported"):
+        ours.submit(question(schema={"type": "string", "pattern": "a"}), Listener())
+    with pytest.raises(GenerationError, match=r"^stop: cannot stand beside a schema; leave it out"):
+        ours.submit(question(schema={}, stop=("a",)), Listener())
+    with pytest.raises(GenerationError, match=r"^max_new_tokens: found 8, wanted at least 52, which"):
+        ours.submit(question(schema={"type": "string", "minLength": 50}), Listener())
     fake.vision = None
     with pytest.raises(PromptError, match=r"^image: this model reads text only"):
         ours.submit(question("What?", 9), Listener())
@@ -539,6 +547,32 @@ def test_requests_that_cannot_be_are_refused_at_once(fake: FakeModel) -> None:
         Request((Message("user", "Hi"),), Settings(num_beams=2))
     assert not ours.is_busy
     assert ours.status().counts.get("requests", 0) == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_that_fit_a_schema_fit_beside_others(fake: FakeModel, temperature: float) -> None:
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {"lamp": {"enum": ["on", "off"]}, "what": {"type": "string"}, "n": {"type": "integer"}},
+        "required": ["lamp", "what", "n"],
+    }
+    ours, how = made(fake), Settings(60, temperature, seed=1)
+    asked = [
+        replace(question("What?", 40), schema=schema, settings=how, top_logprobs=1),
+        question("Where?", 40),
+        replace(question("Who?"), schema={"type": "object"}, settings=how),
+        replace(question("How many?"), schema={"type": "integer", "minimum": 10, "maximum": 99}),
+    ]
+    listeners = [Listener() for _ in asked]
+    for request, listener in zip(asked, listeners, strict=True):
+        ours.submit(request, listener)
+    run(ours)
+    for request, listener in zip(asked, listeners, strict=True):
+        assert outcome(listener) == alone(request)
+        assert isinstance(listener.end, Finished)
+        if request.schema is not None:
+            assert listener.end.reason == "stop"
+            jsonschema.validate(json.loads(listener.text), request.schema)
 
 
 def test_memory_is_looked_at_before_it_is_taken(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:

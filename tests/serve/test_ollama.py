@@ -104,7 +104,7 @@ def test_options(options: dict[str, Any], expected: dict[str, Any]) -> None:
         ({"options": {"stop": "a"}}, {"stop": ("a",)}),
         ({"format": ""}, {"schema": None}),
         ({"format": None}, {"schema": None}),
-        ({"format": "json"}, {"schema": {}}),
+        ({"format": "json"}, {"schema": {"type": "object"}}),
         ({"format": {"type": "object"}}, {"schema": {"type": "object"}}),
         ({"logprobs": True, "top_logprobs": 3}, {"top_logprobs": 3}),
         ({"keep_alive": -1.0, "think": False, "tools": [], "something_new": 1}, {"stop": ()}),

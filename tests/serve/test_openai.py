@@ -250,7 +250,7 @@ def test_settings(body: dict[str, Any], expected: dict[str, Any]) -> None:
         ({"logprobs": True, "top_logprobs": 20}, {"top_logprobs": 20}),
         ({"logprobs": False}, {"top_logprobs": None}),
         ({"response_format": {"type": "text"}}, {"schema": None}),
-        ({"response_format": {"type": "json_object"}}, {"schema": {}}),
+        ({"response_format": {"type": "json_object"}}, {"schema": {"type": "object"}}),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"a": 1}}}},
             {"schema": {"a": 1}},
