@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 from typing import Any
 
 import pytest
@@ -50,6 +51,12 @@ def test_a_stream(client: Any, answer: str) -> None:
 def test_options(client: Any) -> None:
     reply = client.chat("demo", ABOUT, options={"num_predict": 3, "num_ctx": 8192})
     assert (reply.eval_count, reply.done_reason) == (3, "length")
+
+
+def test_an_answer_in_json(client: Any) -> None:
+    schema = {"type": "object", "properties": {"lamps": {"type": "integer"}}, "required": ["lamps"]}
+    reply = client.chat("demo", ABOUT, format=schema, options={"num_predict": 60})
+    assert isinstance(json.loads(reply.message.content)["lamps"], int)
 
 
 def test_a_long_chat_loses_its_oldest_turns(client: Any) -> None:

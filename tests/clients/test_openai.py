@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 from typing import Any
 
 import pytest
@@ -78,6 +79,17 @@ def test_log_probabilities(client: Any) -> None:
     for token in choice.logprobs.content:
         assert token.logprob <= 0 and len(token.top_logprobs) == 5
         assert token.top_logprobs[0].token == token.token  # greedy takes the likeliest
+
+
+def test_an_answer_in_json(client: Any) -> None:
+    lamp = {"type": "object", "properties": {"colour": {"type": "string"}, "on": {"type": "boolean"}}}
+    schema = lamp | {"required": ["colour", "on"], "additionalProperties": False}
+    wanted = {"type": "json_schema", "json_schema": {"name": "lamp", "strict": True, "schema": schema}}
+    reply = ask(client, response_format=wanted, max_tokens=60)
+    found = json.loads(reply.choices[0].message.content)
+    assert found.keys() == {"colour", "on"} and isinstance(found["on"], bool)
+    with pytest.raises(openai.BadRequestError):
+        ask(client, response_format=wanted, max_tokens=1)
 
 
 def test_a_chat_of_several_turns(client: Any, answer: str) -> None:
