@@ -156,7 +156,7 @@ class Loop:
             source=self.source.name,
             changed=changed,
             answer=reading.value,
-            p=None if reply.p is None else round(reply.p, 4),
+            p=None if reply.p is None else float(f"{reply.p:.4g}"),  # of a caption, it is small
             tokens=reply.tokens,
             seconds=round(seconds, 2),
             file=frame.file,
