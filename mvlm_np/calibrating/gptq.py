@@ -40,11 +40,12 @@ def gptq(
     """
     N, K = w.shape
     H = damped(H, damping)
-    importance = np.diagonal(H)
+    importance = np.diagonal(H).copy()
     q, *factors = quantize.quantize(w, kind, where=where, whole=whole, importance=importance)
     scales, minima = group_factors(*factors)
     order = np.argsort(-importance, kind="stable")
-    U = cholesky_of_inverse(H[np.ix_(order, order)]).astype(np.float32)
+    H = H[np.ix_(order, order)]  # in place of the other copy: of a model of 7B each has 1 GB
+    U = cholesky_of_inverse(H).astype(np.float32)
     left = np.array(w.T[order], order="C")  # (K, N), so that a column of w lies in one piece
     found = np.empty((K, N), q.dtype)
     for start in range(0, K, BLOCK):
