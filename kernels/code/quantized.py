@@ -199,7 +199,7 @@ def _tokens(kind, tall, columns):
         for step in range(first, stop):
             start = step // stripes * span
             matrix, tile = _matrix_of(step % stripes, columns, places, bias, results, tokens)
-            many = in_floats and min(start + span, tokens) - start > tall
+            many = in_floats and min(start + span, tokens) - start > 2 * tall  # two would not pay it back
             ready = _with_floats(matrix, tile, columns, groups, floats) if many else matrix
             for token in range(start, min(start + span, tokens), tall):
                 word = token * groups * WORDS
