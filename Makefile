@@ -13,13 +13,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL_TEST := $(PIP) install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check table test-prebuilt test-arm test-pythons test-clients soak wheels lint types axe fuzz clean
+.PHONY: help demo test check table test-serve test-prebuilt test-arm test-pythons test-clients soak wheels lint types axe fuzz clean
 
 help:
 	@echo 'make demo    ask the small model that is in the box about the pictures that are in the box'
-	@echo 'make test    lint, types and all tests; what CI runs (also: make check)'
+	@echo 'make test    lint, types and all tests but those that have a target of their own below (also: make check)'
 	@echo 'make lint, make types    one of these alone'
 	@echo 'make wheels  a wheel for x86-64, one for ARM, both with compiled kernels, and one without: dist/'
+	@echo 'make test-serve    mvlm serve with its page in a browser, and mvlm watch'
 	@echo 'make test-prebuilt    the tests of the kernels, with the libraries of the wheels'
 	@echo 'make test-arm    the kernels on emulated ARM processors; needs Debian or Ubuntu with qemu-user'
 	@echo 'make test-pythons    the wheel on each Python from 3.11 to 3.14 that is here'
@@ -37,8 +38,14 @@ demo: $(VENV)/.installed
 	@echo 'The pictures, and where the model looked: .cache/demo.html'
 	@echo 'This model knows drawn pictures only. For photos: $(BIN)/mvlm pull mtgv/MobileVLM_V2-1.7B'
 
+SERVING := tests/serve tests/watch tests/cli/test_serve.py tests/cli/test_watch.py
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
 test: lint types
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(PYTEST) $(addprefix --ignore=,$(SERVING))
+
+test-serve: $(VENV)/.installed-test
+	$(PYTEST) $(SERVING)
 
 check: test
 
@@ -49,7 +56,7 @@ wheels: $(VENV)/.installed-wheels
 # For this CPU, the kernels as the wheel has them; `make test` compiles them itself.
 test-prebuilt: $(VENV)/.installed-wheels
 	library=$$($(BIN)/python tools/wheels.py --library host | tail -1) && \
-	MVLM_LIBRARIES=$$(dirname $$library) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests/kernels \
+	MVLM_LIBRARIES=$$(dirname $$library) $(PYTEST) tests/kernels \
 		--ignore tests/kernels/test_compile.py --ignore tests/kernels/test_dot_code.py \
 		--ignore tests/kernels/test_arm.py --ignore tests/kernels/test_limits.py
 
