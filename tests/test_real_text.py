@@ -51,7 +51,7 @@ def model(smollm2: Path) -> MobileVLM:
 @pytest.fixture(scope="module")
 def read(smollm2: Path, model: MobileVLM) -> list[Reading]:
     """A piece of the manual's half that is not for calibration."""
-    return pieces_of_text(encode(smollm2, model, manual("evaluation")[:4000]), 256, 256)
+    return pieces_of_text(encode(smollm2, model, manual("evaluation")[:4000]), 128, 128)
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +83,9 @@ def test_8_bits_change_little_of_a_trained_model(
 def test_calibrated_4_bits_cost_less(
     smollm2: Path, model: MobileVLM, read: list[Reading], true: list[np.ndarray], tmp_path: Path, kind: str
 ) -> None:
-    """Of the first two layers; calibrated on one half of a manual, judged by the other."""
+    """Of the first layer; calibrated on one half of a manual, judged by the other."""
     source = open_checkpoint(smollm2)
-    config, tensors = replace(source.config.decoder, num_hidden_layers=2), bound_tensors(source)
+    config, tensors = replace(source.config.decoder, num_hidden_layers=1), bound_tensors(source)
     ids = encode(smollm2, model, manual("calibration")[:20_000])[:2048]
     assert len(ids) == 2048
     pieces = [model.decoder.embed_tokens(np.array(ids[i : i + 256])) for i in range(0, 2048, 256)]
@@ -94,23 +94,20 @@ def test_calibrated_4_bits_cost_less(
         found, _ = calibrated(tensors, config, kind, WHOLE, choose(), work, lambda: iter(pieces))
 
     def kl(rounded: dict[str, np.ndarray]) -> float:
-        """With these two layers, all others as they are."""
-        layers = list(model.decoder.layers)
-        for i in range(2):
-            of = {
-                name.split(".")[-2]: w for name, w in rounded.items() if name.startswith(f"model.layers.{i}.")
-            }
-            layers[i] = replace(
-                layers[i],
-                qkv=Joined(*(Dense(of[f"{name}_proj"]) for name in "qkv")),
-                o_proj=Dense(of["o_proj"]),
-                gate_up=Joined(Dense(of["gate_proj"]), Dense(of["up_proj"])),
-                down_proj=Dense(of["down_proj"]),
-            )
+        """With this layer, all others as they are."""
+        first, *others = model.decoder.layers
+        of = {name.split(".")[-2]: w for name, w in rounded.items()}
+        first = replace(
+            first,
+            qkv=Joined(*(Dense(of[f"{name}_proj"]) for name in "qkv")),
+            o_proj=Dense(of["o_proj"]),
+            gate_up=Joined(Dense(of["gate_proj"]), Dense(of["up_proj"])),
+            down_proj=Dense(of["down_proj"]),
+        )
         other = copy(model)
-        other.decoder = replace(model.decoder, layers=layers)
+        other.decoder = replace(model.decoder, layers=[first, *others])
         return compare(kind, other, read, true).kl
 
     nearest = kl({name: dequantize(*quantize(tensors[name].float32(), kind)) for name in found})
     calibrated_kl = kl({name: tensor.float32() for name, tensor in found.items()})
-    assert calibrated_kl < nearest
+    assert calibrated_kl < 0.9 * nearest
