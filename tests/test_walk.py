@@ -137,5 +137,5 @@ def test_its_pictures_are_those_that_the_tool_draws(model: MobileVLM) -> None:
 
 def test_its_pictures_are_small_and_described() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 150_000
-    described = re.findall(r"!\[([^\]]+)\]\(pictures/([\w.]+)\)", WALK.read_text("utf-8"))
+    described = re.findall(r"!\[([^\]]+)\]\(pictures/walk/([\w.]+)\)", WALK.read_text("utf-8"))
     assert {name for _, name in described} == {path.name for path in FOLDER.iterdir()}

@@ -27,7 +27,7 @@ from mvlm_np.model import MobileVLM
 from mvlm_np.session import Session
 from mvlm_np.trace import Stages, Watch
 
-FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
+FOLDER = Path(__file__).parents[1] / "docs" / "pictures" / "walk"
 PICTURE, QUESTION = PICTURES / "1.png", "What do you see at the bottom?"
 SIDE, GAP = 192, 12  # of a square, and between two
 

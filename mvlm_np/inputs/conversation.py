@@ -6,7 +6,7 @@ A template is a system text, two roles and separators. Those in `TEMPLATES` are 
 
 import json
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -150,6 +150,15 @@ def spelled(prompt: Sequence[Stretch]) -> tuple[str, str]:
     text = "".join(stretch if isinstance(stretch, str) else stretch.text for stretch in prompt)
     seen = (stretch if isinstance(stretch, str) else HIDDEN * len(stretch.text) for stretch in prompt)
     return text, "".join(seen)
+
+
+def around_pictures(prompt: str | Sequence[Stretch]) -> Iterator[tuple[str, str]]:
+    """What stands before, between and behind the pictures of a prompt, each as `spelled`."""
+    text, seen = spelled([prompt] if isinstance(prompt, str) else prompt)
+    start = 0
+    for piece in seen.split(IMAGE_MARK):
+        yield text[start : start + len(piece)], piece
+        start += len(piece) + len(IMAGE_MARK)
 
 
 def pairs(history: object) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from mvlm_np.checkpoints.json_files import short
 from mvlm_np.checkpoints.sniff import show
 from mvlm_np.checkpoints.tokenizer_files import FIX, check_model, read_folder
 from mvlm_np.errors import PromptError, TokenizerError
-from mvlm_np.inputs.conversation import IMAGE_MARK, Stretch, spelled
+from mvlm_np.inputs.conversation import Stretch, around_pictures
 
 if TYPE_CHECKING:
     from mvlm_np.inputs.byte_pairs import ByteDecoder
@@ -418,12 +418,10 @@ def tokenize_prompt(prompt: str | Sequence[Stretch], tokenizer: Tokenizer) -> li
     As in the published code each piece between images is a text of its own, with the space that
     starts a text; only BOS is not repeated.
     """
-    text, seen = spelled([prompt] if isinstance(prompt, str) else prompt)
-    ids, start = list[int](), 0
-    for i, piece in enumerate(seen.split(IMAGE_MARK)):
-        piece_ids = tokenizer.encode(text[start : start + len(piece)], piece)
+    ids: list[int] = []
+    for i, (text, seen) in enumerate(around_pictures(prompt)):
+        piece_ids = tokenizer.encode(text, seen)
         ids += [IMAGE_TOKEN, *piece_ids[tokenizer.add_bos :]] if i else piece_ids
-        start += len(piece) + len(IMAGE_MARK)
     return ids
 
 

@@ -220,7 +220,7 @@ def test_models_that_llama_cpp_has_no_graph_for_are_refused(
 
 
 def test_other_precisions_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="precision 'Q5_1', wanted F16 or Q4_0 or Q8_0"):
+    with pytest.raises(ConfigError, match="precision 'Q5_1', wanted F32 or F16 or Q4_0 or Q8_0 or Q4_K"):
         exported(tmp_path, small_config(), "Q5_1")
 
 
