@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, which drives the browser")
+from selenium.common.exceptions import TimeoutException  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
 
-__all__ = ["By", "Keys", "WebDriverWait", "webdriver"]
+__all__ = ["By", "Keys", "TimeoutException", "WebDriverWait", "webdriver"]
 
 PHONE, SMALL_PHONE, SMALLEST_PHONE, DESK = (390, 844), (360, 740), (320, 568), (1280, 900)
 SWITCHES = (
@@ -42,6 +43,7 @@ def browser(profile: Path, *switches: str) -> Iterator[Any]:
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
     try:
         driver.set_page_load_timeout(120)
+        driver.set_script_timeout(120)  # axe-core takes long where others compute
         yield driver
     finally:
         driver.quit()

@@ -1,6 +1,7 @@
 """What all tests share: the reference material beside the checkout, and how the property tests run."""
 
 import os
+import signal
 from pathlib import Path
 
 # Two workers on two cores, each with a BLAS of two threads, wait for each other most of the time.
@@ -10,6 +11,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # Numba compiles the kernels, even where `mvlm warmup` has left a library of them, unless one is named.
 os.environ.setdefault("MVLM_LIBRARIES", "")
+
+# A shell starts what runs in the background deaf to Ctrl-C, and so would be the programs that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from hypothesis import HealthCheck, settings

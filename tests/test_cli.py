@@ -5,7 +5,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -381,15 +381,6 @@ def test_a_question_may_speak_of_a_file(run: Callable[..., tuple[int, str, str]]
     assert run("ask", "tests", *common(folder))[0] == 0  # the name of a folder here
 
 
-@pytest.fixture
-def ctrl_c_is_heard() -> Iterator[None]:
-    """A shell starts what runs in the background deaf to it, and so its children."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("ctrl_c_is_heard")
 @pytest.mark.parametrize("module", ["argparse", "mvlm_np.loading", "numpy"])
 def test_ctrl_c_while_it_starts_is_quiet(module: str, folder: str) -> None:
     """Within an import, where it would otherwise become another error, or be taken for a missing library."""
@@ -411,7 +402,6 @@ sys.exit(main(["ask", "hi", "--model", {folder!r}]))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
-@pytest.mark.usefixtures("ctrl_c_is_heard")
 def test_ctrl_c_later_is_quiet_and_leaves_the_callers_handler(
     run: Callable[..., tuple[int, str, str]], folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,9 +34,8 @@ def test_it_runs_on_one_cpu_and_ends_with_the_block() -> None:
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_it_ends_when_its_starter_does(end: signal.Signals) -> None:
     code = """
-import signal, time
+import time
 from mvlm_np.cli.neighbour import neighbour
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs without
 with neighbour() as process:
     print(process, flush=True)
     time.sleep(600)

@@ -19,7 +19,12 @@ from mvlm_np.cli import VERBS, main
 from mvlm_np.cli.calls import read
 from tests.clients.served import ROOT, serving
 
-PLENTY = {"stream": True, "temperature": 2, "top_k": 0, "messages": [{"role": "user", "content": "Say all."}]}
+ESSAY = {"type": "object", "properties": {"all": {"type": "string", "minLength": 500}}, "required": ["all"]}
+PLENTY = {
+    "stream": True,
+    "messages": [{"role": "user", "content": "Say all."}],
+    "response_format": {"type": "json_schema", "json_schema": {"name": "essay", "schema": ESSAY}},
+}
 
 
 @pytest.fixture

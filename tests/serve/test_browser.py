@@ -19,7 +19,7 @@ from mvlm_np.demo.asking import looks
 from mvlm_np.model import MobileVLM
 from mvlm_np.serve.page import page
 from tests import browser
-from tests.browser import DESK, PHONE, SMALLEST_PHONE, By, Keys, WebDriverWait
+from tests.browser import DESK, PHONE, SMALLEST_PHONE, By, Keys, TimeoutException, WebDriverWait
 from tests.clients.served import serving
 from tests.conftest import ROOT
 from tests.serve.pretended import (
@@ -98,7 +98,11 @@ class Talk(browser.Opened):
 
     def until(self, script: str, seconds: float = 20) -> Any:
         wait = WebDriverWait(self.driver, seconds, poll_frequency=0.05)
-        return wait.until(lambda d: d.execute_script(f"return {script}"), script)
+        try:
+            return wait.until(lambda d: d.execute_script(f"return {script}"))
+        except TimeoutException:
+            shown = self.run("return [byId('question').value, document.body.innerText]")
+            raise AssertionError(f"never: {script}\n{shown}") from None
 
     def add(self, *paths: Path) -> None:
         """Chooses files, and waits until they are there."""
@@ -111,7 +115,8 @@ class Talk(browser.Opened):
         return self.run("return [...document.querySelectorAll('#photos img')].map((e) => e.alt)")
 
     def ask(self, question: str, wait: bool = True) -> None:
-        self.press("question", question, Keys.ENTER)
+        self.press("question", question)
+        self.press("question", Keys.ENTER)  # apart: a slow browser may still hold the Shift of a question mark
         if wait:
             self.finished()
 
