@@ -116,7 +116,7 @@ class Talk(browser.Opened):
 
     def ask(self, question: str, wait: bool = True) -> None:
         self.press("question", question)
-        self.press("question", Keys.ENTER)  # apart: a slow browser may still hold the Shift of a question mark
+        self.press("question", Keys.ENTER)  # apart: a slow browser still holds the Shift of a question mark
         if wait:
             self.finished()
 
