@@ -34,7 +34,7 @@ product by 1.4 %, against 4e-7 in float32: 2^15. int4 has steps 16 times as wide
 **Without any floor** (goldens that were not recorded with --float64) the house bounds hold: 5e-5 for a chain
 as a whole, and within it no stage's rms may be more than `GROWTH` times the error that it was handed, plus
 2e-6, what one stage adds by itself. The largest growth from one stage to the next, measured on all goldens,
-is 3.5. Models that amplify rounding more than the goldens do need floors: of 200 random models 3 did.
+is 3.5. Models that amplify rounding more than the goldens do need floors: of 200 random models 5 did.
 
 A bound of 1 or more in rms says that rounding alone may leave nothing of the stage: it is not judged, unless
 it happens to be near.
