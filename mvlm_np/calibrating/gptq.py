@@ -94,6 +94,22 @@ def _inverse(R: np.ndarray) -> np.ndarray:
     return inverse
 
 
+def best_rows(
+    w: np.ndarray, H: np.ndarray, rounded: Rounded, nearest: Rounded
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Has the rows of `rounded` that put out more error than those of `nearest` be as these are.
+
+    Returns the weights that it then stands for, float32 (N, K), and the squared errors (N,) of what it and of
+    what `nearest` puts out. In single rows GPTQ may make more error.
+    """
+    found, near = quantize.dequantize(*rounded), quantize.dequantize(*nearest)
+    after, before = output_error(w - found, H), output_error(w - near, H)
+    worse = after > before
+    for mine, other in zip((*rounded, found), (*nearest, near), strict=True):
+        mine[worse] = other[worse]
+    return found, np.minimum(after, before), before
+
+
 def output_error(D: np.ndarray, H: np.ndarray) -> np.ndarray:
     """What differences of weights (N, K) put out, squared, for inputs with the second moments H: (N,)."""
     return np.einsum("nk,nk->n", D @ H.astype(np.float32), D)

@@ -27,7 +27,7 @@ import numpy as np
 
 from mvlm_np import __version__, decoder, memory, quantize
 from mvlm_np.backend import Ops
-from mvlm_np.calibrating.gptq import gptq, output_error
+from mvlm_np.calibrating.gptq import best_rows, gptq, output_error
 from mvlm_np.calibrating.reading import Sequences
 from mvlm_np.checkpoints import packed
 from mvlm_np.checkpoints.safetensors import Entry, read_safetensors, read_with_metadata, write_safetensors
@@ -259,13 +259,9 @@ class Layers:
             rows = slice(start, start := start + len(w))
             near = quantize.quantize(w, self.kind, where=name, whole=self.whole)
             own = tuple(part[rows] for part in rounded)
-            nearest, found = (quantize.dequantize(*rounded) for rounded in (near, own))
-            before, after = (output_error(w - other, H) for other in (nearest, found))
-            worse = after > before  # never above rounding to nearest, in no row
-            for mine, other in zip((*own, found), (*near, nearest), strict=True):
-                mine[worse] = other[worse]
+            found, error, to_nearest = best_rows(w, H, own, near)
             signal = output_error(w, H).sum()
-            noise = (np.minimum(before, after).sum(), before.sum())
+            noise = (error.sum(), to_nearest.sum())
             self.state.gains[name] = [10 * log10(signal / n) if n and signal else inf for n in noise]
             self._pack(name, *own)
             outputs.append(h @ found.T)

@@ -55,7 +55,7 @@ def why_unreadable(path: Path, error: OSError) -> tuple[str, str | None]:
             "copy the files themselves (cp -L), or download again",
         )
     fix = {
-        errno.ENOENT: "download the folder again",
+        errno.ENOENT: "check its name, or download the folder again",
         errno.EACCES: "allow this user to read it",
         errno.EPERM: "allow this user to read it",
     }.get(error.errno or 0)

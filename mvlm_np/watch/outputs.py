@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ class Lines(Quiet):
         print(event.json(), file=self._file, flush=True)
 
 
-class Program(Quiet):
+class Program(Quiet, ABC):
     """A program that is started for each answer, which it gets on its standard input.
 
     The next picture is looked at when it has ended, so that no two voices speak at once. After a minute it is
@@ -102,9 +103,9 @@ class Program(Quiet):
         if given := self.given(event):
             self._notes.say(shown(self._command), self._run(given.encode()), well="works again")
 
+    @abstractmethod
     def given(self, event: Event) -> str:
         """What the program reads; "" for an answer that it does not get."""
-        raise NotImplementedError
 
     def _run(self, given: bytes) -> str:
         """Returns what went wrong."""

@@ -8,6 +8,7 @@ import os
 import selectors
 import subprocess
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -237,7 +238,7 @@ class Command:
 # ---------------------------------------------------------------- what is looked at from time to time
 
 
-class Polled:
+class Polled(ABC):
     """A source that is looked at every few seconds."""
 
     live = False
@@ -254,10 +255,11 @@ class Polled:
         self._due = self.clock.now() + self.every
         return self._look()
 
+    @abstractmethod
     def _look(self) -> Frame | None:
-        raise NotImplementedError
+        """What is there now; None for nothing new."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - nothing is held open
         """See `Source`."""
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvlm_np.calibrating.gptq import cholesky_of_inverse, damped, gptq, output_error
+from mvlm_np.calibrating.gptq import best_rows, cholesky_of_inverse, damped, gptq, output_error
 from mvlm_np.errors import CheckpointError
 from mvlm_np.kernels.pack import GROUP
 from mvlm_np.quantize import dequantize, quantize
@@ -68,8 +68,13 @@ def test_what_is_put_out_changes_less_than_by_rounding_to_nearest(
     both = gptq(w, H, kind, DAMPING), quantize(w, kind)
     errors = [output_error(w - dequantize(*rounded), H).sum() for rounded in both]
     assert [(part.shape, part.dtype) for part in both[0]] == [(part.shape, part.dtype) for part in both[1]]
-    if N > 8:  # single rows may be worse, for which `layers` takes the other
-        assert errors[0] < (1 if K > 48 else 2) * errors[1] + 1e-12
+    if K > 48 and N > 8:
+        assert errors[0] < errors[1]
+    found, error, to_nearest = best_rows(w, H, *both)
+    np.testing.assert_array_equal(found, dequantize(*both[0]))
+    np.testing.assert_allclose(error, output_error(w - found, H), rtol=1e-5, atol=1e-12)
+    assert (error <= to_nearest).all() and error.sum() <= errors[0]
+    assert to_nearest.sum() == errors[1]
 
 
 @KINDS

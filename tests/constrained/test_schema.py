@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from mvlm_np.constrained.automaton import Automaton
 from mvlm_np.constrained.schema import ANY_OBJECT, LONGEST, compile
-from mvlm_np.errors import SchemaError
+from mvlm_np.errors import SchemaError, UserError
 from tests.constrained.schemas import schemas
 
 
@@ -251,3 +252,10 @@ def test_schemas_that_unfold_without_end_are_refused() -> None:
 
 def test_a_schema_that_comes_again_is_not_compiled_again() -> None:
     assert compile({"type": "null", "title": "again"}) is compile({"type": "null", "title": "again"})
+
+
+def test_a_schema_file_that_is_not_there_is_not_called_a_download(tmp_path: Path) -> None:
+    from mvlm_np.checkpoints.json_files import read_json
+
+    with pytest.raises(UserError, match=r"nofile\.json: cannot be read .*; check its name, or "):
+        read_json(tmp_path / "nofile.json", UserError)
