@@ -1,0 +1,1 @@
+"""The six benchmarks of the MobileVLM papers: what is asked, and what the answers are worth."""
