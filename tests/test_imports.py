@@ -25,7 +25,7 @@ LAYERS = [
     {"calibrating"},
     {"loading"},
     {"model"},
-    {"chat", "stages", "prefix"},
+    {"chat", "stages", "prefix", "rows"},
     {"answer", "batch", "drafts", "session", "speculation", "prompt_limits"},
     {"vision", "projector", "decoder", "generation", "inputs", "constrained"},
     {"checkpoints"},

@@ -1,0 +1,1 @@
+"""Many questions about many pictures: what a row is, and how rows are answered together."""
