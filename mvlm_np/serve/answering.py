@@ -18,8 +18,10 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from mvlm_np.errors import UserError
-from mvlm_np.serve.dialects import Answer, Call, Dialect, Refused, Reply, Served, read_json, refusal
+from mvlm_np.serve.dialects import Answer, Call, Dialect, Reply, Served
+from mvlm_np.serve.fields import read_json
 from mvlm_np.serve.pictures import decode
+from mvlm_np.serve.refused import Refused, refusal
 from mvlm_np.serve.requests import Event, Failed, Finished, Listener, Request, Status
 
 log = logging.getLogger("mvlm_np.serve")

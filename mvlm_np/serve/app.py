@@ -22,7 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mvlm_np.errors import UserError
 from mvlm_np.serve import metrics, ollama, openai
 from mvlm_np.serve.answering import Answering, Bodies, Engine, Limits
-from mvlm_np.serve.dialects import Dialect, Fields, Refused, Served, read_json, refusal
+from mvlm_np.serve.dialects import Dialect, Served
+from mvlm_np.serve.fields import Fields, read_json
+from mvlm_np.serve.refused import Refused, refusal
 from mvlm_np.serve.safety import Safety
 
 log = logging.getLogger("mvlm_np.serve")

@@ -19,19 +19,17 @@ from mvlm_np.serve.dialects import (
     Answer,
     Call,
     Draft,
-    Fields,
-    Refused,
     Served,
     chances_wanted,
-    data_url,
-    from_base64,
     in_turns,
     sampling,
     schema_in,
-    shown,
     stops,
 )
+from mvlm_np.serve.fields import Fields, shown
 from mvlm_np.serve.openai import logprobs, refuse_tools
+from mvlm_np.serve.pictures import data_url, from_base64
+from mvlm_np.serve.refused import Refused
 from mvlm_np.serve.requests import Finished, Piece
 
 ROLES = ("system", "user", "assistant")

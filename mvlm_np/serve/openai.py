@@ -18,18 +18,16 @@ from mvlm_np.serve.dialects import (
     Answer,
     Call,
     Draft,
-    Fields,
-    Refused,
     Served,
     chances_wanted,
-    clean,
-    data_url,
     in_turns,
     sampling,
     schema_in,
-    shown,
     stops,
 )
+from mvlm_np.serve.fields import Fields, clean, shown
+from mvlm_np.serve.pictures import data_url
+from mvlm_np.serve.refused import Refused
 from mvlm_np.serve.requests import Finished, Piece, TokenChance
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}

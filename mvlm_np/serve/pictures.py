@@ -1,5 +1,7 @@
-"""Pictures of requests, decoded within limits before anything is queued. One that is none is an error."""
+"""Pictures of requests: as they are written there, and decoded within limits before anything is queued."""
 
+import binascii
+import re
 from collections.abc import Sequence
 
 from PIL import Image
@@ -7,10 +9,37 @@ from PIL import Image
 from mvlm_np.errors import ImageError
 from mvlm_np.inputs.image import open_image
 from mvlm_np.inputs.picture_file import Encoded, open_encoded
+from mvlm_np.serve.fields import shown
+from mvlm_np.serve.refused import Refused
 
 PIXELS = 64_000_000  # of a picture, at most; phones have 12 to 50 million
 IN_ALL = 2 * PIXELS  # of a request's pictures, which are in memory together
 SHRINK = "send a smaller one; the model sees 336 x 336"
+
+
+def data_url(url: str, name: str) -> Encoded:
+    """The picture in `data:[type][;parameter];base64,...`, whose type is not believed.
+
+    Refused: it is another URL, or none.
+    """
+    head, comma, data = url.partition(",")
+    head = head.lower().strip()
+    if not (comma and head.startswith("data:") and head.endswith(";base64")):
+        wanted = "data:image/jpeg;base64,... with the picture's file"
+        scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url)
+        found = f"is a URL of {scheme[0].lower()}" if scheme else f"found {shown(url)}"
+        raise Refused(name, found, wanted, "send the picture itself", field=name)
+    return from_base64(data, name)
+
+
+def from_base64(text: str, name: str) -> Encoded:
+    """A picture's file in base64, with white space or without, with padding or without."""
+    text = "".join(text.split()).rstrip("=")
+    try:
+        data = binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True) if text else b""
+    except ValueError:
+        raise Refused(name, "is not base64", "a picture's file in base64", field=name) from None
+    return Encoded(data, name)
 
 
 def decode(pictures: Sequence[Encoded]) -> list[Image.Image]:

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 
 from mvlm_np.errors import UserError
-from mvlm_np.serve.dialects import Refused, shown
+from mvlm_np.serve.fields import shown
+from mvlm_np.serve.refused import Refused
 
 # Names under these are never in the public DNS: RFC 6761, RFC 6762, RFC 8375, and ICANN's .internal.
 PRIVATE_NAMES = (".localhost", ".local", ".internal", ".home.arpa")

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from mvlm_np.errors import UserError
 from mvlm_np.serve import ollama, openai
-from mvlm_np.serve.dialects import Call, Fields, Served, read_json, refusal
+from mvlm_np.serve.dialects import Call, Served
+from mvlm_np.serve.fields import Fields, read_json
+from mvlm_np.serve.refused import refusal
 from tests.serve.fake import SERVED, in_base64, picture, said, url
 
 PNG = in_base64(picture())
