@@ -13,6 +13,7 @@ import argparse
 import gc
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from mvlm_np.cli.calls import place, whole
 from mvlm_np.errors import UserError
 
 if TYPE_CHECKING:
+    from mvlm_np.serve.fetching import Fetching
     from mvlm_np.serve.server import Certificate
 
 MEGABYTE = 1_000_000
@@ -56,6 +58,17 @@ def describe(parser: argparse.ArgumentParser) -> None:
     safety.add_argument(
         "--allow-origin", metavar="URL", action="append", default=[], help="whose web pages may ask too"
     )
+    safety.add_argument(
+        "--fetch-images", action="store_true", help="fetch pictures from addresses on the internet"
+    )
+    safety.add_argument(
+        "--allow-fetch",
+        metavar="HOST",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="fetch pictures from these hosts (or HOST:PORT), in this network too",
+    )
     safety.add_argument("--cert", metavar="FILE", type=place, help="certificate, for https")
     safety.add_argument("--key", metavar="FILE", type=place, help="its private key")
     safety.add_argument("--log-prompts", action="store_true", help="log the texts of questions and answers")
@@ -86,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--port", f"found {args.port}", "a number from 0 to 65535")
     if args.max_tokens < 1:
         raise UserError("--max-tokens", f"found {args.max_tokens}", "at least 1")
-    named, keys, certificate = args.model, _keys(args), _certificate(args)
+    named, keys, certificate, fetching = args.model, _keys(args), _certificate(args), _fetching(args)
     safety = Safety(keys, tuple(name.lower() for name in args.allow_host), tuple(args.allow_origin))
     listening = server.listen(args.host, args.port)  # before anything is loaded, which takes longer
     with listening:
@@ -103,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
             raise worker.error
         pad = model.config.image.aspect_ratio == "pad"
         html = page(served.name, PICTURES if served.sees else 0, pad)
-        app = build(worker, served, safety, page=html, log_prompts=args.log_prompts)
+        app = build(worker, served, safety, page=html, log_prompts=args.log_prompts, fetching=fetching)
         if not named:
             print(f"mvlm: note: {demo.NOTE}", file=sys.stderr)
         host, port = listening.getsockname()[:2]
@@ -147,6 +160,16 @@ def _certificate(args: argparse.Namespace) -> "Certificate | None":
     certificate = Certificate(str(args.cert), str(args.key))
     certificate.check()
     return certificate
+
+
+def _fetching(args: argparse.Namespace) -> "Fetching":
+    """Whence pictures are fetched. UserError: something is listed that is no host."""
+    from mvlm_np.serve.fetching import Fetching
+
+    for host in args.allow_fetch:
+        if not re.fullmatch(r"[\w.-]+(:\d+)?|\[[0-9a-fA-F:.]+\](:\d+)?|[0-9a-fA-F:]+", host, re.ASCII):
+            raise UserError("--allow-fetch", f"found {host!r}", "a host, as camera.local or 192.168.1.7:8080")
+    return Fetching(args.fetch_images, args.allow_fetch)
 
 
 def _caches(args: argparse.Namespace) -> dict[str, Any]:

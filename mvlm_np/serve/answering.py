@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from mvlm_np.errors import UserError
 from mvlm_np.serve.dialects import Answer, Call, Dialect, Reply, Served
+from mvlm_np.serve.fetching import Fetching
 from mvlm_np.serve.fields import read_json
 from mvlm_np.serve.pictures import decode
 from mvlm_np.serve.refused import Refused, refusal
@@ -56,6 +57,14 @@ class Gone(Exception):
     """The client has hung up."""
 
 
+@dataclass
+class Body:
+    """A request's body, and how many bytes are held for that request, with those that are fetched for it."""
+
+    data: bytearray
+    held: int = 0
+
+
 class Bodies:
     """Reads bodies, within limits."""
 
@@ -63,7 +72,7 @@ class Bodies:
         self._limits, self._held = limits, 0
 
     @asynccontextmanager
-    async def read(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
+    async def read(self, scope: Scope, receive: Receive) -> AsyncIterator[Body]:
         """A body, which counts as held until the end of the context.
 
         Refused: it is too large, or comes too slowly. Gone: the client left before its end.
@@ -71,7 +80,7 @@ class Bodies:
         length = Headers(scope=scope).get("content-length", "0")
         if len(length) > 18 or int(length) > self._limits.body:
             raise self._too_large()
-        body = bytearray()
+        body = Body(bytearray())
         try:
             try:
                 async with asyncio.timeout(self._limits.to_send):
@@ -79,24 +88,30 @@ class Bodies:
             except TimeoutError:
                 found = f"has not come within {self._limits.to_send:g} s"
                 raise Refused("body", found, status=408, code="timeout") from None
-            yield bytes(body)
+            yield body
         finally:
-            self._held -= len(body)
+            self._held -= body.held
+            body.data = bytearray()  # whoever has the body still may have it until the answer's end
 
-    async def _fill(self, body: bytearray, receive: Receive) -> None:
+    def take(self, body: Body, count: int) -> None:
+        """Counts some more bytes as held for a request. Refused: it, or all together, would hold too many."""
+        body.held += count
+        self._held += count
+        if body.held > self._limits.body:
+            raise self._too_large()
+        if self._held > self._limits.bodies:
+            wait = {"retry-after": "5"}
+            raise Refused("server", "reads too many requests at once", status=503, headers=wait)
+
+    async def _fill(self, body: Body, receive: Receive) -> None:
         more = True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise Gone
             part = message.get("body", b"")
-            body += part
-            self._held += len(part)
-            if len(body) > self._limits.body:
-                raise self._too_large()
-            if self._held > self._limits.bodies:
-                wait = {"retry-after": "5"}
-                raise Refused("server", "reads too many requests at once", status=503, headers=wait)
+            self.take(body, len(part))
+            body.data += part
             more = message.get("more_body", False)
 
     def _too_large(self) -> Refused:
@@ -185,12 +200,13 @@ class Answering:
         engine: Engine,
         served: Served,
         bodies: Bodies,
+        fetching: Fetching,
         decoding: ThreadPoolExecutor,
         silence: float,
         log_prompts: bool,
     ):
         self._dialect, self._engine, self._served = dialect, engine, served
-        self._bodies, self._decoding = bodies, decoding
+        self._bodies, self._fetching, self._decoding = bodies, fetching, decoding
         self._silence, self._log_prompts = silence, log_prompts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -211,13 +227,14 @@ class Answering:
         finally:
             listening.close()
 
-    async def _ask(self, scope: Scope, body: bytes, listening: Listening) -> Call:
+    async def _ask(self, scope: Scope, body: Body, listening: Listening) -> Call:
         """Queues what a body asks for. The call is returned without its messages, which are large."""
-        call = await asyncio.to_thread(lambda: self._dialect.read(read_json(body), self._served))
+        call = await asyncio.to_thread(lambda: self._dialect.read(read_json(body.data), self._served))
         if self._log_prompts:
             log.info("asked: %r", [(message.role, message.text) for message in call.messages])
+        files = await self._fetching.all(call.pictures, partial(self._bodies.take, body))
         loop = asyncio.get_running_loop()
-        pictures = await loop.run_in_executor(self._decoding, decode, call.pictures) if call.pictures else []
+        pictures = await loop.run_in_executor(self._decoding, decode, files) if files else []
         state, headers = scope["state"], Headers(scope=scope)
         client = f"{(scope.get('client') or [''])[0]} {state['key']}"
         requests = call.requests(pictures, client, headers.get("x-priority", "").lower() == "low")

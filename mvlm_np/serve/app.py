@@ -23,6 +23,7 @@ from mvlm_np.errors import UserError
 from mvlm_np.serve import metrics, ollama, openai
 from mvlm_np.serve.answering import Answering, Bodies, Engine, Limits
 from mvlm_np.serve.dialects import Dialect, Served
+from mvlm_np.serve.fetching import Fetching
 from mvlm_np.serve.fields import Fields, read_json
 from mvlm_np.serve.refused import Refused, refusal
 from mvlm_np.serve.safety import Safety
@@ -48,13 +49,15 @@ def build(
     limits: Limits | None = None,
     page: tuple[bytes, str] = PLAIN_PAGE,
     log_prompts: bool = False,
+    fetching: Fetching | None = None,
 ) -> ASGIApp:
     """The application, for any server that speaks ASGI.
 
     page         what stands at /, and its Content-Security-Policy
     log_prompts  the log has the texts of questions and answers
+    fetching     gets pictures of which only the address is sent; None: they are refused
     """
-    limits, counts = limits or Limits(), metrics.Counts()
+    limits, counts, fetching = limits or Limits(), metrics.Counts(), fetching or Fetching()
     bodies = Bodies(limits)
     decoding = ThreadPoolExecutor(1, "pictures")  # one at a time: a photo takes 100 MB while it is decoded
     paths = _Paths(engine, served, bodies, counts, page)
@@ -71,7 +74,7 @@ def build(
         "/api/ps": lambda request: JSONResponse(ollama.running(served)),
     }
     posts: dict[str, Any] = {
-        path: Answering(dialect, engine, served, bodies, decoding, limits.silence, log_prompts)
+        path: Answering(dialect, engine, served, bodies, fetching, decoding, limits.silence, log_prompts)
         for path, dialect in DIALECTS.items()
     }
     posts |= {"/api/show": paths.show, "/api/pull": paths.pull}
@@ -219,4 +222,4 @@ class _Paths:
 
     async def _body(self, request: HTTPRequest) -> Fields:
         async with self._bodies.read(request.scope, request.receive) as body:
-            return read_json(body)
+            return read_json(body.data)

@@ -11,6 +11,7 @@ from mvlm_np.generation import Settings
 from mvlm_np.inputs.conversation import Message
 from mvlm_np.inputs.picture_file import Encoded
 from mvlm_np.serve.fields import Fields, clean, shown
+from mvlm_np.serve.pictures import Link
 from mvlm_np.serve.refused import Refused
 from mvlm_np.serve.requests import ALTERNATIVES, STOPS, Finished, Piece, Request, TokenChance
 
@@ -21,11 +22,11 @@ SEEDS = 1 << 63
 
 @dataclass(frozen=True)
 class Draft:
-    """A message whose pictures are not decoded yet."""
+    """A message whose pictures are not decoded yet, or not even fetched."""
 
     role: str
     text: str
-    pictures: tuple[Encoded, ...] = ()
+    pictures: tuple[Encoded | Link, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Call:
     unload: bool = False
 
     @property
-    def pictures(self) -> list[Encoded]:
+    def pictures(self) -> list[Encoded | Link]:
         return [picture for message in self.messages for picture in message.pictures]
 
     def requests(self, pictures: Sequence[Any], client: str, low_priority: bool) -> list[Request]:

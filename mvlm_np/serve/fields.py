@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from mvlm_np.serve.refused import Refused
 
 
-def read_json(body: bytes) -> "Fields":
+def read_json(body: bytes | bytearray) -> "Fields":
     """The object that a body is. Refused: it is none, too deep, or holds numbers that JSON does not have."""
 
     def none(word: str) -> NoReturn:

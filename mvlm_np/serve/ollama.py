@@ -28,7 +28,7 @@ from mvlm_np.serve.dialects import (
 )
 from mvlm_np.serve.fields import Fields, shown
 from mvlm_np.serve.openai import logprobs, refuse_tools
-from mvlm_np.serve.pictures import data_url, from_base64
+from mvlm_np.serve.pictures import Link, from_base64, picture_at
 from mvlm_np.serve.refused import Refused
 from mvlm_np.serve.requests import Finished, Piece
 
@@ -95,14 +95,14 @@ def _message(message: Fields, served: Served) -> Draft:
     return Draft(role, message.text("content") or "", pictures)
 
 
-def _pictures(fields: Fields) -> tuple[Encoded, ...]:
-    found = []
+def _pictures(fields: Fields) -> tuple[Encoded | Link, ...]:
+    found = list[Encoded | Link]()
     for i, text in enumerate(fields.list("images")):
         name = fields.path(f"images[{i}]")
         if not isinstance(text, str):
             raise Refused(name, f"found {shown(text)}", "a picture's file in base64", field=name)
         url = text[:5].lower() == "data:"
-        found.append(data_url(text, name) if url else from_base64(text, name))
+        found.append(picture_at(text, name) if url else from_base64(text, name))
     return tuple(found)
 
 

@@ -26,7 +26,7 @@ from mvlm_np.serve.dialects import (
     stops,
 )
 from mvlm_np.serve.fields import Fields, clean, shown
-from mvlm_np.serve.pictures import data_url
+from mvlm_np.serve.pictures import Link, picture_at
 from mvlm_np.serve.refused import Refused
 from mvlm_np.serve.requests import Finished, Piece, TokenChance
 
@@ -101,7 +101,7 @@ def _message(message: Fields) -> Draft:
     return Draft(ROLES[role], "\n".join(text for text in texts if text), tuple(pictures))
 
 
-def _picture(part: Fields) -> Encoded:
+def _picture(part: Fields) -> Encoded | Link:
     """`image_url` is an object with a `url`, or the URL itself."""
     if isinstance(part.get("image_url"), dict):
         part = part.object("image_url")
@@ -110,7 +110,7 @@ def _picture(part: Fields) -> Encoded:
         url, name = part.text("image_url"), part.path("image_url")
     if url is None:
         raise Refused(name, "is missing", "data:image/jpeg;base64,...", field=name)
-    return data_url(url, name)
+    return picture_at(url, name)
 
 
 def _schema(body: Fields) -> Any:

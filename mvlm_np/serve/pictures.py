@@ -3,6 +3,7 @@
 import binascii
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from PIL import Image
 
@@ -17,19 +18,39 @@ IN_ALL = 2 * PIXELS  # of a request's pictures, which are in memory together
 SHRINK = "send a smaller one; the model sees 336 x 336"
 
 
-def data_url(url: str, name: str) -> Encoded:
-    """The picture in `data:[type][;parameter];base64,...`, whose type is not believed.
+@dataclass(frozen=True)
+class Link:
+    """The address of a picture, which has yet to be fetched, and what errors call it."""
+
+    url: str
+    name: str
+
+    def refusal(self, found: str, wanted: str | None = None, fix: str | None = None) -> Refused:
+        """That there is no picture to be had there."""
+        return Refused(self.name, found, wanted, fix, field=self.name, code="invalid_image_url")
+
+
+def picture_at(url: str, name: str) -> Encoded | Link:
+    """The picture in `data:[type][;parameter];base64,...`, whose type is not believed, or a link to one.
 
     Refused: it is another URL, or none.
     """
+    if re.match(r"\s*https?://", url, re.IGNORECASE):
+        return Link(url.strip(), name)
     head, comma, data = url.partition(",")
     head = head.lower().strip()
     if not (comma and head.startswith("data:") and head.endswith(";base64")):
-        wanted = "data:image/jpeg;base64,... with the picture's file"
         scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url)
         found = f"is a URL of {scheme[0].lower()}" if scheme else f"found {shown(url)}"
-        raise Refused(name, found, wanted, "send the picture itself", field=name)
+        raise not_sent(Link(url, name), found)
     return from_base64(data, name)
+
+
+def not_sent(link: Link, found: str) -> Refused:
+    """An address in whose place the picture is wanted."""
+    return link.refusal(
+        found, "data:image/jpeg;base64,... with the picture's file", "send the picture itself"
+    )
 
 
 def from_base64(text: str, name: str) -> Encoded:

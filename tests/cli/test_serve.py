@@ -17,7 +17,7 @@ import pytest
 
 from mvlm_np.cli import VERBS, main
 from mvlm_np.cli.calls import read
-from tests.clients.served import ROOT, serving
+from tests.clients.served import PICTURE, QUESTION, ROOT, asked, serving
 
 ESSAY = {"type": "object", "properties": {"all": {"type": "string", "minLength": 500}}, "required": ["all"]}
 PLENTY = {
@@ -66,6 +66,8 @@ def test_other_wrong_calls(refused: Callable[..., str], tmp_path: Path) -> None:
         assert f"127.0.0.1 port {port}: is in use by another program" in refused("--port", port)
     assert "cannot be had" in refused("--host", "192.0.2.1", "--open")
     assert "from 0 to 65535" in refused("--port", "70000")
+    for host in ("http://camera/", "camera:", "camera/a", "*.local", "a b", "[::1"):
+        assert f"--allow-fetch: found {host!r}, wanted a host" in refused("--allow-fetch", "camera", host)
 
 
 def test_without_the_extra() -> None:
@@ -118,7 +120,25 @@ def test_from_its_start_to_its_end(tmp_path: Path) -> None:
     assert "POST /v1/chat/completions 200" in text
 
 
-def test_what_the_log_says(tmp_path: Path) -> None:
+def test_pictures_that_are_fetched() -> None:
+    from tests.serve.test_fetching import reply, stub
+
+    with stub(reply(PICTURE.read_bytes())) as pictures:
+        address = f"http://127.0.0.1:{pictures.port}/0.png"
+        parts: list[Any] = [
+            {"type": "image_url", "image_url": {"url": address}},
+            {"type": "text", "text": QUESTION},
+        ]
+        ask = {"messages": [{"role": "user", "content": parts}]}
+        with serving("--allow-fetch", "127.0.0.1:1", f"127.0.0.1:{pictures.port}") as server:
+            answer = json.load(get(f"{server.url}/v1/chat/completions", ask))
+            parts[0]["image_url"] = {"url": f"{server.url}/health"}
+            with pytest.raises(urllib.error.HTTPError, match="400"):
+                get(f"{server.url}/v1/chat/completions", ask)
+    assert answer["choices"][0]["message"]["content"] == asked()
+
+
+def test_what_the_log_says() -> None:
     with serving("--log-prompts") as server:
         with pytest.raises(urllib.error.HTTPError, match="404"):
             get(f"{server.url}/a%0aforged%1b%5b31m")
