@@ -17,6 +17,7 @@ import numpy as np
 
 from mvlm_np.errors import GenerationError
 
+NEW_TOKENS = 512  # that an answer has at most, unless more or fewer are asked for
 BEAMS = 128  # at most; each takes memory of its own
 
 
@@ -40,7 +41,7 @@ class Settings:
     repeat_last_n      a whole number; -1: the whole answer
     """
 
-    max_new_tokens: int = 512
+    max_new_tokens: int = NEW_TOKENS
     temperature: float = 0.0
     top_p: float | None = None
     top_k: int | None = 50

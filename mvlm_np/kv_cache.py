@@ -42,9 +42,14 @@ class KVCache:
         self.bytes_per_position = bytes_per_position(config, dtype)
         self.length = 0
 
+    @property
+    def capacity(self) -> int:
+        """For how many positions there is room."""
+        return self.values.numbers.shape[2]
+
     def reserve(self, capacity: int) -> None:
         """Makes room for at least `capacity` positions; those that are filled are kept."""
-        if self.values.numbers.shape[2] < capacity:
+        if self.capacity < capacity:
             keys, values = (
                 self._empty(capacity),
                 self._empty(capacity),

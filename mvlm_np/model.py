@@ -10,7 +10,7 @@ question -> inputs.conversation, inputs.tokenizer -> ids      |
 A question goes through all of it in `chat`; `stages` keeps every stage on the way.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from mvlm_np.constrained.vocabulary import State, Vocabulary
 from mvlm_np.decoder import DecoderWeights
 from mvlm_np.drafts import draft_for
 from mvlm_np.errors import GenerationError, PromptError
-from mvlm_np.generation import Settings, settings_of
+from mvlm_np.generation import NEW_TOKENS, Settings, settings_of
 from mvlm_np.inputs.conversation import History
 from mvlm_np.inputs.image import Picture, Pictures, as_list, open_image, preprocess
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN, Tokenizer
@@ -38,6 +38,7 @@ from mvlm_np.vision import VisionWeights
 
 if TYPE_CHECKING:
     from mvlm_np.prefix import Prefix
+    from mvlm_np.rows.row import Answered, Row
 
 
 class MobileVLM:
@@ -128,6 +129,23 @@ class MobileVLM:
         self.constraint(schema, settings_of(settings))  # what is wrong shows before pictures are encoded
         chat = Chat(self, image, conv_mode, history, exif, watch, draft)
         return chat.stream(question, forget=False, schema=schema, **settings)
+
+    def batch(
+        self,
+        rows: "Iterable[Row | Answered | tuple[Any, str]]",
+        max_new_tokens: int = NEW_TOKENS,
+        **options: Any,
+    ) -> "Iterator[Answered]":
+        """Answers many rows, in their order, each with the answer that `ask` gives.
+
+        rows: pairs of picture and question, or `rows.row.Row`s, which have their own max_new_tokens. What
+        they have in common is computed once: put the questions about one picture one after another. options:
+        those of `rows.answering.answer`. A row that fails holds its error, and the others go on.
+        """
+        from mvlm_np.rows.answering import answer  # not needed where one question is asked
+        from mvlm_np.rows.row import as_rows
+
+        return answer(self, as_rows(rows, max_new_tokens), **options)
 
     def chat(self, image: Pictures = None, **options: Any) -> Chat:
         """A conversation of several turns; options as for `Chat`."""

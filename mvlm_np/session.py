@@ -73,10 +73,7 @@ class Session:
 
         The last one is always computed, for its logits.
         """
-        past = min(self.cache.length, len(ids) - 1)
-        if past > 0 and (differs := self.ids[:past] != ids[:past]).any():
-            past = int(differs.argmax())
-        self.cache.length, self.ids = max(past, 0), ids
+        self.cache.length, self.ids = in_common(self.ids[: self.cache.length], ids[:-1]), ids
 
     def forward(self, x: np.ndarray, watch: Watch | None = None) -> np.ndarray:
         """Hidden states (T, D) of the next T positions."""
@@ -119,6 +116,13 @@ class Session:
         """Tokens (T,) behind what is in `cache` -> logits (T, vocabulary)."""
         x = self.weights.embed_tokens(tokens)
         return self.weights.lm_head(decoder.forward(x, self.weights, self.config, cache, self.ops, ignore))
+
+
+def in_common(one: np.ndarray, other: np.ndarray) -> int:
+    """How many ids two sequences have in common at their beginning."""
+    n = min(len(one), len(other))
+    differs = one[:n] != other[:n]
+    return int(differs.argmax()) if differs.any() else n
 
 
 def refuse_constant(logits: np.ndarray) -> None:

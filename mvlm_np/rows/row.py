@@ -1,13 +1,17 @@
 """A question about a picture, as `batch` and `evaluate` ask it, and what comes of it."""
 
+import reprlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mvlm_np.config import ImageConfig
-from mvlm_np.errors import ImageError
+from mvlm_np.errors import ImageError, PromptError
+from mvlm_np.generation import NEW_TOKENS
 from mvlm_np.inputs.image import Picture, open_image, preprocess
 from mvlm_np.inputs.picture_file import Encoded, open_encoded, open_file, unreadable
 
@@ -56,7 +60,7 @@ class Row:
     key: str
     picture: Picture | bytes | None = field(repr=False)
     question: str
-    max_new_tokens: int = 512
+    max_new_tokens: int = NEW_TOKENS
     preparation: Preparation = AS_ASK
 
     @property
@@ -82,6 +86,23 @@ class Answered:
     tokens: int = 0
     probability: float = 0.0
     seconds: float = 0.0
+
+
+def as_rows(
+    given: Iterable[Row | Answered | tuple[Any, str]], max_new_tokens: int = NEW_TOKENS
+) -> Iterator[Row | Answered]:
+    """Rows as Python's users give them: rows, or pairs of picture and question, whose keys are their numbers.
+
+    PromptError: one is neither.
+    """
+    for number, row in enumerate(given, 1):
+        if isinstance(row, Row | Answered):
+            yield row
+        elif isinstance(row, tuple | list) and len(row) == 2:
+            yield Row(str(number), *row, max_new_tokens)
+        else:
+            found, wanted = f"found {reprlib.repr(row)}", "a Row, or a pair of picture and question"
+            raise PromptError(f"row {number}", found, wanted)
 
 
 def _padded(picture: Picture, config: ImageConfig) -> Picture:

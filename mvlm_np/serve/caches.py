@@ -16,7 +16,7 @@ from PIL import Image
 
 from mvlm_np import memory
 from mvlm_np.serve.requests import CacheStatus
-from mvlm_np.session import Session
+from mvlm_np.session import Session, in_common
 
 PICTURES = 64 << 20  # bytes of the cache of pictures: 54 of MobileVLM V2 1.7B
 PREFIXES = 256 << 20  # bytes of the cache of prompts' beginnings, if that is at most a tenth of what is free
@@ -198,10 +198,3 @@ class Prefixes:
     def _count(self) -> None:
         sizes = [kept.nbytes for kept in self._kept if not kept.pinned]
         self._status = replace(self._status, bytes=sum(sizes), entries=len(sizes))
-
-
-def in_common(one: np.ndarray, other: np.ndarray) -> int:
-    """How many ids two sequences have in common at their beginning."""
-    n = min(len(one), len(other))
-    differs = one[:n] != other[:n]
-    return int(differs.argmax()) if differs.any() else n
