@@ -17,7 +17,7 @@ import re
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from mvlm_np.checkpoints.safetensors import read_with_metadata
 from mvlm_np.checkpoints.sniff import HEAD, show, what_is
 from mvlm_np.checkpoints.tensors import bfloat16_to_float32
 from mvlm_np.errors import GoldenError
+from mvlm_np.golden.compare.excerpts import partner
 from mvlm_np.golden.stages import Stages, StoredStages, stored_stages
 
 RAW = {".bin": "<f4", ".raw": "<f4", ".f32": "<f4", ".i32": "<i4", ".i64": "<i8"}
@@ -53,6 +54,17 @@ class Candidate:
     absent: tuple[str, ...] = ()
     path: Path | None = None
 
+    def under(self, wanted: Iterable[str]) -> "Candidate":
+        """The same with a stage's last positions under the whole stage's name, or the other way round, where
+        the golden has the other."""
+        there = {name: partner(name, self.stages) for name in wanted}
+        renamed = {name: other for name, other in there.items() if other is not None}
+        if all(name == other for name, other in renamed.items()):
+            return self
+        reads = {name: partial(self.stages.__getitem__, other) for name, other in renamed.items()}
+        dtypes = {name: self.dtypes[other] for name, other in renamed.items() if other in self.dtypes}
+        return replace(self, stages=StoredStages(reads), dtypes=dtypes)
+
 
 @dataclass(frozen=True)
 class _Found:
@@ -72,8 +84,8 @@ def read_candidate(path: Path, wanted: Iterable[str], names: Mapping[str, str] |
     """
     found, wanted = _open(path), list(wanted)
     mapped = expand(names or {}, wanted)
-    theirs = {name: name for name in wanted} | mapped
-    kept = {name: t for name, t in theirs.items() if t in found.stages}
+    theirs = {name: partner(name, found.stages) for name in wanted} | mapped
+    kept = {name: t for name, t in theirs.items() if t is not None and t in found.stages}
     absent = tuple(t for t in mapped.values() if t not in found.stages)
     if not kept:
         there = ", ".join(map(show, list(found.stages)[:6])) or "nothing"

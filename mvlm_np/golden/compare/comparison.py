@@ -8,6 +8,7 @@ import numpy as np
 
 from mvlm_np.errors import GoldenError
 from mvlm_np.golden.compare.candidates import Candidate
+from mvlm_np.golden.compare.excerpts import excerpt, in_rows, row_axis
 from mvlm_np.golden.compare.notes import notes
 from mvlm_np.golden.compare.token_ids import compare_generated, compare_ids
 from mvlm_np.golden.compare.tolerance import CLASSES, MARGIN, Bound, bounds
@@ -21,9 +22,9 @@ from mvlm_np.golden.compare.verdict import (
     compare_stage,
 )
 from mvlm_np.golden.format import Golden
-from mvlm_np.golden.stages import without_leading_axes
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN
 
+PROMPT = ("inputs_embeds", "decoder.", "logits")  # stages whose rows are positions of the prompt
 ONSET = 3  # times its own level so far: there a candidate that is wrong later on begins to depart
 
 
@@ -70,7 +71,7 @@ def compare(golden: Golden, candidate: Candidate, kind: str = "float32") -> Comp
     """Every stage of the golden against the candidate's, in a precision class of `tolerance.CLASSES`."""
     if kind not in CLASSES:
         raise GoldenError("class", f"found {kind!r}", f"{', '.join(CLASSES[:-1])} or {CLASSES[-1]}")
-    allowed = bounds(golden, kind)
+    candidate, allowed = candidate.under(golden.names), bounds(golden, kind)
     ids = golden.stages.get("input_ids")
     image = picture_positions(golden, ids) if ids is not None else None
     tokens, comparable = compare_generated(golden, candidate, allowed, kind)
@@ -87,10 +88,11 @@ def compare(golden: Golden, candidate: Candidate, kind: str = "float32") -> Comp
             result = compare_ids(name, golden.stages[name], candidate.stages[name])
         else:
             bound = allowed[name].grown_from(rms, steps)
-            found = candidate.stages[name]
-            where = None if name.startswith("decode.") else image
-            if name.startswith("decode.") and (comparable is not None or _fewer_rows(golden, name, found)):
-                result = _first_rows(name, golden, found, bound, comparable)
+            found = in_rows(name, golden.shape(name), candidate.stages[name])
+            where = image if name.startswith(PROMPT) else None
+            rows = excerpt(name, golden.shape(name), found, comparable)
+            if rows is not None:
+                result = _some_rows(name, golden, found, bound, *rows, where)
             elif name in golden.sketches:
                 result = compare_sketch(name, golden.sketches[name], found, bound, where)
             else:
@@ -109,25 +111,26 @@ def compare(golden: Golden, candidate: Candidate, kind: str = "float32") -> Comp
     return Comparison(kind, results, first, notes(golden, candidate, kind, results, first))
 
 
-def _fewer_rows(golden: Golden, name: str, found: np.ndarray) -> bool:
-    return found.ndim >= 2 and found.shape[-2] < golden.shape(name)[0]
-
-
-def _first_rows(name: str, golden: Golden, found: np.ndarray, bound: Bound, rows: int | None) -> StageResult:
-    """A stage of generated tokens, as far as the candidate fed the golden's tokens (rows: so many)."""
-    found = without_leading_axes(found, 2)
-    total = golden.shape(name)[0]
-    rows = min(total, len(found), total if rows is None else rows)
+def _some_rows(
+    name: str, golden: Golden, found: np.ndarray, bound: Bound, ours: slice, theirs: slice, image: range | None
+) -> StageResult:
+    """A stage of which the candidate has some rows only, as `excerpt` says, or too many."""
+    axis = row_axis(golden.shape(name))
+    total = golden.shape(name)[axis]
+    found = found.take(range(found.shape[axis])[theirs], axis)
+    rows = found.shape[axis]
     if rows == 0:
         return StageResult(name, UNJUDGED, note="other tokens were fed: nothing to compare")
-    note = f"the first {rows} of {total} rows" if rows < total else ""
+    end = "first" if ours.start is None else "last"
+    note = f"the {end} {rows} of {total} rows" if rows < total else ""
     if name in golden.sketches and rows < total:
         return StageResult(name, UNJUDGED, note=f"{note}: a compact golden has only all of them together")
     if name in golden.sketches:
-        return compare_sketch(name, golden.sketches[name], found[:rows], bound)
+        return compare_sketch(name, golden.sketches[name], found, bound, image)
     # Rounding may have put most of the error that all rows are allowed into these.
-    bound = replace(bound, rms=bound.rms * sqrt(len(golden.stages[name]) / rows))
-    result = compare_stage(name, golden.stages[name][:rows], found[:rows], bound)
+    bound = replace(bound, rms=bound.rms * sqrt(total / rows))
+    wanted = golden.stages[name].take(range(total)[ours], axis)
+    result = compare_stage(name, wanted, found, bound, image, first=total - rows if end == "last" else 0)
     return replace(result, note="; ".join(part for part in (result.note, note) if part))
 
 

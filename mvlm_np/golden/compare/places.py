@@ -15,10 +15,11 @@ class Places:
     """Words for the rows and columns of a stage's matrix.
 
     image  the decoder's positions that the picture takes up, as a range, where that is known
+    first  the position of the first row
     """
 
-    def __init__(self, name: str, shape: tuple[int, ...], image: range | None = None):
-        self.name, self.shape, self.image = name, shape, image
+    def __init__(self, name: str, shape: tuple[int, ...], image: range | None = None, first: int = 0):
+        self.name, self.shape, self.image, self.first = name, shape, image, first
         turned = [shape[axis] for axis in axes(name, len(shape))]
         self.channels = turned[-1] if turned else 1
         self.heads = len(shape) == 3 and name.startswith("decoder.")
@@ -39,9 +40,10 @@ class Places:
             return f"token {i} (row {i // side}, column {i % side})"
         if name.startswith("decode."):
             return f"generated token {i}"
-        if self.image and i in self.image:
-            return f"position {i} (image token {i - self.image.start})"
-        return f"position {i}"
+        at = self.first + i
+        if self.image and at in self.image:
+            return f"position {at} (image token {at - self.image.start})"
+        return f"position {at}"
 
     def column(self, i: int) -> str:
         if self.name == "pixel_values":
@@ -57,10 +59,11 @@ class Places:
             return f"all {n} {self._plural()}"
         if len(at) == 1:
             return self.row(int(at[0]))
-        if self.image and (at >= self.image.start).all() and (at < self.image.stop).all():
-            return f"the picture's positions only ({len(at)} of {len(self.image)})"
-        if self.image and not np.isin(at, np.array(self.image)).any():
-            return f"the text's positions only ({len(at)} of {n - len(self.image)})"
+        picture = np.isin(np.arange(self.first, self.first + n), np.array(self.image or (), int))
+        if picture.any() and picture[at].all():
+            return f"the picture's positions only ({len(at)} of {picture.sum()})"
+        if picture.any() and not picture[at].any():
+            return f"the text's positions only ({len(at)} of {n - picture.sum()})"
         if self.name.startswith("vision.") and len(at) == n - 1 and not wrong[0]:
             return f"all {n - 1} patches, but not the class token"
         if at[-1] - at[0] == len(at) - 1:

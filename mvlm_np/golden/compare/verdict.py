@@ -55,6 +55,7 @@ def compare_stage(
     bound: Bound,
     image: range | None = None,
     search: bool = True,
+    first: int = 0,
 ) -> StageResult:
     """One stage of floating-point numbers. golden: without batch axis.
 
@@ -62,6 +63,7 @@ def compare_stage(
            stand in another order than the golden's, they are put in order, and the note says so
     image  the positions of the picture in the decoder, if they are known
     search whether to look for the golden's numbers in another order, if the stage is wrong
+    first  the position of the first row
     """
     found = without_leading_axes(found, golden.ndim)
     if not np.isfinite(found).all():
@@ -79,7 +81,7 @@ def compare_stage(
         return _measured(name, RIGHT, m, bound, note=noted(order))
     if not bound.judges:
         return _measured(name, UNJUDGED, m, bound, note=noted(order))
-    places = Places(name, golden.shape, image)
+    places = Places(name, golden.shape, image, first)
     for other, array, measured in tried if search else ():
         if reordered := _reordering(name, golden, array, bound):
             return _measured(name, REORDERED, measured, bound, note=noted(other, reordered))

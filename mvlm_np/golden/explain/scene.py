@@ -9,13 +9,14 @@ import numpy as np
 
 from mvlm_np.errors import TokenizerError
 from mvlm_np.golden.compare.candidates import Candidate
+from mvlm_np.golden.compare.excerpts import in_rows
 from mvlm_np.golden.compare.orders import arrangements
 from mvlm_np.golden.explain.parts import Parts
 from mvlm_np.golden.explain.preprocessing import Picture
 from mvlm_np.golden.explain.steps import CannotReplay
 from mvlm_np.golden.format import Golden
 from mvlm_np.golden.measure import relative_error
-from mvlm_np.golden.stages import Stages, order, without_leading_axes
+from mvlm_np.golden.stages import Stages, order
 from mvlm_np.inputs.conversation import IMAGE_MARK, render
 from mvlm_np.inputs.tokenizer import Tokenizer, tokenize_prompt
 from mvlm_np.model import MobileVLM
@@ -84,17 +85,28 @@ def make_scene(
 
 
 def aligned(golden: Golden, candidate: Candidate) -> dict[str, np.ndarray]:
-    """The candidate's stages as the reference has them: no batch axis, axes in order, raw files in shape."""
+    """The candidate's stages as the reference has them: no batch axis, axes in order, raw files in shape.
+
+    Of generated tokens there are as many as were fed, and rows for them. The logits of the last positions are
+    "logits" with fewer rows.
+    """
     stages = {}
+    candidate = candidate.under(golden.names)
     for name in sorted(set(candidate.stages) & set(golden.names), key=order):
         shape = golden.shape(name)
         whole = name in golden.stages and golden.stages[name].dtype.kind == "i"
-        array = without_leading_axes(np.asarray(candidate.stages[name]), len(shape))
+        array = in_rows(name, shape, np.asarray(candidate.stages[name]))
         if array.shape != shape:
             ways = [way for _, way in arrangements(shape, array)]
             if name in golden.stages and len(ways) > 1:
                 ways.sort(key=lambda way: relative_error(way, golden.stages[name]))
             array = ways[0] if ways else array
         if array.ndim == len(shape):
+            name = "logits" if name == "logits.tail" else name
             stages[name] = array.astype(np.int64 if whole else np.float32)
+    generated = [n for n in stages if n.startswith("decode.")]
+    ids = stages.get("generated_ids", golden.stages.get("generated_ids"))
+    if generated and ids is not None:
+        fed = min(len(ids), *(len(stages[n]) for n in generated))
+        stages |= {n: stages[n][:fed] for n in generated} | {"generated_ids": ids[:fed]}
     return stages

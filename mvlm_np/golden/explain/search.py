@@ -104,7 +104,7 @@ class Search:
         for stage in own or later[:1]:
             try:
                 with np.errstate(all="ignore"):
-                    moved = relative_error(replay.compute(stage), self.given[stage])
+                    moved = relative_error(self._of(replay, stage), self.given[stage])
             except CannotReplay:
                 return True
             if stage not in self.limits:
@@ -117,13 +117,13 @@ class Search:
 
     def allowed(self, stage: str, node: "Node") -> float:
         """The relative error that rounding explains, measured on this step from this input."""
-        value = node.replay.compute(stage)
+        value = self._of(node.replay, stage)
         if value.dtype.kind == "i":
             return 0.0
         if stage == "pixel_values":
             return LEVEL / float(np.sqrt(np.square(value).mean()))
         try:
-            floor = relative_error(self._chain(node.causes, fine=True).compute(stage), value)
+            floor = relative_error(self._of(self._chain(node.causes, fine=True), stage), value)
         except CannotReplay:
             floor = 0.0
         return HEALTHY * max(floor if floor < inf else 0.0, LEAST)
@@ -134,7 +134,7 @@ class Search:
         for causes in self._hypotheses():
             replay = self._chain(causes)
             with suppress(CannotReplay):
-                nodes.append(Node(causes, replay, relative_error(replay.compute(stage), wanted)))
+                nodes.append(Node(causes, replay, relative_error(self._of(replay, stage), wanted)))
             if nodes and nodes[-1].error <= LEAST:
                 return None
         if not nodes:
@@ -146,7 +146,7 @@ class Search:
         chosen, *others = self.explain(stage, [plain] if best is plain else [plain, best], limit)
         if wanted.dtype.kind == "i" and chosen.error > 0:  # ids are reproduced, or they are not
             chosen, others = plain, []
-        reached = cosine(chosen.replay.compute(stage), wanted)
+        reached = cosine(self._of(chosen.replay, stage), wanted)
         finding = Finding(stage, plain.error, chosen.error, reached, limit, chosen.causes)
         finding.alternatives += [n.causes for n in others]
         if finding.believed:
@@ -171,6 +171,11 @@ class Search:
                 replay = replay.child(cause.variant.change, cause.variant.step, cause.variant.layer)
             self._chains[key] = replay
         return self._chains[key]
+
+    def _of(self, replay: Replay, stage: str) -> np.ndarray:
+        """A stage as a replay computes it; of logits as many rows, the last ones, as the candidate has."""
+        value = replay.compute(stage)
+        return value[-len(self.given[stage]) :] if stage == "logits" else value
 
     # ------------------------------------------------------------ mistakes
 
@@ -217,7 +222,7 @@ class Search:
 
     def _singles(self, stage: str, base: Node) -> list[Node]:
         """One more mistake each: those that act between the stages given and this one, and change it."""
-        before, places = base.replay.compute(stage), base.replay.trail[stage]
+        before, places = self._of(base.replay, stage), base.replay.trail[stage]
         steps, taken = {step for step, _ in places}, {c.place for c in base.causes}
         nodes = []
         for cause in self.causes:
@@ -229,7 +234,7 @@ class Search:
             if cause.place in taken and not _many(cause):
                 continue
             node = self._node(stage, base, cause)
-            if node is not None and relative_error(node.replay.compute(stage), before) > LEAST:
+            if node is not None and relative_error(self._of(node.replay, stage), before) > LEAST:
                 nodes.append(node)
         return nodes
 
@@ -240,7 +245,7 @@ class Search:
         replay = base.replay.child(v.change, v.step, v.layer)
         try:
             with np.errstate(all="ignore"):
-                error = relative_error(replay.compute(stage), self.given[stage])
+                error = relative_error(self._of(replay, stage), self.given[stage])
         except CannotReplay:
             return None
         return Node((*base.causes, cause), replay, error)

@@ -1,0 +1,120 @@
+"""Verdicts on what ports in the wild have dumped: each was wrong once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mvlm_np.golden.compare.candidates import Candidate, read_candidate
+from mvlm_np.golden.compare.comparison import Comparison, compare
+from mvlm_np.golden.compare.verdict import RIGHT
+from mvlm_np.golden.explain.scene import aligned
+from mvlm_np.golden.format import Golden
+from tests.golden.recorded import Stages, against, recorded
+from tests.golden.test_explain import case
+from tools.check_explain import named
+
+
+def dumped(folder: Path, golden: Golden, stages: Stages, form: str) -> Candidate:
+    """The stages as a port writes them: raw, without shapes, or as .npy."""
+    folder.mkdir()
+    for name, array in stages.items():
+        if form == "npy":
+            np.save(folder / f"{name}.npy", array)
+        else:
+            array.astype("<f4").tofile(folder / f"{name}.f32")
+    return read_candidate(folder, golden.names)
+
+
+def verdicts(result: Comparison) -> dict[str, str]:
+    return {s.name: s.verdict for s in result.stages}
+
+
+# ---------------------------------------------------------------- fewer rows than the golden's
+
+
+@pytest.mark.parametrize("form", ["raw", "npy"])
+@pytest.mark.parametrize("ids", [True, False], ids=["with ids", "without ids"])
+def test_a_shorter_answer_is_right_in_every_form(form: str, ids: bool, tmp_path: Path) -> None:
+    r = recorded()
+    stages = {n: a[:3] if n.startswith(("generated", "decode.")) else a for n, a in r.stages.items()}
+    if not ids:
+        del stages["generated_ids"]
+    candidate = dumped(tmp_path / "dump", r.golden, stages, form)
+    result = compare(r.golden, candidate)
+    assert result.right, result.first_wrong
+    notes = {s.name: s.note for s in result.stages}
+    assert notes["decode.logits"] == f"the first 3 of {len(r.stages['generated_ids'])} rows"
+    given = aligned(r.golden, candidate)
+    assert given["decode.logits"].shape == stages["decode.logits"].shape
+
+
+@pytest.mark.parametrize("form", ["raw", "npy"])
+def test_a_wrong_row_of_a_shorter_answer_is_wrong_in_every_form(form: str, tmp_path: Path) -> None:
+    r = recorded()
+    logits = r.stages["decode.logits"][:3].copy()
+    logits[2] = logits[1]
+    result = compare(r.golden, dumped(tmp_path / "dump", r.golden, {"decode.logits": logits}, form))
+    assert result.first_wrong and "generated token 2" in result.first_wrong.where
+
+
+@pytest.mark.parametrize("form", ["raw", "npy"])
+def test_ids_that_part_at_a_tie_leave_the_rows_before_it(form: str, tmp_path: Path) -> None:
+    r = recorded()
+    logits, ids = r.stages["decode.logits"].copy(), r.stages["generated_ids"].copy()
+    second = int(np.argsort(logits[1])[-2])
+    logits[1, second] = logits[1].max() * (1 - np.float32(1e-7))
+    tied = Golden(dict(r.stages, **{"decode.logits": logits}), r.golden.metadata, r.golden.floors)
+    ids[2] = second
+    after = logits.copy()
+    after[2:] = 0  # other tokens were fed
+    stages = {"generated_ids": ids, "decode.logits": after}
+    result = compare(tied, dumped(tmp_path / "dump", tied, stages, form))
+    assert result.right, result.first_wrong
+    assert verdicts(result)["decode.logits"] == RIGHT
+
+
+def test_explain_feeds_as_many_ids_as_there_are_rows() -> None:
+    """A port that does not feed its last id has a row less; one that stops early has fewer still."""
+    c = case("ldpv2")
+    for ids, rows in ((None, -1), (None, 3), (5, 3)):
+        stages = {n: a[0] for n, a in c.faultless.items()}
+        for name in ("decode.logits", "decode.hidden_states.1"):
+            stages[name] = stages[name][:rows]
+        if ids is None:
+            del stages["generated_ids"]
+        else:
+            stages["generated_ids"] = stages["generated_ids"][:ids]
+        e = c.explain(stages)
+        assert e.right and not e.findings, e.findings
+
+
+@pytest.mark.parametrize("form", ["raw", "npy"])
+def test_logits_of_the_last_positions_only_are_compared_with_those(form: str, tmp_path: Path) -> None:
+    r = recorded()
+    whole = r.stages["logits"]
+    for rows in (1, 16):
+        candidate = dumped(tmp_path / f"dump{rows}", r.golden, {"logits": whole[-rows:]}, form)
+        result = compare(r.golden, candidate)
+        assert result.right, result.first_wrong
+        note = {s.name: s.note for s in result.stages}["logits"]
+        assert note == f"the last {rows} of {len(whole)} rows"
+        wrong = compare(r.golden, Candidate({"logits": whole[-rows - 1 : -1]}))
+        assert wrong.first_wrong and wrong.first_wrong.name == "logits"
+
+
+def test_stages_of_the_last_positions_fit_whole_ones_by_name() -> None:
+    r = recorded()
+    tail = Golden({"logits.tail": r.stages["logits"][-16:]}, r.golden.metadata)
+    assert against(tail, {"logits": r.stages["logits"]}).right
+    assert against(tail, {"logits": r.stages["logits"][-1:]}).right
+    assert against(r.golden, {"logits.tail": r.stages["logits"][-16:]}).right
+    assert not against(r.golden, {"logits.tail": r.stages["logits"][:16]}).right
+
+
+def test_the_logits_of_the_last_position_are_explained() -> None:
+    c = case("ldpv2")
+    logits = c.run({"final_norm": False})["logits"][0]
+    e = c.explain({"logits": logits[-1:]})
+    assert named(e) == {"no-final-norm"}
+    assert c.explain({"logits": c.faultless["logits"][0, -1:]}).right
