@@ -7,9 +7,12 @@ import pytest
 
 from mvlm_np.golden.compare.candidates import Candidate, read_candidate
 from mvlm_np.golden.compare.comparison import Comparison, compare
+from mvlm_np.golden.compare.tolerance import CLASSES
 from mvlm_np.golden.compare.verdict import RIGHT
-from mvlm_np.golden.explain.scene import aligned
+from mvlm_np.golden.explain.replay import Replay
+from mvlm_np.golden.explain.scene import aligned, make_scene
 from mvlm_np.golden.format import Golden
+from mvlm_np.golden.precision import ROUNDINGS, to_bf16
 from tests.golden.recorded import Stages, against, recorded
 from tests.golden.test_explain import case
 from tools.check_explain import named
@@ -118,3 +121,55 @@ def test_the_logits_of_the_last_position_are_explained() -> None:
     e = c.explain({"logits": logits[-1:]})
     assert named(e) == {"no-final-norm"}
     assert c.explain({"logits": c.faultless["logits"][0, -1:]}).right
+
+
+# ---------------------------------------------------------------- pixels
+
+
+def from_pixels(pixels: np.ndarray) -> Stages:
+    """What the model computes from other pixel values than the picture's."""
+    r = recorded()
+    roots = {n: r.stages[n] for n in ("input_ids", "generated_ids")}
+    replay = Replay(make_scene(r.model, r.golden, {}, None, {}).parts, {"pixel_values": pixels, **roots})
+    computed = [n for n in r.golden.names if n not in ("pixel_values", *roots)]
+    return {"pixel_values": pixels, **roots, **{n: replay.compute(n) for n in computed}}
+
+
+@pytest.mark.parametrize("floors", [True, False], ids=["floors", "house bounds"])
+@pytest.mark.parametrize("every", [1, 3], ids=["all pixels", "every third"])
+def test_no_class_excuses_pixels_that_are_a_grey_level_off(every: int, floors: bool) -> None:
+    r = recorded()
+    golden = r.golden if floors else r.plain
+    pixels = r.stages["pixel_values"].copy()
+    pixels.reshape(-1)[::every] += np.float32(1 / 255 / 0.27)
+    stages = from_pixels(pixels)
+    for kind in CLASSES:
+        result = against(golden, stages, kind)
+        assert result.first_wrong and result.first_wrong.name == "pixel_values", kind
+        assert not any("--class" in note for note in result.notes), result.notes
+        assert any("grey level" in note for note in result.notes), result.notes
+
+
+@pytest.mark.parametrize("kind", ["float16", "bf16"])
+def test_pixels_that_are_only_rounded_are_right(kind: str) -> None:
+    r = recorded()
+    for golden in (r.golden, r.plain):
+        pixels = ROUNDINGS[kind](r.stages["pixel_values"])
+        assert against(golden, {"pixel_values": pixels}, kind).right
+
+
+def test_no_class_is_proposed_for_the_sake_of_one_stage() -> None:
+    r = recorded()
+    rounded = to_bf16(r.stages["projector.output"])
+    noise = np.random.default_rng(0).standard_normal(rounded.shape).astype(np.float32)
+    for array in (rounded, r.stages["projector.output"] + 2e-3 * noise):
+        for golden in (r.golden, r.plain):
+            assert not any("--class" in note for note in against(golden, {"projector.output": array}).notes)
+
+
+def test_generated_logits_are_explained_without_the_hidden_states_before_them() -> None:
+    c = case("ldpv2")
+    for faults, found in (({}, set()), ({"cache": 1}, {"cache-position"})):
+        stages = c.run(faults)
+        e = c.explain({n: a for n, a in stages.items() if n != "decode.hidden_states.1"})
+        assert named(e) == found

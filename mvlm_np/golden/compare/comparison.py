@@ -112,7 +112,13 @@ def compare(golden: Golden, candidate: Candidate, kind: str = "float32") -> Comp
 
 
 def _some_rows(
-    name: str, golden: Golden, found: np.ndarray, bound: Bound, ours: slice, theirs: slice, image: range | None
+    name: str,
+    golden: Golden,
+    found: np.ndarray,
+    bound: Bound,
+    ours: slice,
+    theirs: slice,
+    image: range | None,
 ) -> StageResult:
     """A stage of which the candidate has some rows only, as `excerpt` says, or too many."""
     axis = row_axis(golden.shape(name))

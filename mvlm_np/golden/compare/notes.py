@@ -8,7 +8,7 @@ import numpy as np
 
 from mvlm_np.errors import some
 from mvlm_np.golden.compare.candidates import Candidate
-from mvlm_np.golden.compare.tolerance import CLASSES, bounds
+from mvlm_np.golden.compare.tolerance import CLASSES, PIXELS, bounds, grey_level
 from mvlm_np.golden.compare.verdict import (
     FAILED,
     MISSING,
@@ -29,8 +29,7 @@ UNRELATED = 0.5  # cosine below which two stages have nothing to do with each ot
 EXPECTED = 6  # a class's bounds over the errors that it makes, about
 LEVEL = 16  # a run computes in a class if no error of its is so many times smaller than the class's own
 LARGEST_FLOAT16 = 65504
-HALF_GREY_LEVEL = 2e-3  # of the largest pixel value: half a level of an 8-bit pixel, at least
-CLASS_OF = {"float16": "float16", "bfloat16": "bf16"}  # by the type in which a stage is stored
+FEW = 2  # stages that must speak for a class, at least
 SOURCES = (  # metadata, what it tells apart, the metadata that names it, what to do
     ("image_sha256", "picture", "image", "run it on the golden's"),
     ("weights_sha256", "weights", "model", "load the golden's"),
@@ -84,10 +83,11 @@ def _first_stage(
         )
     elif name == "pixel_values" and unrelated:
         yield f"These are not the pixels of the golden's picture{_of(golden, 'image')}."
-    elif name == "pixel_values" and first.distance and first.distance.relative > HALF_GREY_LEVEL:
+    elif name == PIXELS and first.distance and (levels := first.distance.worst / grey_level(golden)) > 0.4:
         yield (
-            "The picture is prepared in another way: look at the padding and its colour, at bicubic resizing "
-            "of 8-bit pixels, and at the colours' mean and deviation."
+            f"The picture is prepared in another way, up to {levels:.3g} grey levels off: look at the "
+            "padding and its colour, at bicubic resizing of 8-bit pixels, and at the colours' mean and "
+            "deviation. Decoders of JPEG differ by a level here and there: compare with a PNG."
         )
     elif name == "vision.hidden_states.0" and _class_token_alone_is_right(golden, candidate, first):
         if verdict.get("pixel_values") == RIGHT:
@@ -175,32 +175,42 @@ def _precision(
     golden: Golden, candidate: Candidate, kind: str, stages: list[StageResult], first: StageResult
 ) -> Iterator[str]:
     """Is it the error that a coarser class has everywhere, rather than a fault somewhere?"""
-    errors = {s.name: s.distance for s in stages if s.distance and s.name != "pixel_values"}
-    levels = {}  # how far the errors lie from those that a class makes, as a logarithm, all stages together
-    for coarser in CLASSES[CLASSES.index(kind) + 1 :] if errors else ():
-        pairs = [(b, errors[name]) for name, b in bounds(golden, coarser).items() if name in errors]
-        expected = [min(b.rms, b.own_rms) / EXPECTED for b, _ in pairs]
-        inside = all(d.rms <= b.rms and d.relative <= b.relative for b, d in pairs)
-        if inside and all(e / LEVEL <= d.rms for e, (_, d) in zip(expected, pairs, strict=True)):
-            logs = [log10(d.rms / e) for e, (_, d) in zip(expected, pairs, strict=True)]
-            levels[coarser] = abs(sum(logs) / len(logs))
-    if levels:
-        coarser = min(levels, key=lambda kind: levels[kind])
+    coarser = _class_of_all(golden, kind, stages)
+    if coarser:
         yield (
             f"All stages are about as far off as {coarser} puts them. If the port computes in that, "
             f"compare with --class {coarser}; if {kind} is meant, look for a conversion to less."
         )
-    stored = candidate.dtypes.get(first.name)
     if kind != "float32" or not first.distance:
         return
+    advice = f", or compare with --class {coarser}" if coarser else ""
+    stored = candidate.dtypes.get(first.name)
     if stored in ("float16", "bfloat16"):
-        yield f"It is stored as {stored}: dump float32, or compare with --class {CLASS_OF[stored]}."
+        yield f"It is stored as {stored}: dump float32{advice}."
         return
     found = candidate.stages[first.name].astype(np.float32)
     for name, to in (("float16", to_float16), ("bfloat16", to_bf16)):
-        if np.array_equal(to(found), found):
+        if np.array_equal(to(found), found) and found.any():
             yield f"Each of its numbers is one that {name} can hold: it has been rounded to that."
             return
+
+
+def _class_of_all(golden: Golden, kind: str, stages: list[StageResult]) -> str | None:
+    """The coarser class that every stage given speaks for; None if one does not, or there are too few."""
+    errors = {s.name: s.distance for s in stages if s.distance}
+    others = [s for s in stages if s.failed and not s.distance and not s.name.startswith("generated_ids")]
+    if len(errors.keys() - {PIXELS}) < FEW or others:
+        return None
+    levels = {}  # how far the errors lie from those that a class makes, as a logarithm, all stages together
+    for coarser in CLASSES[CLASSES.index(kind) + 1 :]:
+        pairs = {name: (b, errors[name]) for name, b in bounds(golden, coarser).items() if name in errors}
+        if not all(d.rms <= b.rms and d.relative <= b.relative for b, d in pairs.values()):
+            continue
+        computed = [(min(b.rms, b.own_rms) / EXPECTED, d.rms) for n, (b, d) in pairs.items() if n != PIXELS]
+        if all(expected / LEVEL <= rms for expected, rms in computed):
+            logs = [log10(rms / expected) for expected, rms in computed]
+            levels[coarser] = abs(sum(logs) / len(logs))
+    return min(levels, key=lambda kind: levels[kind]) if levels else None
 
 
 def _whole(golden: Golden, candidate: Candidate, kind: str, stages: list[StageResult]) -> Iterator[str]:

@@ -36,23 +36,34 @@ as a whole, and within it no stage's rms may be more than `GROWTH` times the err
 2e-6, what one stage adds by itself. The largest growth from one stage to the next, measured on all goldens,
 is 3.5. Models that amplify rounding more than the goldens do need floors: of 200 random models 5 did.
 
+**Pixels** are no matter of precision: no class excuses a picture that was prepared in another way. Whatever
+the class, its pixel values lie within `PIXEL_RMS` and `PIXEL_WORST` grey levels of the golden's. Rounding to
+bf16 moves one by 0.53 levels at most, 256 even steps over the range of normalised pixels by 0.55; a picture
+that is a grey level off somewhere is beyond that.
+
 A bound of 1 or more in rms says that rounding alone may leave nothing of the stage: it is not judged, unless
 it happens to be near.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import inf, prod, sqrt
+
+import numpy as np
 
 from mvlm_np.golden.format import Floors, Golden
 from mvlm_np.golden.layout import rows
+from mvlm_np.golden.measure import TINY
 
 CLASSES = ("float32", "float16", "bf16", "int8", "int4")  # each admits what those before it do
 FACTORS = {"float32": 1, "float16": 2**11, "bf16": 2**14, "int8": 2**15, "int4": 2**18}
 
+PIXELS = "pixel_values"
+CLIP_LEVEL = 1 / 255 / 0.26130258  # of green, whose deviation is the smallest
 MARGIN, CLASS_MARGIN, SPREAD = 8, 4, 4
 U = 2.0**-24  # unit roundoff of float32
 LAST = (4 * U, 16 * U)  # rms, relative: of a stage's last operations, where the floor happens to be low
+PIXEL_RMS, PIXEL_WORST = 0.4, 0.75  # grey levels
 CHAIN = 5e-5
 ALONE = 2e-6  # rms: what one stage adds by itself
 GROWTH = 4  # of an error from one stage to the next, at most
@@ -88,7 +99,31 @@ class Bound:
 
 def bounds(golden: Golden, kind: str = "float32") -> Mapping[str, Bound]:
     """The bound of every stage for candidates of a class (one of `CLASSES`)."""
-    return {name: bound(golden.floors, name, kind, rows(name, golden.shape(name))) for name in golden.names}
+    found = {name: bound(golden.floors, name, kind, rows(name, golden.shape(name))) for name in golden.names}
+    if PIXELS in found:
+        found[PIXELS] = _in_grey_levels(golden, found[PIXELS])
+    return found
+
+
+def _in_grey_levels(golden: Golden, bound: Bound) -> Bound:
+    """No wider than rounding moves pixels."""
+    level = grey_level(golden)
+    if (kept := golden.sketches.get(PIXELS)) is not None:
+        size, peak = kept.norm / sqrt(prod(kept.shape)), kept.peak
+    else:
+        pixels = golden.stages[PIXELS]
+        size, peak = float(np.sqrt(np.square(pixels, dtype=np.float64).mean())), float(np.abs(pixels).max())
+    rms, relative = PIXEL_RMS * level / max(size, TINY), PIXEL_WORST * level / max(peak, TINY)
+    return Bound(min(bound.rms, rms), min(bound.relative, relative), min(bound.own_rms, rms))
+
+
+def grey_level(golden: Golden) -> float:
+    """How far two neighbours of the 256 values of a pixel lie apart, normalised: the least distance between
+    different values of a channel, or CLIP's where the picture has no neighbours."""
+    if PIXELS not in golden.stages:
+        return CLIP_LEVEL
+    steps = [np.diff(np.unique(channel)) for channel in golden.stages[PIXELS]]
+    return min([CLIP_LEVEL, *(float(s[s > CLIP_LEVEL / 100].min(initial=CLIP_LEVEL)) for s in steps)])
 
 
 def bound(floors: Floors, name: str, kind: str, T: int) -> Bound:

@@ -179,6 +179,7 @@ class Replay:
             x = np.concatenate(rows)
             if i == 0 and layers > 1:
                 self._keep("decode.hidden_states.1", x)
+                self.trail["decode.hidden_states.1"] = set(self._open[-1])
                 x = self["decode.hidden_states.1"]
         if layers == 1 and name == "decode.hidden_states.1":
             self._keep(name, x)
