@@ -71,6 +71,11 @@ def describe(parser: argparse.ArgumentParser) -> None:
     )
     safety.add_argument("--cert", metavar="FILE", type=place, help="certificate, for https")
     safety.add_argument("--key", metavar="FILE", type=place, help="its private key")
+    safety.add_argument(
+        "--no-shared-cache",
+        action="store_true",
+        help="nobody can find out, by how soon an answer begins, what was asked with another key",
+    )
     safety.add_argument("--log-prompts", action="store_true", help="log the texts of questions and answers")
     options.add_model(parser, "$MVLM_MODEL, else the model in the box")
 
@@ -116,7 +121,15 @@ def run(args: argparse.Namespace) -> int:
             raise worker.error
         pad = model.config.image.aspect_ratio == "pad"
         html = page(served.name, PICTURES if served.sees else 0, pad)
-        app = build(worker, served, safety, page=html, log_prompts=args.log_prompts, fetching=fetching)
+        app = build(
+            worker,
+            served,
+            safety,
+            page=html,
+            log_prompts=args.log_prompts,
+            fetching=fetching,
+            shared_cache=not args.no_shared_cache,
+        )
         if not named:
             print(f"mvlm: note: {demo.NOTE}", file=sys.stderr)
         host, port = listening.getsockname()[:2]

@@ -191,30 +191,32 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
+@dataclass(frozen=True)
 class Answering:
-    """The endpoint of a dialect's path, as an application of ASGI."""
+    """The endpoint of a dialect's path, as an application of ASGI.
 
-    def __init__(
-        self,
-        dialect: Dialect,
-        engine: Engine,
-        served: Served,
-        bodies: Bodies,
-        fetching: Fetching,
-        decoding: ThreadPoolExecutor,
-        silence: float,
-        log_prompts: bool,
-    ):
-        self._dialect, self._engine, self._served = dialect, engine, served
-        self._bodies, self._fetching, self._decoding = bodies, fetching, decoding
-        self._silence, self._log_prompts = silence, log_prompts
+    decoding      has the threads in which pictures are decoded
+    silence       seconds after which a stream says that it is alive
+    log_prompts   the log has the texts of questions and answers
+    shared_cache  what was computed for one client may be of use to others
+    """
+
+    dialect: Dialect
+    engine: Engine
+    served: Served
+    bodies: Bodies
+    fetching: Fetching
+    decoding: ThreadPoolExecutor
+    silence: float
+    log_prompts: bool
+    shared_cache: bool
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        listening = Listening(self._engine)
+        listening = Listening(self.engine)
         try:
-            async with self._bodies.read(scope, receive) as body:
+            async with self.bodies.read(scope, receive) as body:
                 call = await while_connected(receive, self._ask(scope, body, listening))
-            reply = self._dialect.reply(call, self._served)
+            reply = self.dialect.reply(call, self.served)
             if not call.answers:
                 await JSONResponse(reply.nothing())(scope, receive, send)
             elif call.stream:
@@ -229,20 +231,25 @@ class Answering:
 
     async def _ask(self, scope: Scope, body: Body, listening: Listening) -> Call:
         """Queues what a body asks for. The call is returned without its messages, which are large."""
-        call = await asyncio.to_thread(lambda: self._dialect.read(read_json(body.data), self._served))
-        if self._log_prompts:
+        call = await asyncio.to_thread(lambda: self.dialect.read(read_json(body.data), self.served))
+        if self.log_prompts:
             log.info("asked: %r", [(message.role, message.text) for message in call.messages])
-        files = await self._fetching.all(call.pictures, partial(self._bodies.take, body))
+        files = await self.fetching.all(call.pictures, partial(self.bodies.take, body))
         loop = asyncio.get_running_loop()
-        pictures = await loop.run_in_executor(self._decoding, decode, files) if files else []
-        state, headers = scope["state"], Headers(scope=scope)
-        client = f"{(scope.get('client') or [''])[0]} {state['key']}"
-        requests = call.requests(pictures, client, headers.get("x-priority", "").lower() == "low")
+        pictures = await loop.run_in_executor(self.decoding, decode, files) if files else []
+        requests = call.requests(pictures, **self._whose(scope))
         try:
             await asyncio.to_thread(listening.submit, requests)
         except UserError as error:
             raise refusal(error) from None
         return replace(call, messages=())
+
+    def _whose(self, scope: Scope) -> dict[str, Any]:
+        """The fields of `Request` that follow from who asks."""
+        key, address = scope["state"]["key"], (scope.get("client") or [""])[0]
+        low_priority = Headers(scope=scope).get("x-priority", "").lower() == "low"
+        owner = "" if self.shared_cache else key or address
+        return {"client": f"{address} {key}", "owner": owner, "low_priority": low_priority}
 
     async def _collect(self, scope: Scope, listening: Listening, n: int) -> list[Answer]:
         """The whole answers. Refused: one of them failed."""
@@ -266,7 +273,7 @@ class Answering:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await body(b"".join(reply.first(i, job.ahead) for i, job in enumerate(listening.jobs)))
         answers = [Answer() for _ in range(n)]
-        async for i, event in listening.events(self._silence):
+        async for i, event in listening.events(self.silence):
             if event is None:
                 await body(reply.ping)
             elif isinstance(event, Failed):
@@ -283,7 +290,7 @@ class Answering:
         finished = [answer.finished for answer in answers if answer.finished]
         prompt, new = finished[0].prompt_tokens, sum(one.completion_tokens for one in finished)
         _note(scope, f"{prompt} tokens read, {finished[0].cached_tokens} of them before, {new} written")
-        if self._log_prompts:
+        if self.log_prompts:
             log.info("answered: %r", [answer.text for answer in answers])
 
 

@@ -50,12 +50,14 @@ def build(
     page: tuple[bytes, str] = PLAIN_PAGE,
     log_prompts: bool = False,
     fetching: Fetching | None = None,
+    shared_cache: bool = True,
 ) -> ASGIApp:
     """The application, for any server that speaks ASGI.
 
     page         what stands at /, and its Content-Security-Policy
     log_prompts  the log has the texts of questions and answers
     fetching     gets pictures of which only the address is sent; None: they are refused
+    shared_cache False: what was computed for a key (without keys, an address) is of use to no other
     """
     limits, counts, fetching = limits or Limits(), metrics.Counts(), fetching or Fetching()
     bodies = Bodies(limits)
@@ -73,10 +75,8 @@ def build(
         "/api/tags": lambda request: JSONResponse(ollama.tags(served)),
         "/api/ps": lambda request: JSONResponse(ollama.running(served)),
     }
-    posts: dict[str, Any] = {
-        path: Answering(dialect, engine, served, bodies, fetching, decoding, limits.silence, log_prompts)
-        for path, dialect in DIALECTS.items()
-    }
+    common = served, bodies, fetching, decoding, limits.silence, log_prompts, shared_cache
+    posts: dict[str, Any] = {path: Answering(dialect, engine, *common) for path, dialect in DIALECTS.items()}
     posts |= {"/api/show": paths.show, "/api/pull": paths.pull}
     routes = [Route(path, does, methods=["GET"]) for path, does in gets.items()]
     routes += [Route(path, does, methods=["POST"]) for path, does in posts.items()]

@@ -2,7 +2,7 @@
 
 Both are bounded in bytes, and what is to go goes before what comes is allocated. A picture is told by all its
 pixels, and a prompt's beginning by every id in it, in which a picture has an id of its own: nothing that is
-found here belongs to another picture or another text.
+found here belongs to another picture or another text, nor to another owner.
 """
 
 from collections import OrderedDict
@@ -28,9 +28,9 @@ NAMES = 4096  # pictures that are known by name
 Digest = bytes
 
 
-def digest(picture: Image.Image) -> Digest:
-    """What tells a picture from every other one: SHA-256 of its mode, its size and all its pixels."""
-    return sha256(repr((picture.mode, picture.size)).encode() + picture.tobytes()).digest()
+def digest(picture: Image.Image, owner: str = "") -> Digest:
+    """What tells an owner's picture from every other one: SHA-256 of its mode, size and all its pixels."""
+    return sha256(repr((owner, picture.mode, picture.size)).encode() + picture.tobytes()).digest()
 
 
 class Pictures:
@@ -92,11 +92,13 @@ class Pictures:
 class _Kept:
     """A sequence in the cache of prefixes.
 
+    owner   for whom it was read
     once    nothing speaks for its being used again; kept until the next such comes
     pinned  kept for ever
     """
 
     session: Session
+    owner: str = ""
     once: bool = False
     pinned: bool = False
 
@@ -113,7 +115,7 @@ class _Kept:
 
 
 class Prefixes:
-    """Sequences that have been read, for prompts that begin like one of them.
+    """Sequences that have been read, for prompts of the same owner that begin like one of them.
 
     A prompt takes what it has in common with one of them, at most all but its last position, which is
     computed for its logits. The same picture with another question has template and picture in common, a chat
@@ -138,16 +140,16 @@ class Prefixes:
         return self._status
 
     def pin(self, session: Session) -> None:
-        """Keeps a sequence for ever, outside the budget: the beginning of the template."""
+        """Keeps a sequence for ever, outside the budget, and for all: the beginning of the template."""
         self._kept.insert(0, _Kept(session, pinned=True))
 
-    def begin(self, session: Session, ids: np.ndarray) -> tuple[int, bool]:
+    def begin(self, session: Session, ids: np.ndarray, owner: str = "") -> tuple[int, bool]:
         """Has an empty session begin like a prompt ids (T,), as far as that is kept.
 
         Returns how many positions that are, and whether a sequence that is not pinned had a good part in it.
         """
         best, common, pinned = None, 0, 0
-        for kept in sorted(self._kept, key=lambda kept: not kept.pinned):
+        for kept in sorted(self._open_to(owner), key=lambda kept: not kept.pinned):
             length = in_common(kept.ids, ids[:-1])
             if length > common:
                 best, common = kept, length
@@ -163,18 +165,19 @@ class Prefixes:
         self._status = replace(old, hits=old.hits + again, misses=old.misses + (not again))
         return common, again
 
-    def keep(self, session: Session, once: bool) -> None:
+    def keep(self, session: Session, once: bool, owner: str = "") -> None:
         """Keeps what a session has read, if there is room for it. The session itself is free again.
 
         once: nothing speaks for its being used again
         """
-        new = _Kept(session, once)
+        new = _Kept(session, owner, once)
         if new.nbytes > self._status.budget:
             return
-        if any(in_common(kept.ids, new.ids) == len(new.ids) for kept in self._kept):
+        ours = self._open_to(owner)
+        if any(in_common(kept.ids, new.ids) == len(new.ids) for kept in ours):
             return  # all of it is there
         for kept in self._kept[:]:
-            is_part = in_common(kept.ids, new.ids) >= PART * len(kept.ids)
+            is_part = kept in ours and in_common(kept.ids, new.ids) >= PART * len(kept.ids)
             if not kept.pinned and (is_part or (once and kept.once)):
                 self._kept.remove(kept)
         self.shrink(self._status.budget - new.nbytes)
@@ -183,6 +186,9 @@ class Prefixes:
             new.session = session.fork()  # which has no more memory than it needs
             self._kept.append(new)
         self._count()
+
+    def _open_to(self, owner: str) -> list[_Kept]:
+        return [kept for kept in self._kept if kept.pinned or kept.owner == owner]
 
     def shrink(self, budget: int) -> None:
         """Lets sequences go until the rest takes at most so many bytes."""

@@ -59,8 +59,8 @@ class Call:
     def pictures(self) -> list[Encoded | Link]:
         return [picture for message in self.messages for picture in message.pictures]
 
-    def requests(self, pictures: Sequence[Any], client: str, low_priority: bool) -> list[Request]:
-        """One for each answer. pictures: those of `pictures`, decoded."""
+    def requests(self, pictures: Sequence[Any], **whose: Any) -> list[Request]:
+        """One for each answer. pictures: those of `pictures`, decoded; whose: other fields of all of them."""
         rest = iter(pictures)
         messages = tuple(
             Message(m.role, m.text, tuple(next(rest) for _ in m.pictures)) for m in self.messages
@@ -75,8 +75,7 @@ class Call:
                 self.schema,
                 self.drop_oldest,
                 self.look,
-                client,
-                low_priority,
+                **whose,
             )
             for i in range(self.answers)
         ]

@@ -53,8 +53,7 @@ QUEUE = 8  # requests that wait
 WAIT = 120.0  # seconds that a request waits for its place
 SLOW = 30.0  # seconds that an answer waits for somebody to read it
 UNREAD = 64  # events that may lie unread before an answer pauses
-PIECE = 64  # positions of prompts that a slice reads while others get their tokens
-LONG_PIECE = 256  # and while nobody does
+PIECE = 64  # positions of prompts that a slice reads; longer pieces are read no faster, and nobody can leave
 
 
 class Taken(Reply):
@@ -140,7 +139,7 @@ class Engine:
     clock      tells the time in seconds
 
     First comes who came first. But nobody has more than half of the places while somebody else waits; and
-    requests of low priority wait until no other does.
+    requests of low priority wait until no other does, or until they have waited for half of what they may.
 
     One thread at a time may call `start` and `step`; `submit`, `cancel`, `stop` and `status` any thread.
     """
@@ -199,7 +198,7 @@ class Engine:
         constraint = self.model.constraint(request.schema, prompt.settings)
         if prompt.pictures:
             self.model.require_vision()
-        pictures, pixels, tokens = [digest(picture) for picture in prompt.pictures], {}, {}
+        pictures, pixels, tokens = [digest(picture, request.owner) for picture in prompt.pictures], {}, {}
         for name, picture in zip(pictures, prompt.pictures, strict=True):
             if (known := self._pictures.get(name)) is not None:
                 tokens[name] = known
@@ -310,7 +309,9 @@ class Engine:
 
     def _next(self) -> Job | None:
         """Whose turn it is."""
-        waiting = [job for job in self._queued if not job.request.low_priority] or self._queued
+        late = self._beat - self.wait / 2  # came before that: it has let others go first for long enough
+        waiting = [job for job in self._queued if not job.request.low_priority or job.came < late]
+        waiting = waiting or self._queued
         if len({job.request.client for job in waiting}) > 1:
             places = Counter(job.request.client for job in self._placed)
             most = max(1, self.places // 2)
@@ -393,7 +394,7 @@ class Engine:
         session = self.model.session()
         session.cache.reserve(self._positions(job))
         job.encoding, job.pixels, job.tokens = None, {}, {}
-        job.cached, job.again = self._prefixes.begin(session, at)
+        job.cached, job.again = self._prefixes.begin(session, at, job.request.owner)
         job.reply = Taken(self.tokenizer, job, self._ended, self._stop)
         job.joined, job.last = self.clock(), x[-1:].copy()
         job.member = self._batch.join(
@@ -408,8 +409,7 @@ class Engine:
         if not members:
             return False
         jobs = {job.member: job for job in self._placed if job.member is not None}
-        answering = any(member.choice.tokens for member in members)
-        for member in self._batch.step(PIECE if answering else LONG_PIECE):
+        for member in self._batch.step(PIECE):
             job = jobs[member]
             try:
                 self._went_on(job)
@@ -467,7 +467,8 @@ class Engine:
         if job.member is not None:
             self._batch.leave(job.member)
             if how != "failed":
-                self._prefixes.keep(job.member.session, once=not job.again and job.prompt.turns == 1)
+                once = not job.again and job.prompt.turns == 1
+                self._prefixes.keep(job.member.session, once, job.request.owner)
             job.member = None
 
     def _fail(self, job: Job, error: Exception) -> None:

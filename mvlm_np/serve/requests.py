@@ -30,7 +30,8 @@ class Request:
     drop_oldest   an over-long chat loses its oldest turns; else it is a PromptError
     look          whether `Finished` is to say where the picture was looked at
     client        whose request this is, for fairness: a key or an address
-    low_priority  waits for all others
+    owner         whose the caches are: what was computed for one owner is of use to no other
+    low_priority  waits for all others, at most half of the time for which a request may wait
     """
 
     messages: tuple[Message, ...]
@@ -41,6 +42,7 @@ class Request:
     drop_oldest: bool = False
     look: bool = False
     client: str = ""
+    owner: str = ""
     low_priority: bool = False
 
     def __post_init__(self) -> None:

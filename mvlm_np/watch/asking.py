@@ -167,7 +167,7 @@ class Server:
             "temperature": 0,
             "logprobs": True,
         }
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", "X-Priority": "low"}  # people go first
         if key := os.environ.get("MVLM_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
         asked = request.Request(self._url, json.dumps(body).encode(), headers)

@@ -99,7 +99,7 @@ def outcome(read: Reader, body: Any) -> None:
     assert call.answers == 0 or call.messages[-1].role == "user"
     for message in call.messages:
         message.text.encode()
-    for request in call.requests([None] * len(call.pictures), "me", False):
+    for request in call.requests([None] * len(call.pictures), client="me"):
         assert request.settings.seed is None or 0 <= request.settings.seed < 2**63
 
 

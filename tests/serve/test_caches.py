@@ -104,6 +104,23 @@ def test_those_not_used_for_longest_go_first_and_what_is_pinned_never() -> None:
     assert begun(prefixes, [*one, 5]) == (10, False)
 
 
+def test_owners_have_nothing_in_common_but_what_is_pinned() -> None:
+    prefixes = Prefixes(1000 * POSITION)
+    prefixes.pin(read(TEMPLATE))
+    chat = [*TEMPLATE, *[5] * 30]
+
+    def common(owner: str) -> tuple[int, bool]:
+        return prefixes.begin(MODEL.session(), np.array([*chat, 6]), owner)
+
+    prefixes.keep(read(chat), False, "anna")
+    assert (common("anna"), common("ben"), common("")) == ((40, True), (10, False), (10, False))
+    prefixes.keep(read([*chat, 7]), False, "ben")  # which neither is there already, nor takes hers away
+    assert prefixes.status.entries == 2
+    assert (common("anna"), common("ben"), common("")) == ((40, True), (40, True), (10, False))
+    one = Image.new("RGB", (4, 4))
+    assert len({digest(one), digest(one, "anna"), digest(one, "ben")}) == 3
+
+
 def test_a_longer_sequence_takes_the_place_of_its_beginning() -> None:
     prefixes = Prefixes(1000 * POSITION)
     ids = [*range(40)]

@@ -260,7 +260,6 @@ def test_every_answer_is_what_it_is_alone_whatever_happens(monkeypatch: pytest.M
     monkeypatch.setattr(decoder, "forward", forward)
     monkeypatch.setattr(engine, "UNREAD", 3)
     monkeypatch.setattr(engine, "PIECE", 5)
-    monkeypatch.setattr(engine, "LONG_PIECE", 20)
     case = Household.TestCase
     case.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
     case().runTest()
@@ -397,6 +396,53 @@ def test_low_priority_waits_for_all_others(fake: FakeModel) -> None:
         ours.submit(question(name, low_priority=name in "LM", client=name), telling(name, ended))
     run(ours)
     assert ended == [*"abcLML"]
+
+
+def test_low_priority_waits_no_longer_than_half_of_what_it_may(fake: FakeModel) -> None:
+    """Although others never cease to come."""
+    clock = Clock()
+    ours, low, steps = made(fake, places=1, wait=100, clock=clock), Listener(), 0
+    asked = clock.now
+    ours.submit(question("Low", low_priority=True), low)
+    while not low.end:
+        for _ in range(3 - ours.status().queued):
+            ours.submit(question("High", client="others"), Listener())
+        ours.step()
+        clock.now += 1
+        assert (steps := steps + 1) < 200
+    assert isinstance(low.end, Finished) and 50 < clock.now - asked < 80
+
+
+def test_what_was_computed_for_one_owner_is_of_use_to_no_other(fake: FakeModel) -> None:
+    ours = made(fake)
+
+    def cached(owner: str) -> tuple[int, int]:
+        before = fake.encoded
+        end = ask(ours, question("What is this?", 9, owner=owner)).end
+        assert isinstance(end, Finished)
+        return end.cached_tokens, fake.encoded - before
+
+    template = len(ours._prefixes._kept[0].ids)
+    for owner in ("anna", "ben", ""):
+        assert cached(owner) == (template, BLOCKS + 1)
+        again, computed = cached(owner)
+        assert again > template and computed == 0
+
+
+def test_a_long_prompt_is_read_in_short_slices_whoever_waits(
+    fake: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, real = list[int](), decoder.forward
+
+    def counted(x: np.ndarray, *rest: Any) -> np.ndarray:
+        rows.append(len(x))
+        return real(x, *rest)
+
+    ours = made(fake, prefixes=0)
+    monkeypatch.setattr(decoder, "forward", counted)
+    end = ask(ours, question("a " * 190, new=1)).end
+    assert isinstance(end, Finished)
+    assert max(rows) == engine.PIECE and sum(rows) == end.prompt_tokens - end.cached_tokens > 150
 
 
 def test_a_full_queue_says_how_many_are_before_and_how_long_it_may_take(fake: FakeModel) -> None:

@@ -157,6 +157,21 @@ def test_keys_are_told_apart_for_fairness() -> None:
     assert first != second and not any(key in first + second for key in KEYS)
 
 
+def test_caches_are_apart_by_key_where_they_are_not_shared() -> None:
+    for shared, keys in ((True, KEYS), (False, KEYS), (False, ())):
+        engine = FakeEngine()
+        web = client(engine, safety=Safety(keys=keys), shared_cache=shared)
+        for key in KEYS:
+            assert web.post(CHAT, json=BODY, headers={"x-api-key": key}).status_code == 200
+        owners = [job.request.owner for job in engine.jobs]
+        if shared:
+            assert owners == ["", ""]
+        elif keys:
+            assert len({*owners}) == 2 and not any(key in "".join(owners) for key in KEYS)
+        else:
+            assert owners == ["testclient", "testclient"]  # the address
+
+
 def test_files_of_keys() -> None:
     assert keys_in("\n# mine\n one \ntwo\n", "keys") == ("one", "two")
     for text in ("", "# none\n", "two words", "schlüssel", "a\tb"):

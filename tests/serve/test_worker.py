@@ -119,7 +119,7 @@ def test_what_is_cached_is_to_the_bit_what_is_computed(precision: str, cache: st
 
     with pytest.MonkeyPatch.context() as patch:
         warm = chances(Engine(model, prefixes=1 << 28))
-        patch.setattr(Prefixes, "begin", lambda self, session, ids: (0, False))
+        patch.setattr(Prefixes, "begin", lambda self, session, ids, owner: (0, False))
         cold = chances(Engine(model, prefixes=0, pictures=0))
     assert [events for events, _ in warm] == [events for events, _ in cold]
     cached = [count for _, count in warm]

@@ -118,6 +118,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append((self.path, body, self.headers.get("Authorization")))
+        assert self.headers["X-Priority"] == "low"  # a server answers people first
         self.send_response(self.status)
         self.end_headers()
         self.wfile.write(self.reply)
