@@ -17,23 +17,26 @@ HERE = Path(__file__).parent
 def parts(folder: Path, *rules: str) -> dict[str, str]:
     """What a page is made of, besides the page.html of its folder.
 
-    "style" and "script" are those that all pages share, then the folder's own, page.css and page.js. "policy"
-    is the content security policy that allows these two, pictures inside the page, and what `rules` say.
+    "style" and "script" are those that all pages share, then the folder's own, page.css and page.js; without
+    a page.js there is no script. "policy" is the content security policy that allows these two, pictures
+    inside the page, and what `rules` say.
     """
-    style, script = (
-        "\n".join(path.read_text("utf-8") for path in (HERE / f"pages.{kind}", folder / f"page.{kind}"))
-        for kind in ("css", "js")
-    )
+    style, script = (_shared_and_own(folder, kind) for kind in ("css", "js"))
     policy = (
         "default-src 'none'",
         "img-src data:",
         f"style-src {_hash(style)}",
-        f"script-src {_hash(script)}",
+        f"script-src {_hash(script)}" if script else "script-src 'none'",
         "base-uri 'none'",
         "form-action 'none'",
         *rules,
     )
     return {"style": style, "script": script, "policy": "; ".join(policy)}
+
+
+def _shared_and_own(folder: Path, kind: str) -> str:
+    shared, own = HERE / f"pages.{kind}", folder / f"page.{kind}"
+    return "\n".join(path.read_text("utf-8") for path in (shared, own)) if own.exists() else ""
 
 
 def _hash(text: str) -> str:

@@ -47,8 +47,9 @@ class Difference:
 
     questions        that both were asked
     changed          of their answers, how many differ as texts
-    gained, lost     questions that are worth more, less than in the other run
-    value, low, high the difference and its interval of 95 %
+    gained, lost     answers that are worth more, less than the other run's
+    score            the one's score on these questions
+    value, low, high what it is more than the other's, and the interval of 95 %
     p                how often so large a difference would come about if the two runs were equally good
     pictures         how many there are, and
     telling          how many of them tell the runs apart, since what they add to the totals differs
@@ -58,6 +59,7 @@ class Difference:
     changed: int
     gained: int
     lost: int
+    score: float
     value: float
     low: float
     high: float
@@ -207,6 +209,7 @@ def difference(benchmark: str, judged: Sequence[Judged], against: Sequence[Judge
         changed=sum(one.answer != other.answer for one, other in both),
         gained=sum(one.right > other.right for one, other in both),
         lost=sum(one.right < other.right for one, other in both),
+        score=a.value(),
         value=value,
         low=max(-a.most, value - half),
         high=min(a.most, value + half),
