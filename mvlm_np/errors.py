@@ -83,3 +83,7 @@ class MemoryNeeded(UserError):
 
 class GoldenError(UserError):
     """A golden or a candidate cannot be read, or the two have nothing to compare."""
+
+
+class EvaluationError(UserError):
+    """A benchmark's files or answers are missing, or are not what they claim to be."""
