@@ -14,6 +14,7 @@ from types import FrameType
 VERBS = {
     "demo": "ask the embedded demo model about embedded pictures",
     "ask": "ask about pictures",
+    "batch": "ask about many pictures",
     "look": "ask about a picture, and show how the answer came about",
     "chat": "talk about a picture, several turns",
     "watch": "watch a camera, and ask when something has changed",

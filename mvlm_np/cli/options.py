@@ -33,8 +33,11 @@ def add_model(parser: argparse.ArgumentParser, default: str = "$MVLM_MODEL") -> 
     group.add_argument("--mmproj", metavar="PATH", help="GGUF file of the vision tower, if it is elsewhere")
 
 
-def add_generation(parser: argparse.ArgumentParser) -> None:
-    """How answers are generated; the defaults are those of `generation.Settings`."""
+def add_generation(parser: argparse.ArgumentParser, many: bool = False) -> None:
+    """How answers are generated; the defaults are those of `generation.Settings`.
+
+    many: without what only one question at a time can have, beams and drafts
+    """
     group = parser.add_argument_group("answer")
     group.add_argument(
         "--max-new-tokens", metavar="N", type=whole, default=512, help="at most this many (512)"
@@ -48,16 +51,18 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--top-k", metavar="K", type=whole, default=50, help="sample from the K likeliest (50)"
     )
-    group.add_argument(
-        "--num-beams", metavar="N", type=whole, default=1, help="continuations side by side (1)"
-    )
+    if not many:
+        group.add_argument(
+            "--num-beams", metavar="N", type=whole, default=1, help="continuations side by side (1)"
+        )
     group.add_argument("--seed", metavar="N", type=whole, help="makes sampling repeatable")
-    group.add_argument(
-        "--draft",
-        metavar="D",
-        default="none",
-        help="drafts tokens, which are checked several at a time: ngrams, or a small model's PATH (none)",
-    )
+    if not many:
+        group.add_argument(
+            "--draft",
+            metavar="D",
+            default="none",
+            help="drafts tokens, which are checked several at a time: ngrams, or a small model's PATH (none)",
+        )
     group.add_argument("--conv-mode", metavar="NAME", default="v1", help="prompt template (v1)")
 
 
@@ -100,4 +105,4 @@ def draft(args: argparse.Namespace) -> Any:
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for `generation.Settings`."""
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "seed")
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
