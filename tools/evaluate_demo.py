@@ -5,10 +5,11 @@
     python tools/evaluate_demo.py --backend torch --save torch.json # transformers' own modules
     python tools/evaluate_demo.py --grey                            # what the language alone guesses
     python tools/evaluate_demo.py --split unseen                    # colours and shapes never seen together
+    python tools/evaluate_demo.py --html report.html                # the report that `mvlm evaluate` writes
 
-An answer counts if it is exactly right; of a description or a list, the share of its facts does. The
-intervals hold 95 %: Wilson's for right and wrong, the normal one for shares and for paired differences. Exit
-code 1: `--least` is not reached.
+An answer counts if it is exactly right; of a description or a list, the share of its facts does. A scene has
+several questions, and counts once in the 95 % intervals and in the paired test, which are those of
+`mvlm evaluate`. Exit code 1: `--least` is not reached.
 """
 
 import argparse
@@ -21,12 +22,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
 
+from mvlm_np import pages
 from mvlm_np.cli.progress import bar, load_with_bar
 from mvlm_np.demo import MODEL
 from mvlm_np.errors import UserError
+from mvlm_np.evaluation.report.findings import findings, surely_wrong
+from mvlm_np.evaluation.report.page import write_page
+from mvlm_np.evaluation.statistics import Difference, Estimate
 from mvlm_np.precisions import LOADED
-from tools.demo.evaluation import evaluate, paired, table
-from tools.demo.questions import TASKS, score
+from tools.demo import evaluation
+from tools.demo.questions import TASKS
 from tools.demo.scenes import SPLITS
 from tools.parts.arguments import at_least_1
 
@@ -53,7 +58,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--grey", action="store_true", help="even grey in place of every picture")
     top.add_argument("--save", metavar="FILE", type=Path, help="write the answers as JSON")
     top.add_argument("--against", metavar="FILE", type=Path, help="compare, paired, with saved answers")
-    top.add_argument("--wrong", metavar="N", type=int, default=0, help="show so many wrong answers")
+    top.add_argument(
+        "--wrong", metavar="N", type=at_least_1, help="show so many wrong answers, the surest first"
+    )
+    top.add_argument("--html", metavar="FILE", type=Path, help="write the report as a page")
     top.add_argument("--least", metavar="SHARE", type=float, default=0.0, help="exit with 1 below this score")
     return top
 
@@ -75,14 +83,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def line(task: str, questions: int, found: Estimate) -> str:
+    return f"{task:13} {questions:5} {found.value:6.1f}%   {found.low:.1f}% to {found.high:.1f}%"
+
+
+def compared(file: Path, found: Difference) -> str:
+    return (
+        f"against {file}: {found.questions} questions, {found.changed} answers differ, score "
+        f"{found.value:+.2f} points ({found.low:+.2f} to {found.high:+.2f}, p = {found.p:.2g})"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     if args.save and not args.save.parent.is_dir():
         raise UserError(args.save, "there is no such folder", fix="make it first")
+    if args.html:
+        pages.check(args.html)
     earlier = saved(args.against) if args.against else {}
     model = load(args)
     start = perf_counter()
     with bar("questions", args.questions) as shown:
-        answered = evaluate(
+        judged = evaluation.evaluate(
             model,
             args.split,
             args.questions,
@@ -90,22 +111,29 @@ def run(args: argparse.Namespace) -> int:
             grey=args.grey,
             progress=shown.update,
         )
-    print(f"{'task':13} {'n':>5} {'score':>7}   95 % interval")
-    rows = table(answered)
-    for task, n, mean, low, high in rows:
-        print(f"{task:13} {n:5} {mean:7.1%}   {low:.1%} to {high:.1%}")
-    print(f"{(perf_counter() - start) / len(answered):.3f} s a question")
-    for name, question, answer in [a for a in answered if score(a[1], a[2]) < 1][: args.wrong]:
-        print(f"{name} -> {answer!r}, expected {question.answer!r}")
+    speed = f"{(perf_counter() - start) / len(judged):.3f} s a question"
     if args.save:
-        args.save.write_text(json.dumps({name: answer for name, _, answer in answered}, indent=0) + "\n")
+        args.save.write_text(json.dumps({one.id: one.answer for one in judged}, indent=0) + "\n")
+    name = f"{args.model.resolve().name}, {args.precision or 'as stored'}"
+    ours = evaluation.run(name, judged, {"speed": speed})
+    other = None
     if args.against:
-        n, differing, (mean, low, high) = paired(answered, earlier)
-        print(
-            f"against {args.against}: {n} questions, {differing} answers differ, "
-            f"score {100 * mean:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
-        )
-    return int(rows[-1][2] < args.least)
+        other = evaluation.run(args.against.stem, evaluation.with_answers(judged, earlier))
+    found = findings(ours, other)
+    assert found.estimate
+    print(f"{'task':13} {'n':>5} {'score':>7}   95 % interval")
+    tasks = [one.category for one in judged]
+    for task, part in found.categories.items():
+        print(line(task, tasks.count(task), part))
+    print(line("all", len(judged), found.estimate))
+    print(speed)
+    for one in surely_wrong(judged, args.wrong) if args.wrong else []:
+        print(f"{one.id} -> {one.answer!r}, expected {one.gold!r}")
+    if found.against:
+        print(compared(args.against, found.against.difference))
+    if args.html:
+        write_page(args.html, found, lambda one: evaluation.picture(one.picture))
+    return int(found.estimate.value < 100 * args.least)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, wh
 from mvlm_np.chat import Chat
 from mvlm_np.cli.progress import bar, load_with_bar
 from mvlm_np.errors import UserError
+from mvlm_np.evaluation.scores import Judged
+from mvlm_np.evaluation.statistics import difference
 from mvlm_np.model import MobileVLM
 from mvlm_np.precisions import LOADED
-from tools.demo.evaluation import Answered, evaluate, paired
+from tools.demo.evaluation import compared, evaluate
 from tools.parts.arguments import at_least_1
 from tools.parts.predictions import Quality, Reading, compare, pieces_of_text, predictions
 from tools.parts.real_text import encode, manual
@@ -139,21 +141,16 @@ def by_predictions(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def by_questions(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The paired scores, printed unless --json asks for figures alone."""
-    answers: dict[str, Answered] = {}
+    answers: dict[str, list[Judged]] = {}
     with bar("questions", args.questions * (len(args.models) + 1)) as shown:
         for name in (args.against, *args.models):
             answers[name] = evaluate(load(name, args), count=args.questions, progress=shown.update)
-    before = {question: answer for question, _, answer in answers[args.against]}
     rows = []
     for name in args.models:
-        n, differing, (mean, low, high) = paired(answers[name], before)
-        row = {"model": name, "questions": n, "differing": differing, "score": mean, "interval": [low, high]}
-        rows.append(row)
+        found = difference("demo", answers[name], answers[args.against])
+        rows.append({"model": name} | asdict(found))
         if not args.json:
-            print(
-                f"{name} against {args.against}: {n} questions, {differing} answers differ, "
-                f"score {100 * mean:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
-            )
+            print(f"{name} against {args.against}: {compared(found)}")
     return rows
 
 

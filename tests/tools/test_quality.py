@@ -66,7 +66,7 @@ def test_answers_about_pictures_are_judged_alone(tmp_path: Path, capsys: pytest.
 
 def test_scores_are_compared_question_by_question(capsys: pytest.CaptureFixture[str]) -> None:
     (row,) = rows(capsys, MODEL, "--against", MODEL, "--questions", 6)
-    assert (row["questions"], row["differing"], row["score"]) == (6, 0, 0)
+    assert (row["questions"], row["changed"], row["value"], row["p"]) == (6, 0, 0, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,26 @@
 """What a model answers about scenes that the demo model's training has not seen, and how right that is.
 
-An answer counts if it is exactly right; of a description or a list, the share of its facts does. The
-intervals hold 95 %: Wilson's for right and wrong, the normal one for shares and for paired differences.
+An answer counts if it is exactly right; of a description or a list, the share of its facts does. A scene has
+several questions, and counts once in intervals and tests; see `mvlm_np.evaluation.statistics`.
 """
 
-from collections.abc import Iterator, Sequence
-from math import sqrt
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from mvlm_np.errors import UserError
+from mvlm_np.evaluation.report.findings import Run
+from mvlm_np.evaluation.scores import Judged, Score
+from mvlm_np.evaluation.statistics import Difference, estimate
+from mvlm_np.model import MobileVLM
+from mvlm_np.rows.row import Row
 from tools.demo.questions import TASKS, Question, questions, score
 from tools.demo.scenes import render, scene
 
-Answered = list[tuple[str, Question, str]]  # an identifier, the question, the answer
+NEW_TOKENS = 128
 
 
 def asked(split: str, count: int, tasks: Sequence[str]) -> Iterator[tuple[int, list[Question]]]:
@@ -36,50 +40,83 @@ def evaluate(
     *,
     tasks: Sequence[str] = TASKS,
     grey: bool = False,
-    progress: Any = lambda n: None,
-) -> Answered:
-    """The model's answers. grey: every picture is replaced by an even grey of its size."""
-    answered: Answered = []
-    for number, found in asked(split, count, tasks):
-        picture = render(scene(split, number))
-        if grey:
-            picture = Image.new("RGB", picture.size, (128, 128, 128))
-        chat = model.chat(picture)
-        for question in found:
-            chat.history.clear()
-            answer = chat.ask(question.text, max_new_tokens=128)
-            answered.append((f"{split}/{number}/{question.text}", question, answer))
-        progress(len(found))
-    return answered
+    progress: Callable[[int], object] = lambda n: None,
+) -> list[Judged]:
+    """The model's answers, each with what it is worth; categories are the tasks.
+
+    model  ours, or what has our `chat`, such as `TorchModel`, whose answers have no probability
+    grey   every picture is replaced by an even grey of its size
+    """
+
+    put: dict[str, tuple[str, Question]] = {}
+
+    def rows() -> Iterator[Row]:
+        for number, found in asked(split, count, tasks):
+            name = f"{split}/{number}"
+            shown = picture(name)
+            if grey:
+                shown = Image.new("RGB", shown.size, (128, 128, 128))
+            for question in found:
+                put[f"{name}/{question.text}"] = name, question
+                yield Row(f"{name}/{question.text}", shown, question.text, NEW_TOKENS)
+
+    judged = []
+    for key, answer, probability in _answers(model, rows()):
+        name, question = put[key]
+        right = score(question, answer)
+        fields = (key, key, question.task, name, question.text, answer, question.answer, right, probability)
+        judged.append(Judged(*fields))
+        progress(1)
+    return judged
 
 
-def interval(scores: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and its 95 % interval."""
-    n, z = len(scores), 1.96
-    mean = sum(scores) / n
-    if set(scores) <= {0.0, 1.0}:
-        middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * sqrt(mean * (1 - mean) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return mean, max(0.0, middle - half), middle + half
-    half = z * float(np.std(scores)) / sqrt(n)
-    return mean, max(0.0, mean - half), min(1.0, mean + half)
+def picture(name: str) -> Image.Image:
+    """A scene's picture, by split and number: "test/17"."""
+    split, number = name.split("/")
+    return render(scene(split, int(number)))
 
 
-def table(answered: Answered) -> list[tuple[str, int, float, float, float]]:
-    """Task, number of questions, score and its interval; the last row is all of them."""
-    scores: dict[str, list[float]] = {}
-    for _, question, answer in answered:
-        scores.setdefault(question.task, []).append(score(question, answer))
-    rows = [(task, len(values), *interval(values)) for task, values in scores.items()]
-    everything = [value for values in scores.values() for value in values]
-    return [*rows, ("all", len(everything), *interval(everything))]
+def _answers(model: Any, rows: Iterator[Row]) -> Iterator[tuple[str, str, float | None]]:
+    """Key, answer and probability of each row."""
+    if isinstance(model, MobileVLM):
+        for answered in model.batch(rows):
+            if answered.answer is None:
+                raise UserError(answered.row.key, answered.error)
+            yield answered.row.key, answered.answer, answered.probability
+        return
+    chat: Any = None
+    about = None
+    for row in rows:
+        if row.picture is not about:
+            chat, about = model.chat(row.picture), row.picture
+        yield row.key, chat.ask(row.question, max_new_tokens=row.max_new_tokens), None
 
 
-def paired(answered: Answered, earlier: dict[str, str]) -> tuple[int, int, tuple[float, float, float]]:
-    """Questions in common, answers that differ, and the difference of the scores with its interval."""
-    common = [(q, answer, earlier[name]) for name, q, answer in answered if name in earlier]
-    if not common:
-        raise UserError("--against", "none of these questions is in that file", fix="ask the same ones")
-    differences = [score(q, now) - score(q, then) for q, now, then in common]
-    mean, half = float(np.mean(differences)), 1.96 * float(np.std(differences)) / sqrt(len(differences))
-    return len(common), sum(now != then for _, now, then in common), (mean, mean - half, mean + half)
+def run(name: str, judged: Sequence[Judged], facts: Mapping[str, str] | None = None) -> Run:
+    """The same as a report takes it."""
+    answered = sum(one.answer is not None for one in judged)
+    counts = {"answered": answered, "expected": len(judged)}
+    found = Score("demo", "Score", estimate("demo", judged).value, counts=counts)
+    return Run(name, "Drawn scenes", found, judged, facts or {})
+
+
+def compared(found: Difference) -> str:
+    """A difference in words."""
+    return (
+        f"{found.questions} questions, {found.changed} answers differ, score {found.value:+.2f} points "
+        f"({found.low:+.2f} to {found.high:+.2f}, p = {found.p:.2g})"
+    )
+
+
+def with_answers(judged: Sequence[Judged], answers: Mapping[str, str]) -> list[Judged]:
+    """The same questions with other answers, where there are such. {id: answer}"""
+    return [
+        replace(
+            one,
+            answer=answers[one.id],
+            right=score(Question(one.category, one.prompt, one.gold), answers[one.id]),
+            probability=None,
+        )
+        for one in judged
+        if one.id in answers
+    ]
