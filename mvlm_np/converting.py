@@ -98,9 +98,9 @@ def _write_folder(
             rounding[name] = {"kind": kept, "signal_to_noise_db": snr}
         told(name, kept, snr)
 
-    with _new_folder(destination) as part:
+    with new_folder(destination) as part:
         _write_weights(checkpoint.config, tensors, part, precision, quality, note)
-        _write_tokenizer(checkpoint, part)
+        write_tokenizer(checkpoint, part)
         _write_settings(checkpoint, part)
         if template is not None and precision not in FLOATS and quantized(tensors, precision):
             _write_prefix(part, template)
@@ -134,7 +134,7 @@ def convert_to_gguf(
     tokenizer = open_tokenizer(checkpoint)
     with (
         _calibrated(checkpoint, tensors, destination, precision, calibration, Q4_K_WHOLE) as (rounded, _),
-        _new_folder(destination) as part,
+        new_folder(destination) as part,
     ):
         write_gguf_pair(
             part,
@@ -239,7 +239,7 @@ def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 @contextmanager
-def _new_folder(destination: Path) -> Iterator[Path]:
+def new_folder(destination: Path) -> Iterator[Path]:
     """A folder that gets its name when all is written, and vanishes if that fails."""
     _require_new(destination)
     part = destination.with_name(f"{destination.name}.part-{os.getpid()}")
@@ -392,7 +392,7 @@ def _write_prefix(part: Path, template: str) -> None:
         return  # the model has been converted all the same
 
 
-def _write_tokenizer(checkpoint: Checkpoint, part: Path) -> None:
+def write_tokenizer(checkpoint: Checkpoint, part: Path) -> None:
     """Copies the tokenizer's files, or writes down what a GGUF holds. A model without one stays without."""
     try:
         stored = checkpoint.read_tokenizer()

@@ -21,6 +21,7 @@ LAYERS = [
     {"evaluation"},
     {"serve", "watch"},
     {"look"},
+    {"export"},
     {"converting"},
     {"calibrating"},
     {"loading"},
@@ -174,7 +175,7 @@ def test_numba_stays_in_the_code_of_the_kernels() -> None:
 
 def test_the_package_imports_only_what_it_declares() -> None:
     declared = dependencies() | {"llvmlite"}  # llvmlite comes with Numba, at the version that Numba wants
-    optional = set().union(*map(dependencies, ("evaluate", "gguf", "hub", "mqtt")))
+    optional = set().union(*map(dependencies, ("evaluate", "gguf", "hub", "mqtt", "onnx")))
     serving = dependencies("serve")  # what all of `serve` that speaks HTTP is written with
     undeclared = [
         str(i)
@@ -271,7 +272,7 @@ def test_the_public_names_come_on_first_use() -> None:
 
 def test_everything_but_the_code_of_the_kernels_imports_without_numba_and_extras() -> None:
     modules = sorted(m for m in SOURCES if not m.startswith(NUMBAS))
-    blocked = ["numba", "llvmlite", "gguf", "huggingface_hub", "paho", "pyarrow", "torch"]
+    blocked = ["numba", "llvmlite", "gguf", "huggingface_hub", "onnx", "paho", "pyarrow", "torch"]
     code = f"""
 import importlib, sys
 sys.modules.update(dict.fromkeys({blocked}))

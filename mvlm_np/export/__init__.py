@@ -1,0 +1,1 @@
+"""Writing a model as graphs of operations that other runtimes compute: ONNX."""
