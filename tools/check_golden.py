@@ -25,6 +25,7 @@ from PIL import Image
 from mvlm_np.golden.compare.candidates import Candidate
 from mvlm_np.golden.compare.comparison import compare
 from mvlm_np.golden.format import Golden
+from mvlm_np.golden.precision import STATIC
 from mvlm_np.golden.record.floors import measure_floors
 from mvlm_np.golden.record.recording import Question, record
 from mvlm_np.loading import load
@@ -83,8 +84,10 @@ def in_torch(
     dtype: torch.dtype = torch.float32,
     kind: str | None = None,
     question: str = QUESTION,
+    static: bool = False,
 ) -> Stages:
-    """Every stage as torch computes it in a type, or in float32 with matrices that were rounded to `kind`."""
+    """Every stage as torch computes it in a type, or in float32 with matrices that were rounded to `kind`, or
+    with the result of every module on 256 even steps."""
 
     class Changed(Reference):
         def state(self, part: str) -> dict[str, torch.Tensor]:
@@ -92,6 +95,9 @@ def in_torch(
             return {name: fewer_bits(name, w, kind) if kind else w for name, w in found.items()}
 
     plain = torch_reference.pretrained, torch_reference.build_projector, torch_reference.to_numpy
+    if static:
+        torch_reference.pretrained = lambda *a: quantised(plain[0](*a))
+        torch_reference.build_projector = lambda *a: quantised(plain[1](*a))
     if dtype != torch.float32:
         torch_reference.pretrained = lambda *a: cast(plain[0](*a), dtype)
         torch_reference.build_projector = lambda *a: cast(plain[1](*a), dtype)
@@ -109,6 +115,22 @@ def fewer_bits(name: str, w: torch.Tensor, kind: str) -> torch.Tensor:
         return w
     kept = kind if name.startswith("model.layers.") else "int8"
     return torch.from_numpy(dequantize(*quantize(w.numpy(), kept, "fast")))
+
+
+def quantised(module: Any) -> Any:
+    """The module with the result of each of its innermost modules quantised, one range for a whole tensor."""
+
+    def after(module: Any, args: Any, output: Any) -> Any:
+        if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+            return output
+        low, high = min(output.min().item(), 0.0), max(output.max().item(), 0.0)
+        scale = (high - low) / 255 or 1.0
+        return torch.fake_quantize_per_tensor_affine(output, scale, round(-low / scale), 0, 255)
+
+    for part in module.modules():
+        if not list(part.children()):
+            part.register_forward_hook(after)
+    return module
 
 
 def cast(module: Any, dtype: torch.dtype) -> Any:
@@ -143,6 +165,7 @@ def candidates(
     yield "torch", "float32", lambda: in_torch(folder, image)
     yield "torch float16", "float16", lambda: in_torch(folder, image, torch.float16)
     yield "torch bfloat16", "bf16", lambda: in_torch(folder, image, torch.bfloat16)
+    yield "torch, static int8", STATIC, partial(in_torch, folder, image, kind="int8", static=True)
     for precision, kind in PACKED.items():
         yield f"torch, {precision}", class_of(precision), partial(in_torch, folder, image, kind=kind)
 

@@ -87,7 +87,7 @@ def record(args: argparse.Namespace) -> int:
     """Runs the model on one question and writes every stage, from pixel values to logits, to a golden file.
 
     Stages are those of the published code, in float32, the decode steps through the cache included. With
-    --float64, four more runs in other precisions measure how far rounding alone carries each stage.
+    --float64, six more runs in other precisions measure how far rounding alone carries each stage.
 
     example:
       mvlm golden record FOLDER --image photo.jpg --question "What is this?" --float64 -o golden.safetensors
@@ -148,7 +148,7 @@ def add_candidate(parser: argparse.ArgumentParser) -> None:
         dest="kind",
         metavar="C",
         default="float32",
-        help="float32, float16, bf16, int8 or int4: in what the candidate computes (float32)",
+        help="float32, float16, bf16, int8, int4 or int8-static: in what the candidate computes (float32)",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 

@@ -122,6 +122,19 @@ def measure_sketch(golden: Sketch, found: np.ndarray) -> Measured:
     return Measured(d, energy[0], golden_rows, energy[1], picture.astype(np.float32))
 
 
+def on_even_steps(x: np.ndarray, most: int = 256, least: int = 512) -> bool:
+    """Whether an array of at least so many numbers takes few values, which lie whole steps apart from each other,
+    at most `most` steps in all: what is left of a tensor quantised to 8 bits with one range."""
+    if x.size < least or len(np.unique(x.ravel()[:: max(1, x.size // 4096)])) > most:
+        return False
+    values = np.unique(x).astype(np.float64)
+    if not 2 < len(values) <= most or not np.isfinite(values).all():
+        return False
+    step = float(np.diff(values).min())
+    steps = (values - values[0]) / step
+    return bool(steps[-1] < most - 0.5 and np.abs(steps - np.rint(steps)).max() < 0.05)
+
+
 # ---------------------------------------------------------------- any two arrays, in one number
 
 

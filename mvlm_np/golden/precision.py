@@ -31,7 +31,22 @@ def to_float16(x: np.ndarray) -> np.ndarray:
         return x.astype(np.float16).astype(np.float32)
 
 
-ROUNDINGS: dict[str, Round] = {"float16": to_float16, "bf16": to_bf16}  # by precision class
+def to_even_steps(x: np.ndarray) -> np.ndarray:
+    """float32 -> the nearest of 256 values, evenly spread from the least number to the largest, 0 among them:
+    what static quantisation to 8 bits, whose ranges come from calibration, leaves of a whole tensor."""
+    if not x.size or not np.isfinite(x).all():
+        return x
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    step = (high - low) / (STEPS - 1)
+    if not step:
+        return x
+    zero = round(-low / step)
+    return ((np.clip(np.rint(x / step) + zero, 0, STEPS - 1) - zero) * step).astype(np.float32)
+
+
+STEPS = 256  # of static int8
+STATIC = "int8-static"
+ROUNDINGS: dict[str, Round] = {"float16": to_float16, "bf16": to_bf16, STATIC: to_even_steps}  # by class
 PACKED = {"int8": "int8", "int4": "int4-symmetric"}  # precision class -> the coarsest precision in it
 
 

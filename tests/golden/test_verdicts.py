@@ -12,7 +12,9 @@ from mvlm_np.golden.compare.verdict import RIGHT
 from mvlm_np.golden.explain.replay import Replay
 from mvlm_np.golden.explain.scene import aligned, make_scene
 from mvlm_np.golden.format import Golden
-from mvlm_np.golden.precision import ROUNDINGS, to_bf16
+from mvlm_np.golden.measure import on_even_steps
+from mvlm_np.golden.precision import ROUNDINGS, STATIC, to_bf16, to_even_steps
+from tests.conftest import DATA
 from tests.golden.recorded import Stages, against, recorded
 from tests.golden.test_explain import case
 from tools.check_explain import named
@@ -173,3 +175,52 @@ def test_generated_logits_are_explained_without_the_hidden_states_before_them() 
         stages = c.run(faults)
         e = c.explain({n: a for n, a in stages.items() if n != "decode.hidden_states.1"})
         assert named(e) == found
+
+
+# ---------------------------------------------------------------- static int8
+
+
+def quantised() -> Stages:
+    """What ONNX Runtime computes of the small golden, quantised by its own quantiser."""
+    with np.load(DATA / "golden" / "ldpv2-static-int8.npz") as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("floors", [True, False], ids=["floors", "house bounds"])
+def test_a_statically_quantised_port_is_right_in_its_class(floors: bool) -> None:
+    r = recorded()
+    golden, stages = r.golden if floors else r.plain, quantised()
+    result = against(golden, stages, STATIC)
+    assert result.right, result.first_wrong
+    if floors:
+        assert against(golden, stages, "int8").first_wrong == against(golden, stages, "int8").stages[1]
+    for kind in ("float32", "int8") if floors else ("float32",):
+        notes = " ".join(against(golden, stages, kind).notes)
+        assert "256 even steps" in notes and f"--class {STATIC}" in notes
+
+
+def test_faults_show_in_a_statically_quantised_port() -> None:
+    r = recorded()
+    for name, fault in (
+        ("vision.hidden_states.0", lambda x: np.roll(x, -1, 0)),
+        ("vision.hidden_states.2", lambda x: x * 1.3),
+        ("projector.output", lambda x: x[::-1]),
+        ("projector.output", lambda x: np.clip(x, x.min() / 3, x.max() / 3)),  # a range that is too small
+    ):
+        stages = quantised()
+        stages[name] = fault(stages[name])
+        first = against(r.golden, stages, STATIC).first_wrong
+        assert first and first.name == name
+
+
+def test_even_steps_are_recognised() -> None:
+    x = np.random.default_rng(0).standard_normal((40, 30)).astype(np.float32)
+    assert on_even_steps(to_even_steps(x)) and on_even_steps(to_even_steps(np.maximum(x, 0)))
+    assert not on_even_steps(x) and not on_even_steps(np.zeros_like(x)) and not on_even_steps(np.sign(x))
+    assert not on_even_steps(to_bf16(x)) and not on_even_steps(recorded().stages["pixel_values"])
+    assert on_even_steps(np.rint(x * 3))
+    uneven = np.sort(x[0, :9])
+    assert not on_even_steps(uneven[np.arange(900) % 9])
+    nan = x.copy()
+    nan[0, 0] = np.nan
+    assert to_even_steps(nan) is nan and not to_even_steps(np.zeros(3, np.float32)).any()

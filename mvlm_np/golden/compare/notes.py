@@ -8,7 +8,7 @@ import numpy as np
 
 from mvlm_np.errors import some
 from mvlm_np.golden.compare.candidates import Candidate
-from mvlm_np.golden.compare.tolerance import CLASSES, PIXELS, bounds, grey_level
+from mvlm_np.golden.compare.tolerance import ADMITTED, CLASSES, PIXELS, bounds, grey_level
 from mvlm_np.golden.compare.verdict import (
     FAILED,
     MISSING,
@@ -21,8 +21,8 @@ from mvlm_np.golden.compare.verdict import (
     StageResult,
 )
 from mvlm_np.golden.format import Golden
-from mvlm_np.golden.measure import distance
-from mvlm_np.golden.precision import to_bf16, to_float16
+from mvlm_np.golden.measure import distance, on_even_steps
+from mvlm_np.golden.precision import STATIC, STEPS, to_bf16, to_float16
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN
 
 UNRELATED = 0.5  # cosine below which two stages have nothing to do with each other
@@ -175,7 +175,18 @@ def _precision(
     golden: Golden, candidate: Candidate, kind: str, stages: list[StageResult], first: StageResult
 ) -> Iterator[str]:
     """Is it the error that a coarser class has everywhere, rather than a fault somewhere?"""
-    coarser = _class_of_all(golden, kind, stages)
+    steps = _even_steps(golden, candidate, stages)
+    coarser = _class_of_all(golden, kind, stages, bool(steps))
+    if steps and kind != STATIC:
+        which = (
+            f"In {some(steps)}"
+            if len(steps) < 5
+            else f"In {len(steps)} stages, {steps[0]} the first of them,"
+        )
+        yield (
+            f"{which} all numbers are among {STEPS} even steps: activations that are quantised to 8 bits, with "
+            "one fixed range for a whole tensor."
+        )
     if coarser:
         yield (
             f"All stages are about as far off as {coarser} puts them. If the port computes in that, "
@@ -195,14 +206,23 @@ def _precision(
             return
 
 
-def _class_of_all(golden: Golden, kind: str, stages: list[StageResult]) -> str | None:
-    """The coarser class that every stage given speaks for; None if one does not, or there are too few."""
+def _even_steps(golden: Golden, candidate: Candidate, stages: list[StageResult]) -> list[str]:
+    """Stages whose numbers lie on an even grid, as those of a statically quantised port do."""
+    given = [s.name for s in stages if s.distance and s.name != PIXELS]
+    return [n for n in given if on_even_steps(candidate.stages[n])]
+
+
+def _class_of_all(golden: Golden, kind: str, stages: list[StageResult], static: bool) -> str | None:
+    """The coarser class that every stage given speaks for; None if one does not, or there are too few.
+
+    static  whether there are stages on an even grid
+    """
     errors = {s.name: s.distance for s in stages if s.distance}
     others = [s for s in stages if s.failed and not s.distance and not s.name.startswith("generated_ids")]
     if len(errors.keys() - {PIXELS}) < FEW or others:
         return None
     levels = {}  # how far the errors lie from those that a class makes, as a logarithm, all stages together
-    for coarser in CLASSES[CLASSES.index(kind) + 1 :]:
+    for coarser in (c for c in CLASSES if kind in ADMITTED[c][:-1] and (c == STATIC) == static):
         pairs = {name: (b, errors[name]) for name, b in bounds(golden, coarser).items() if name in errors}
         if not all(d.rms <= b.rms and d.relative <= b.relative for b, d in pairs.values()):
             continue
