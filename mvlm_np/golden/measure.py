@@ -123,8 +123,8 @@ def measure_sketch(golden: Sketch, found: np.ndarray) -> Measured:
 
 
 def on_even_steps(x: np.ndarray, most: int = 256, least: int = 512) -> bool:
-    """Whether an array of at least so many numbers takes few values, which lie whole steps apart from each other,
-    at most `most` steps in all: what is left of a tensor quantised to 8 bits with one range."""
+    """Whether an array of at least so many numbers takes few values, which lie whole steps apart, and less
+    than `most` steps in all: what is left of a tensor that is quantised to 8 bits with one range."""
     if x.size < least or len(np.unique(x.ravel()[:: max(1, x.size // 4096)])) > most:
         return False
     values = np.unique(x).astype(np.float64)

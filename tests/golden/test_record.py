@@ -26,7 +26,7 @@ from tools.parts.random_checkpoint import make_checkpoint
 def test_floors_are_there_for_every_stage_and_class(name: str) -> None:
     r = recorded(name)
     floats = {n for n, a in r.stages.items() if a.dtype.kind == "f"}
-    assert r.golden.floors.keys() == {"float32", "float16", "bf16", "int8", "int4"}
+    assert r.golden.floors.keys() == {"float32", "float16", "bf16", "int8", "int4", "int8-static"}
     for kind, floors in r.golden.floors.items():
         assert floors.keys() == floats
         for stage, (rms, relative) in floors.items():

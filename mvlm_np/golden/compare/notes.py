@@ -178,14 +178,10 @@ def _precision(
     steps = _even_steps(golden, candidate, stages)
     coarser = _class_of_all(golden, kind, stages, bool(steps))
     if steps and kind != STATIC:
-        which = (
-            f"In {some(steps)}"
-            if len(steps) < 5
-            else f"In {len(steps)} stages, {steps[0]} the first of them,"
-        )
+        which = some(steps) if len(steps) < 5 else f"{len(steps)} stages, {steps[0]} the first of them,"
         yield (
-            f"{which} all numbers are among {STEPS} even steps: activations that are quantised to 8 bits, with "
-            "one fixed range for a whole tensor."
+            f"In {which} all numbers are among {STEPS} even steps: activations that are quantised to 8 bits, "
+            "with one fixed range for a whole tensor."
         )
     if coarser:
         yield (

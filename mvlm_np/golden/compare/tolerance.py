@@ -24,10 +24,11 @@ class admits everything that a finer one does: an int4 port with a float16 visio
 int4 is 4 bits in groups of 32, with minima (Q4_K) or without (Q4_0). Of the two the golden holds the second,
 which is the coarser: with minima a run is off by 0.82 to 0.89 times as much.
 
-int8-static is what compilers for NPUs make: every weight and every result of an operation on 256 even steps, one
-scale and zero point for a whole tensor, ranges known beforehand from calibration. The pixels and the patch
+int8-static is what compilers for NPUs make: every weight and every result of an operation on 256 even steps,
+one scale and zero point for a whole tensor, ranges known beforehand from calibration. Pixels and the patch
 embedding are quantised too, which int8 above leaves as they are. The golden's run takes the ranges of its own
-tensors. ONNX Runtime's quantiser, weights per tensor, was 0.6 to 3 times as far off as that run on three models.
+tensors. ONNX Runtime's quantiser, weights per tensor, was 0.6 to 3 times as far off as that run on three
+models.
 
 **Without such runs** a class's floor is the float32 floor times `FACTORS`. float16 has 2^13 times the unit
 roundoff of float32, but rounds a value that comes out of a product only about 3 times (weight, activation,
