@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL_TEST := $(PIP) install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check table test-serve test-ports test-prebuilt test-arm test-pythons test-clients soak wheels lint types axe fuzz clean
+.PHONY: help demo test check table test-serve test-evaluate test-ports test-prebuilt test-arm test-pythons test-clients soak wheels lint types axe fuzz clean
 
 help:
 	@echo 'make demo    ask the small model that is in the box about the pictures that are in the box'
@@ -21,6 +21,7 @@ help:
 	@echo 'make lint, make types    one of these alone'
 	@echo 'make wheels  a wheel for x86-64, one for ARM, both with compiled kernels, and one without: dist/'
 	@echo 'make test-serve    mvlm serve with its page in a browser, and mvlm watch'
+	@echo 'make test-evaluate    mvlm evaluate and mvlm batch'
 	@echo 'make test-ports    the model as ONNX graphs, and the verdicts on other runtimes'
 	@echo 'make test-prebuilt    the tests of the kernels, with the libraries of the wheels'
 	@echo 'make test-arm    the kernels on emulated ARM processors; needs Debian or Ubuntu with qemu-user'
@@ -40,14 +41,18 @@ demo: $(VENV)/.installed
 	@echo 'This model knows drawn pictures only. For photos: $(BIN)/mvlm pull mtgv/MobileVLM_V2-1.7B'
 
 SERVING := tests/serve tests/watch tests/cli/test_serve.py tests/cli/test_watch.py
+EVALUATING := tests/evaluation tests/rows tests/cli/test_batch.py
 PORTS := tests/export
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test: lint types
-	$(PYTEST) $(addprefix --ignore=,$(SERVING) $(PORTS))
+	$(PYTEST) $(addprefix --ignore=,$(SERVING) $(EVALUATING) $(PORTS))
 
 test-serve: $(VENV)/.installed-test
 	$(PYTEST) $(SERVING)
+
+test-evaluate: $(VENV)/.installed-test
+	$(PYTEST) $(EVALUATING)
 
 test-ports: $(VENV)/.installed-test
 	$(PYTEST) $(PORTS)

@@ -26,6 +26,7 @@ VERBS = {
     "serve": "answer other programs over HTTP, and people on a page",
     "warmup": "compile all kernels ahead of time",
     "doctor": "show what this machine computes with",
+    "evaluate": "score a model on the papers' benchmarks",
     "golden": "record every stage of a run, and check another implementation against it",
 }
 

@@ -83,9 +83,7 @@ def score(
     known = model or by_name(next((one.model for one in answers), ""))
     published = PUBLISHED[known][benchmark.key] if known else None
     parts = tuple(verdict.parts)
-    found = Score(
-        benchmark.key, benchmark.headline, value, published, parts, verdict.counts, tuple(remarks)
-    )
+    found = Score(benchmark.key, benchmark.headline, value, published, parts, verdict.counts, tuple(remarks))
     return found, verdict.judged
 
 

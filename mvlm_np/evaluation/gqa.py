@@ -156,8 +156,7 @@ def distribution(answers: Iterable[tuple[str | None, Judged]]) -> float:
                 given.setdefault(group, Counter())[compared(one.answer)] += 1
     size = sum(counts.total() for counts in right.values())
     chi = sum(
-        counts.total()
-        * sum((given.get(group, Counter())[text] - n) ** 2 / n for text, n in counts.items())
+        counts.total() * sum((given.get(group, Counter())[text] - n) ** 2 / n for text, n in counts.items())
         for group, counts in right.items()
     )
     return chi / size / 100 if size else 0.0

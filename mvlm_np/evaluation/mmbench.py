@@ -52,8 +52,10 @@ def questions(folder: Path) -> list[Asked]:
                 break
             options.append(line.cells[letter])
         hint = "" if _is_empty(line.cells["hint"]) else line.cells["hint"] + "\n"
-        prompt = hint + line.cells["question"] + "".join(
-            f"\n{letter}. {option}" for letter, option in zip("ABCD", options, strict=False)
+        prompt = (
+            hint
+            + line.cells["question"]
+            + "".join(f"\n{letter}. {option}" for letter, option in zip("ABCD", options, strict=False))
         )
         base = line.index % TURN
         chars = [*"ABCD"[: len(options)]]

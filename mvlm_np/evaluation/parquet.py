@@ -45,7 +45,7 @@ def _rows(folder: Path, columns: list[str], what: str) -> Iterator[Record]:
     files = sorted(folder.glob("*.parquet"))
     if not files:
         raise EvaluationError(folder, "has no parquet file", f"{what} of GQA", "download the folder again")
-    pq: Any = library(_pyarrow, "parquet", str(files[0]))
+    pq: Any = library(_pyarrow, "evaluate", str(files[0]))
     for path in files:
         try:
             with pq.ParquetFile(path) as table:
