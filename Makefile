@@ -30,7 +30,7 @@ help:
 	@echo 'make test-clients    mvlm serve with the clients that people have: openai, ollama, llm, LangChain, litellm, curl'
 	@echo 'make table   what 4 to 8 bits cost a trained model, in our formats and llama.cpp'"'"'s; needs llama-quantize'
 	@echo 'make soak    mvlm serve with 2,000 requests of all kinds: memory, threads and files stay as they are'
-	@echo 'make fuzz    fuzz the readers of weight files for ten minutes'
+	@echo 'make fuzz    fuzz the readers of weight files and of requests to mvlm serve for twenty minutes'
 	@echo 'make clean   remove the virtual environment and all caches'
 
 demo: $(VENV)/.installed
@@ -110,7 +110,7 @@ table: $(VENV)/.installed-test .cache/real/smollm2-moved .cache/real/smollm2-wid
 
 fuzz: $(VENV)/.installed-test
 	@$(INSTALL_TEST) -e '.[fuzz]' || echo 'atheris has no build for this machine: fuzzing without coverage guidance.'
-	$(BIN)/python -m tests.checkpoints.fuzz
+	$(BIN)/python -m tests.fuzz
 
 $(VENV)/.installed-wheels: $(VENV)/.installed-test
 	$(INSTALL_TEST) -e '.[wheels]'

@@ -71,6 +71,9 @@ def _compiled(text: str) -> Automaton:
         return Automaton(nodes, space(nodes, 0, value), end)
     except TooLarge as error:
         raise SchemaError("schema", f"is too large: {error}", fix="lower its maxLength or maxItems") from None
+    except RecursionError:
+        found = "is too large: too many parts follow each other"
+        raise SchemaError("schema", found, fix="take fewer of what is under uniqueItems") from None
 
 
 class Patterns:

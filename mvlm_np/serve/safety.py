@@ -87,10 +87,10 @@ def _same(origin: str, host: str) -> bool:
     """Whether a page's origin is this server, by http or https: a proxy may have taken TLS off."""
     try:
         page, here = urlsplit(origin), urlsplit(f"//{host}")
-        port = PORTS.get(page.scheme)
+        port = PORTS[page.scheme]
         ports = page.port or port, here.port or port
         return bool(page.hostname) and page.hostname == here.hostname and ports[0] == ports[1]
-    except ValueError:  # a port that is no number
+    except (KeyError, ValueError):  # another scheme, or a port that is no number
         return False
 
 

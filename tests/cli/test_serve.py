@@ -1,7 +1,13 @@
 """`mvlm serve` as a command: what it refuses before it loads a model, and a server from start to end."""
 
+import base64
 import configparser
+import http.client
 import json
+import os
+import re
+import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +23,7 @@ import pytest
 
 from mvlm_np.cli import VERBS, main
 from mvlm_np.cli.calls import read
-from tests.clients.served import PICTURE, QUESTION, ROOT, asked, serving
+from tests.clients.served import PICTURE, PYTHON, QUESTION, ROOT, asked, serving
 
 ESSAY = {"type": "object", "properties": {"all": {"type": "string", "minLength": 500}}, "required": ["all"]}
 PLENTY = {
@@ -78,6 +84,21 @@ def test_without_the_extra() -> None:
         assert (done.returncode, done.stderr) == (2, wanted)
 
 
+@pytest.mark.parametrize("name", ["mvlm-serve", "mvlm-watch"])
+def test_systemd_understands_the_units(name: str, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    text = (ROOT / f"examples/{name}.service").read_text("utf-8")
+    unit = tmp_path / f"{name}.service"
+    unit.write_text(re.sub(r"(?<=ExecStart=)\S+", "/bin/true", text))  # which is there, as mvlm may not be
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, timeout=60
+    )
+    if "Failed to initialize manager" in done.stderr:
+        pytest.skip("systemd-analyze needs more of a system than this container has")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_unit_of_systemd_calls_what_there_is() -> None:
     unit = configparser.RawConfigParser()
     unit.read(ROOT / "examples/mvlm-serve.service")
@@ -120,19 +141,84 @@ def test_from_its_start_to_its_end(tmp_path: Path) -> None:
     assert "POST /v1/chat/completions 200" in text
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def about(picture: Path, **more: Any) -> dict[str, Any]:
+    address = "data:;base64," + base64.b64encode(picture.read_bytes()).decode()
+    parts = [{"type": "image_url", "image_url": {"url": address}}, {"type": "text", "text": QUESTION}]
+    return {"messages": [{"role": "user", "content": parts}]} | more
+
+
+def test_a_server_that_is_killed_leaves_nothing_that_matters(tmp_path: Path) -> None:
+    """Neither files, nor a port that is taken."""
+    for name in ("home", "cache", "temporary"):
+        (tmp_path / name).mkdir()
+    folders = {"HOME": "home", "XDG_CACHE_HOME": "cache", "TMPDIR": "temporary"}
+    environment = {name: str(tmp_path / folder) for name, folder in folders.items()}
+    port, wanted = str(free_port()), asked()
+    for _ in range(2):
+        with serving("--port", port, "--allow-fetch", "camera", **environment) as server:
+            whole = json.load(get(f"{server.url}/v1/chat/completions", about(PICTURE)))
+            assert whole["choices"][0]["message"]["content"] == wanted
+            stream = get(f"{server.url}/v1/chat/completions", PLENTY)
+            assert stream.readline().startswith(b"data: {")
+            server.process.kill()
+            assert server.process.wait(20) == -signal.SIGKILL
+            with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+                stream.read()
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("stderr", ["/dev/full", None])
+def test_a_full_disk_and_no_folder_to_write_in(stderr: str | None) -> None:
+    """A limit on the size of files stands for a full disk. stderr: where the log goes; None: it is closed."""
+    port = free_port()
+    nowhere = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "TMPDIR"), "/proc/none")
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        if stderr is None:
+            os.close(2)
+
+    command = [PYTHON, "-m", "mvlm_np", "serve", "--port", str(port)]
+    kept = {name: value for name, value in os.environ.items() if name not in ("MVLM_MODEL", "MVLM_API_KEY")}
+    with open(stderr or os.devnull, "w") as log:
+        server = subprocess.Popen(command, cwd=ROOT, env=kept | nowhere, stderr=log, preexec_fn=limit)
+    try:
+        url, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
+        while True:
+            try:
+                assert json.load(get(f"{url}/health"))["status"] == "ok"
+                break
+            except OSError:
+                assert server.poll() is None and time.monotonic() < end
+                time.sleep(0.1)
+        for _ in range(3):
+            answer = json.load(get(f"{url}/v1/chat/completions", about(PICTURE, max_tokens=4)))
+            assert answer["usage"]["completion_tokens"] == 4
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                get(f"{url}/nothing")
+        server.terminate()
+        assert server.wait(20) == 0
+    finally:
+        server.kill()
+        server.wait(20)
+
+
 def test_pictures_that_are_fetched() -> None:
     from tests.serve.test_fetching import reply, stub
 
     with stub(reply(PICTURE.read_bytes())) as pictures:
         address = f"http://127.0.0.1:{pictures.port}/0.png"
-        parts: list[Any] = [
-            {"type": "image_url", "image_url": {"url": address}},
-            {"type": "text", "text": QUESTION},
-        ]
-        ask = {"messages": [{"role": "user", "content": parts}]}
+        ask = about(PICTURE)
+        part = ask["messages"][0]["content"][0]
+        part["image_url"]["url"] = address
         with serving("--allow-fetch", "127.0.0.1:1", f"127.0.0.1:{pictures.port}") as server:
             answer = json.load(get(f"{server.url}/v1/chat/completions", ask))
-            parts[0]["image_url"] = {"url": f"{server.url}/health"}
+            part["image_url"]["url"] = f"{server.url}/health"
             with pytest.raises(urllib.error.HTTPError, match="400"):
                 get(f"{server.url}/v1/chat/completions", ask)
     assert answer["choices"][0]["message"]["content"] == asked()

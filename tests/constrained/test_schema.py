@@ -222,6 +222,7 @@ def test_what_schemas_read(schema: object, yes: list[str], no: list[str]) -> Non
      "schema.minItems: found 2, which is more than"),
     ({"items": [{"type": "string"}]}, "schema.items: found [{'type': 'string'}], wanted a JSON schema"),
     ({"type": "array", "maxItems": 10**6}, "schema: is too large: "),
+    ({"items": {"enum": [f"v{i}" for i in range(1000)]}, "uniqueItems": True}, "schema: is too large: "),
     ({"type": "string", "minLength": 10**9}, "schema: is too large: "),
     ({"enum": ["\ud800"]}, "schema: is not JSON"),
     ({"const": float("nan")}, "schema: is not JSON"),

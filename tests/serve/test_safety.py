@@ -71,6 +71,7 @@ def test_hosts(host: str, expected: int) -> None:
         ("null", "localhost:8080", 403),
         ("", "localhost:8080", 403),
         ("http://localhost:x", "localhost:8080", 403),
+        ("app://localhost:8080", "localhost:8080", 403),
     ],
 )
 def test_origins(origin: str | None, host: str, expected: int) -> None:

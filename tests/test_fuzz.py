@@ -1,4 +1,7 @@
-"""The fuzzer: it finds what is there to be found, keeps it, and finds nothing in the readers."""
+"""The fuzzer: it finds what is there to be found, keeps it, and finds nothing in the readers of weights.
+
+What it finds in requests to `mvlm serve` is in `tests/serve/test_fuzz.py`.
+"""
 
 import subprocess
 import sys
@@ -6,8 +9,10 @@ import sys
 import pytest
 
 from mvlm_np.errors import UserError
-from tests.checkpoints.fuzz import TARGETS, Target, fuzz_at_random, try_file
+from tests.checkpoints.fuzz_targets import TARGETS
 from tests.conftest import ROOT
+from tests.fuzz import fuzz_at_random, try_file
+from tests.fuzz_target import Target
 
 
 def test_a_planted_fault_is_found_and_kept(tmp_path, capsys):
@@ -39,7 +44,9 @@ def test_some_seeds_are_good_files(tmp_path, name):
 
 
 def test_a_short_run_without_atheris_is_clean(tmp_path):
-    command = [sys.executable, "-m", "tests.checkpoints.fuzz", "--seconds", "5", "--engine", "random"]
+    command = [sys.executable, "-m", "tests.fuzz", "--seconds", "5", "--engine", "random"]
+    for name in TARGETS:
+        command += ["--target", name]
     run = subprocess.run(
         [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -1,8 +1,8 @@
-"""Fuzzes the readers of weights and tokenizers: a file is read, or refused as a UserError, soon and cheaply.
+"""Fuzzes what reads what others wrote, files of weights and requests: it is read, or refused as a UserError.
 
-    python -m tests.checkpoints.fuzz                    # ten minutes, shared by all targets
-    python -m tests.checkpoints.fuzz --seconds 60 --target gguf
-    python -m tests.checkpoints.fuzz --target gguf --replay .cache/fuzz/gguf/crash-0123456789abcdef
+    python -m tests.fuzz                                # ten minutes, shared by all targets
+    python -m tests.fuzz --seconds 600 --target openai --target ollama-chat
+    python -m tests.fuzz --target gguf --replay .cache/fuzz/gguf/crash-0123456789abcdef
 
 With atheris installed (extra "fuzz") the search follows coverage; without it, files are mutated at
 random from the same seeds. Each target runs in a process of its own. A finding is any exception but
@@ -12,9 +12,7 @@ that is not what its reader says. Findings are kept, and the exit status is 1.
 
 import argparse
 import importlib.util
-import json
 import random
-import re
 import resource
 import signal
 import subprocess
@@ -22,162 +20,21 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from hashlib import sha256
-from io import BytesIO
 from pathlib import Path
 
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.errors import UserError
+from tests.checkpoints import fuzz_targets as weights
+from tests.fuzz_target import Target
+from tests.serve import fuzz_targets as requests
 
+TARGETS = weights.TARGETS | requests.TARGETS
 OUT = Path(".cache/fuzz")
 SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None  # in memory: a disk would be the bottleneck
 SECONDS_A_FILE = 10
 MEMORY = 1 << 30
 SMALL = 1 << 20  # bytes of a tensor that is worth converting here
-
-
-@dataclass(frozen=True)
-class Target:
-    """A reader under test. `wrap` makes a file of what the fuzzer invents; `words` are worth inventing."""
-
-    read: Callable[[Path], Iterable[object]]  # tensors, which are then read too, or anything
-    seeds: Callable[[], list[bytes]]
-    wrap: Callable[[bytes], bytes] = bytes
-    words: tuple[bytes, ...] = ()
-
-
-def _pickle(path: Path) -> Iterable[Tensor]:
-    from mvlm_np.checkpoints.pickles import read_pickle
-
-    return read_pickle(path).values()
-
-
-def _safetensors(path: Path) -> Iterable[Tensor]:
-    from mvlm_np.checkpoints.safetensors import read_safetensors
-
-    return read_safetensors(path).values()
-
-
-def _gguf(path: Path) -> Iterable[Tensor]:
-    from mvlm_np.checkpoints.gguf import read_gguf
-
-    return read_gguf(path).tensors.values()
-
-
-def _tokenizer_json(path: Path) -> list[int]:
-    """Ids of a text by this tokenizer; decoding must give the same text at once and piece by piece."""
-    from mvlm_np.checkpoints.checkpoint import StoredTokenizer
-    from mvlm_np.checkpoints.tokenizer_json import read_tokenizer_json
-    from mvlm_np.inputs.tokenizer import make
-
-    tokenizer = make(StoredTokenizer(read_tokenizer_json(path), where=path))
-    ids = tokenizer.encode("ab a  b\n<x> \u00e9abcd </s>e\u2581 <x>\U0001f600 cd" * 3)
-    stream = tokenizer.stream()
-    assert "".join([stream.push(i) for i in ids]) + stream.finish() == tokenizer.decode(ids)
-    tokenizer.decode(range(tokenizer.vocab_size), skip_special_tokens=False)
-    return ids
-
-
-def _tokenizer_jsons() -> list[bytes]:
-    from tests.tokenizer_jsons import VARIANTS, small, variant
-
-    return [json.dumps(variant(small(), name, more)).encode() for more in range(8) for name in VARIANTS]
-
-
-def _torch_file() -> bytes:
-    import torch
-
-    out = BytesIO()
-    values = torch.arange(6).reshape(2, 3)
-    state = {str(dtype): values.to(dtype) for dtype in (torch.float32, torch.bfloat16, torch.int8)}
-    parameter, tagged = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
-    tagged.tag, tagged.sizes = ["a"], torch.Size([2])
-    torch.save(state | {"view": values.T, "parameter": parameter, "tagged": tagged}, out)
-    return out.getvalue()
-
-
-def _torch_files() -> list[bytes]:
-    from tests.checkpoints.hostile_pickles import CASES, checkpoint
-
-    return [_torch_file(), checkpoint(), *(data for data, _ in CASES.values())]
-
-
-def _torch_programs() -> list[bytes]:
-    import zipfile
-
-    from tests.checkpoints.hostile_pickles import GOOD
-
-    archive = zipfile.ZipFile(BytesIO(_torch_file()))
-    return [GOOD, *(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))]
-
-
-def _with_storages(program: bytes) -> bytes:
-    from tests.checkpoints.hostile_pickles import Entry, checkpoint
-
-    return checkpoint(program, *(Entry(b"m/data/%d" % key, bytes(24)) for key in range(1, 4)))
-
-
-def _safetensors_files() -> list[bytes]:
-    import numpy as np
-    from safetensors.numpy import save
-
-    from tests.checkpoints.hostile_safetensors import CASES, packed
-
-    values = np.arange(6).reshape(2, 3)
-    kinds = ("float32", "float16", "int8", "int64", "bool")
-    good = [
-        save({kind: values.astype(kind) for kind in kinds}, {"format": "np"}),
-        packed("int8 16 32"),
-        save({}),
-    ]
-    return good + [data for data, _ in CASES.values()]
-
-
-def _safetensors_headers() -> list[bytes]:
-    return [file[8 : 8 + int.from_bytes(file[:8], "little")] for file in _safetensors_files()]
-
-
-def _with_data(header: bytes) -> bytes:
-    """A file of the header's length, with as many bytes of data as the largest number in the header."""
-    size = max(map(int, re.findall(rb"\d{1,4}", header)), default=0)
-    return len(header).to_bytes(8, "little") + header + bytes(size)
-
-
-def _gguf_files() -> list[bytes]:
-    from tests.checkpoints.hostile_gguf import CASES, GOOD
-
-    return [GOOD, *(data for data, _ in CASES.values())]
-
-
-_JSON = (
-    *(b'"dtype":"F32"', b'"BF16"', b'"shape":[', b'"data_offsets":[', b'"__metadata__":{', b"1e999", b"NaN"),
-    *(b'"mvlm_np.packed":"1"', b"int4 16 32"),
-)
-TARGETS = {
-    "pickle": Target(_pickle, _torch_files, words=(b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"\xff" * 4)),
-    "pickle-program": Target(
-        _pickle,
-        _torch_programs,
-        _with_storages,
-        (
-            b"ctorch\nFloatStorage\n",
-            b"ccollections\nOrderedDict\n",
-            b"ctorch._utils\n_rebuild_tensor_v2\n",
-            b"ctorch._tensor\n_rebuild_from_type_v2\n",
-            b"\x8a\x08",
-        ),
-    ),
-    "safetensors": Target(_safetensors, _safetensors_files, words=_JSON),
-    "safetensors-header": Target(_safetensors, _safetensors_headers, _with_data, _JSON),
-    "tokenizer.json": Target(
-        _tokenizer_json,
-        _tokenizer_jsons,
-        words=(b'"id":5,"content":"a"', b'"normalized":true', b'{"type":"Prepend","prepend":"a"}', b"null"),
-    ),
-    "gguf": Target(_gguf, _gguf_files, words=(b"GGUF", b"general.alignment", b"\xff" * 8)),
-}
 
 
 def try_file(target: Target, path: Path, data: bytes) -> None:
@@ -197,7 +54,7 @@ def fuzz_by_coverage(target: Target, seconds: int, folder: Path, scratch: Path) 
     """Does not return: libFuzzer ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=["mvlm_np.checkpoints", "mvlm_np.inputs"]):
+    with atheris.instrument_imports(include=list(target.instrument)):
         for seed in target.seeds()[:1]:
             try_file(target, scratch / "file", seed)  # imports the reader
     corpus, words = scratch / "corpus", scratch / "words"
@@ -275,7 +132,7 @@ def run(name: str, seconds: int, engine: str, out: Path) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log"
     with open(log, "w") as file, tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:
-        command = [sys.executable, "-m", "tests.checkpoints.fuzz", "--child", scratch, "--target", name]
+        command = [sys.executable, "-m", "tests.fuzz", "--child", scratch, "--target", name]
         command += ["--seconds", str(seconds), "--engine", engine, "--out", str(out)]
         status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
         last = Path(scratch) / "file"
