@@ -109,11 +109,14 @@ def ask(args: argparse.Namespace) -> int:
     if file.exists():
         if not args.resume:
             raise UserError(file, "is there already", "a new file", "name another one with --answers")
-        print(f"mvlm: note: {file} is complete, and nothing is asked", file=sys.stderr)
-        return tell(args, benchmark, asked, file)
+        if not unfinished.exists():
+            require_complete(file, benchmark, asked, args.data)
+            print(f"mvlm: note: {file} is complete, and nothing is asked", file=sys.stderr)
+            return tell(args, benchmark, asked, file)
     check_pictures(benchmark, asked)
     with Output(unfinished, resume=args.resume) as output:
         model = load_with_bar(**arguments)
+        model.require_vision()
         start, now, tokens = perf_counter(), 0, 0
         waiting = (row for row in rows(benchmark, asked, args.as_published) if not output.has(row))
         with bar(benchmark.title, len(asked), initial=len(output.done)) as progress:
@@ -129,6 +132,19 @@ def ask(args: argparse.Namespace) -> int:
         unfinished.unlink()
     speed = {"asked": now, "seconds": seconds, "tokens": tokens}
     return tell(args, benchmark, asked, file, by_config(model.config), speed if now else None)
+
+
+def require_complete(file: Path, benchmark: "Benchmark", asked: "Sequence[Asked]", data: Path) -> None:
+    """UserError: the file does not have an answer to each question, as after a run with another --limit."""
+    from mvlm_np.errors import UserError
+    from mvlm_np.evaluation.answers import read_answers
+    from mvlm_np.evaluation.benchmarks import folder_of
+
+    verdict = benchmark.judge(folder_of(benchmark, data), asked, read_answers(file), False)
+    answered, expected = (verdict.counts[what] for what in ("answered", "expected"))
+    if answered < expected:
+        fix = "name another one with --answers, or score this one with mvlm evaluate score"
+        raise UserError(file, f"has answers to {answered} of {expected} questions", "a new file", fix)
 
 
 def chosen(args: argparse.Namespace) -> "tuple[Benchmark, Sequence[Asked]]":

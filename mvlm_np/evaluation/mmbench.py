@@ -7,6 +7,7 @@ the first is below 1,000,000, and the others are above it by multiples of that.
 import base64
 import binascii
 import csv
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,10 +172,9 @@ def _table(path: Path) -> Iterator[_Line]:
             if len(row) > len(header):
                 raise EvaluationError(where, f"has {len(row)} cells", f"{len(header)}")
             cells = dict.fromkeys(header, "") | dict(zip(header, row, strict=False))
-            try:
-                index = int(cells["index"])
-            except ValueError:
-                raise EvaluationError(where, f"has the index {show(cells['index'])}", "a number") from None
+            if not re.fullmatch(r"[0-9]{1,12}", cells["index"]):
+                raise EvaluationError(where, f"has the index {show(cells['index'])}", "a number")
+            index = int(cells["index"])
             if index in seen:
                 raise EvaluationError(where, f"has the index {index}, as a row before", "each once")
             seen.add(index)

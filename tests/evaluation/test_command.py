@@ -36,6 +36,7 @@ class Pretended:
         self.says = {one.id: text for one, text in zip(questions, texts, strict=True)}
         self.config = FAMILY["MobileVLM_V2-1.7B"]
         self.asked: list[str] = []
+        self.require_vision = lambda: None
         self.stop_after, self.failing = stop_after, failing
 
     def answer(self, model: object, rows: Iterable[Row], *, together: int) -> Iterator[Answered]:
@@ -131,6 +132,16 @@ def test_an_interrupted_run_goes_on(here: Path, use: Any, capsys: pytest.Capture
     assert evaluate("pope", "--resume") == 0
     assert third.asked == []
     assert "pope.jsonl is complete, and nothing is asked" in capsys.readouterr().err
+
+
+def test_a_limited_run_is_not_taken_for_a_complete_one(
+    here: Path, use: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(Pretended("gqa"))
+    assert evaluate("gqa", "--limit", "5") == 0
+    assert evaluate("gqa", "--limit", "5", "--resume") == 0
+    assert evaluate("gqa", "--resume") == 2
+    assert "gqa.jsonl: has answers to 5 of 18 questions, wanted a new file" in capsys.readouterr().err
 
 
 def test_a_question_that_failed_is_wrong_and_kept_with_its_error(
