@@ -202,6 +202,7 @@ def judged(
     speed: Mapping[str, float] | None = None,
 ) -> "Run":
     """A file of answers, scored. model: of which published model they are, where that is known."""
+    from mvlm_np.errors import EvaluationError
     from mvlm_np.evaluation.answers import read_answers
     from mvlm_np.evaluation.benchmarks import score
     from mvlm_np.evaluation.report.findings import Run
@@ -209,6 +210,9 @@ def judged(
     answers = read_answers(file)
     how = {"as_published": args.as_published, "model": model}
     worth, each = score(benchmark, args.data, answers, asked=asked, **how)
+    if answers and not worth.counts["answered"]:
+        found, fix = f"has no answer to a question of {benchmark.title}", "name the benchmark that it is of"
+        raise EvaluationError(file, found, fix=fix)
     name = next((one.model for one in answers if one.model), file.name)
     return Run(name, benchmark.title, worth, each, {"speed": pace(speed)} if speed else {})
 

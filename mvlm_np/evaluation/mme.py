@@ -136,7 +136,7 @@ def _gold(folder: Path, name: str, prompt: str) -> tuple[str, str]:
     for number, line in lines(path):
         if not line.strip():
             continue
-        fields = line.rstrip("\r\n").split("\t")
+        fields = line.strip().split("\t")
         if len(fields) != 2 or fields[1].lower() not in ("yes", "no"):
             where = f"{path}, line {number}"
             raise EvaluationError(where, "is no question", "QUESTION<TAB>Yes or No", IMAGES)

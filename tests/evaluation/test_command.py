@@ -200,6 +200,14 @@ def test_what_is_wrong_shows_before_a_model_is_loaded(
     assert list(here.glob("gqa.jsonl*")) == []
 
 
+def test_answers_of_another_benchmark_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for key in BENCHMARKS:
+        if key != "gqa":
+            given = str(folder(key) / "predictions" / "main.jsonl")
+            assert evaluate("score", "gqa", given) == 2
+            assert "has no answer to a question of GQA; name the benchmark" in capsys.readouterr().err
+
+
 def test_two_runs_beside_each_other_and_a_page(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = str(folder("gqa") / "predictions" / "duplicates.jsonl")
     assert evaluate("score", "gqa", MAIN, "--against", other, "--html", "gqa.html") == 0

@@ -183,6 +183,14 @@ def test_a_limit_of_nothing_is_refused() -> None:
         limited(read(BENCHMARKS["gqa"], folder("gqa")), 0)
 
 
+def test_mmes_texts_may_end_in_blanks_and_with_line_breaks_of_windows(copy: Callable[[str], Path]) -> None:
+    data = copy("mme")
+    for path in data.rglob("*.txt"):
+        if path.parent.name != "results":
+            path.write_bytes(path.read_bytes().replace(b"\n", b" \r\n") + b"\r\n")
+    assert score(BENCHMARKS["mme"], data, answers("mme"))[0].value == 1050
+
+
 def test_a_picture_of_mme_with_three_questions_is_refused(copy: Callable[[str], Path]) -> None:
     data = copy("mme")
     path = data / NEEDED["mme"][0]
