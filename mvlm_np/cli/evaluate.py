@@ -36,6 +36,7 @@ TITLES = {
     "sqa": "ScienceQA: 4,241 questions, of which 2,017 have a picture",
     "textvqa": "TextVQA: 5,000 questions",
 }
+PUBLISHED_FOR = "published for"  # a fact of a run: which model's published score stands beside its own
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -187,7 +188,7 @@ def tell(
     if args.html:
         write_page(args.html, found, asked)
     if args.json:
-        print(json.dumps(asdict(this.score) | about | {"model": this.name} | numbers(found)))
+        print(json.dumps(asdict(this.score) | about | {"model": this.name, **this.facts} | numbers(found)))
     else:
         print("\n".join(shown(benchmark, found, about)))
     return 0
@@ -205,6 +206,7 @@ def judged(
     from mvlm_np.errors import EvaluationError
     from mvlm_np.evaluation.answers import read_answers
     from mvlm_np.evaluation.benchmarks import score
+    from mvlm_np.evaluation.published import by_name
     from mvlm_np.evaluation.report.findings import Run
 
     answers = read_answers(file)
@@ -214,7 +216,10 @@ def judged(
         found, fix = f"has no answer to a question of {benchmark.title}", "name the benchmark that it is of"
         raise EvaluationError(file, found, fix=fix)
     name = next((one.model for one in answers if one.model), file.name)
-    return Run(name, benchmark.title, worth, each, {"speed": pace(speed)} if speed else {})
+    facts = {"speed": pace(speed)} if speed else {}
+    if published := model or by_name(name):
+        facts = {PUBLISHED_FOR: published, **facts}
+    return Run(name, benchmark.title, worth, each, facts)
 
 
 def pace(speed: Mapping[str, float]) -> str:
@@ -252,7 +257,7 @@ def shown(benchmark: "Benchmark", found: "Findings", about: Mapping[str, Any]) -
     if found.estimate:
         text[0] += f" (95 %: {found.estimate.low:.1f} to {found.estimate.high:.1f})"
     if score.published is not None:
-        text[0] += f", published: {score.published}"
+        text[0] += f", published for {found.run.facts[PUBLISHED_FOR]}: {score.published}"
     text += score.remarks
     text.append(", ".join(f"{what}: {n}" for what, n in score.counts.items()))
     if beside := found.against:
@@ -262,7 +267,8 @@ def shown(benchmark: "Benchmark", found: "Findings", about: Mapping[str, Any]) -
             f"against {beside.other.name}: {change.value:+.2f} ({interval}), p = {change.p:.3g}; "
             f"{len(beside.changes)} answers differ"
         )
-    text += found.run.facts.values()
+    if "speed" in found.run.facts:
+        text.append(found.run.facts["speed"])
     text.append(f"answers: {about['answers']}")
     table = None
     for part in score.parts:

@@ -27,20 +27,21 @@ class Answer:
 
 def read_answers(path: Path) -> list[Answer]:
     """All lines of an answers file. EvaluationError names the line that is wrong."""
-    found = []
-    for line in json_lines(path):
-        meta = line.values.get("metadata")
-        chance = meta.get("probability") if isinstance(meta, dict) else None
-        found.append(
-            Answer(
-                question_id=str(line.name("question_id")),
-                prompt=line.text("prompt"),
-                text=line.text("text"),
-                probability=float(chance) if isinstance(chance, int | float) else None,
-                model=line.text("model_id", ""),
-            )
+    return [
+        Answer(
+            question_id=str(line.name("question_id")),
+            prompt=line.text("prompt"),
+            text=line.text("text"),
+            probability=_probability(line.values.get("metadata")),
+            model=line.text("model_id", ""),
         )
-    return found
+        for line in json_lines(path)
+    ]
+
+
+def _probability(metadata: object) -> float | None:
+    found = metadata.get("probability") if isinstance(metadata, dict) else None
+    return float(found) if isinstance(found, int | float) and 0 <= found <= 1 else None
 
 
 def answer_line(asked: Asked, text: str, probability: float, model: str) -> str:

@@ -173,6 +173,13 @@ def test_a_broken_answer_is_named(tmp_path: Path, line: str, said: str) -> None:
         read_answers(path)
 
 
+@pytest.mark.parametrize("metadata", ["7", "{}", *(f'{{"probability": {p}}}' for p in ("NaN", -1, 2, "[]"))])
+def test_a_probability_that_is_none_is_not_known(tmp_path: Path, metadata: str) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(f'{{"question_id": 1, "prompt": "a", "text": "b", "metadata": {metadata}}}\n')
+    assert read_answers(path)[0].probability is None
+
+
 def test_what_is_no_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="is no folder, wanted the folder with GQA's files"):
         read(BENCHMARKS["gqa"], tmp_path / "nothing")
