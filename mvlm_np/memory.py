@@ -80,9 +80,12 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def peak() -> int | None:
-    """The most memory this process has occupied so far (VmHWM), mapped pages included, in bytes."""
-    return _kilobytes(PROC / "self/status", "VmHWM:")
+def peak(process: int | None = None) -> int | None:
+    """The most memory this process has occupied so far (VmHWM), mapped pages included, in bytes.
+
+    process  the number of another one
+    """
+    return _kilobytes(PROC / str(process or "self") / "status", "VmHWM:")
 
 
 def give_back() -> None:

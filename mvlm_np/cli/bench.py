@@ -7,13 +7,14 @@ measures everything a second time in each round while another program keeps one 
 board that has other work to do. --together decodes several sequences that share each reading of the weights:
 tokens/s of all of them, and how many times that of the first number asked for. --speculate measures decoding
 with a draft instead, of the shape of JackFram/llama-68m and random weights: how fast it is if this or that
-share of what it drafts is right.
+share of what it drafts is right. --serve measures `mvlm serve` instead, as its clients see it.
 
 examples:
   mvlm bench --model mtgv/MobileVLM_V2-1.7B --json
   mvlm bench --model FOLDER --neighbour
   mvlm bench --model FOLDER --together 1 2 4 8
   mvlm bench --model FOLDER --speculate --new 64
+  mvlm bench --model FOLDER --serve
 """
 
 import argparse
@@ -48,6 +49,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
         "--together", metavar="N", type=whole, nargs="*", help="decode N sequences at a time, too (1 4 8)"
     )
     parser.add_argument("--speculate", action="store_true", help="measure decoding with a draft instead")
+    parser.add_argument("--serve", action="store_true", help="measure `mvlm serve` and its clients instead")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument(
         "--start", action="store_true", help="measure what `mvlm ask` does before the first layer"
@@ -71,6 +73,16 @@ def run(args: argparse.Namespace) -> int:
         args.together = args.together or list(COUNTS)
         if not 1 <= min(args.together) <= max(args.together) <= MOST:
             raise UserError("--together", f"found {args.together}", f"numbers from 1 to {MOST}")
+    if args.serve:
+        from mvlm_np.cli import served
+
+        figures = served.measure(arguments, args.new, args.rounds)
+        if args.json:
+            json.dump(figures, sys.stdout)
+            print()
+        else:
+            served.show(figures)
+        return 0
     start = perf_counter()
     backend.choose(args.backend)  # what a first load would import
     imported = perf_counter()

@@ -240,6 +240,11 @@ class Engine:
         return bool(self._queued or self._placed)
 
     @property
+    def ended(self) -> int:
+        """Requests that have been taken, and have come to an end of some kind."""
+        return sum(self._counts[how] for how in ("finished", "failed", "cancelled"))
+
+    @property
     def stopped(self) -> bool:
         """Whether all has ended, and nothing more will come."""
         with self._lock:

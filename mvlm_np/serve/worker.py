@@ -6,6 +6,7 @@ from queue import SimpleQueue
 from threading import Event as Flag
 from threading import Thread
 
+from mvlm_np import memory
 from mvlm_np.serve.engine import Engine, Job
 from mvlm_np.serve.requests import Event, Failed, Finished, Listener, Request, Status
 
@@ -96,7 +97,13 @@ class Worker:
             self.error = error
             engine.stop()
         self.ready.set()
+        ended = engine.ended
         while not engine.stopped:
             self._wake.clear()
-            if not engine.step():
+            worked = engine.step()
+            if ended != engine.ended:
+                # Else what is free lies between what caches keep, and the process grows for hours.
+                ended = engine.ended
+                memory.give_back()
+            if not worked:
                 self._wake.wait(PAUSED if engine.is_busy else IDLE)
