@@ -21,6 +21,8 @@ For a model of 1.7B on two cores, a round takes about 5 minutes, with --neighbou
 memory for decode, multiplying bytes in registers for the prompt and the picture. "Never run here" is the
 question with an empty cache of machine code, where kernels that are not prebuilt have to be compiled.
 "With a draft" is `mvlm bench --speculate`: a draft model of 68M whose tokens are right that often.
+"server" is `mvlm serve` against llama-server, which is built with -DLLAMA_BUILD_SERVER=ON; both keep what
+they have read.
 --neighbour takes the figures of both once more while another program keeps one core busy.
 """
 
@@ -136,6 +138,9 @@ def measure(what: str, args: argparse.Namespace, llama: LlamaCpp) -> dict[Figure
                 print("note: with this model nothing can be drafted", file=sys.stderr)
                 return {}
             return dict(zip(figures.DRAFTS.values(), map(Measured, rates), strict=True))
+        case "serve":
+            both = zip(ours_in_a_process(what, args), llama.serve(), strict=True)
+            return dict(zip(figures.SERVED, (Measured(*pair) for pair in both), strict=True))
         case _:
             (ours,) = ours_in_a_process("load", args)
             return {figures.LOAD: Measured(ours, llama.load(llama.flags[figures.LOAD]))}

@@ -40,9 +40,15 @@ FIRST = Figure("the question, never run here", "s", False)
 TOGETHER = {n: Figure(f"{n} sequences together, behind {SHORT}", "times one") for n in (4, 8)}
 DRAFTS = {rate: Figure(f"decode with a draft, {rate:.0%} right", "times plain") for rate in (0.6, 0.8)}
 LOAD = Figure("load", "s", False)
+SERVED = (
+    Figure("server: first token, a new picture", "s", False),
+    Figure("server: first token, a picture asked about before", "s", False),
+    Figure("server: one client", "tokens/s"),
+    Figure("server: 4 clients at once, in all", "tokens/s"),
+)
 BENCHED = {"decode": DECODE, "long": DECODE_LONG, "prompt": READ}  # what llama-bench can do
 
 # What a round measures, in this order. Some of it gives two figures.
 BESIDE = ("decode", "long", "prompt", "encode", "ask")  # beside a busy neighbour, too
-ALL = (*BESIDE, "first", "together", "drafts", "load")
+ALL = (*BESIDE, "first", "together", "drafts", "load", "serve")
 TUNED = (DECODE, DECODE_LONG, READ, ENCODE, VQA, LOAD)  # those that llama.cpp's best flags are sought for

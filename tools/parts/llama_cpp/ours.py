@@ -14,11 +14,12 @@ from time import perf_counter
 import numpy as np
 
 import mvlm_np
-from mvlm_np.cli import bench, speculate
+from mvlm_np.cli import bench, served, speculate
 from mvlm_np.cli.together import Together
 from mvlm_np.drafts import draft_for
 from mvlm_np.errors import UserError
 from mvlm_np.kernels import limits
+from tools.parts.llama_cpp import through
 from tools.parts.llama_cpp.figures import DRAFTS, LONG, NEW, PROMPT, SHORT, TOGETHER
 
 
@@ -89,7 +90,13 @@ def load(folder: str, image: str) -> list[float]:
     return [timed(lambda: mvlm_np.load(folder), 1)]
 
 
-WORKS = {work.__name__: work for work in (decode, long, prompt, encode, together, drafts, load)}
+def serve(folder: str, image: str) -> list[float]:
+    """What `through.measure` gives."""
+    with served.serving([f"--model={folder}"]) as server:
+        return through.measure(server.url)
+
+
+WORKS = {work.__name__: work for work in (decode, long, prompt, encode, together, drafts, load, serve)}
 
 
 def timed(work: Callable[[], object], times: int = 3) -> float:

@@ -4,10 +4,15 @@ import argparse
 import json
 import re
 import shlex
+import socket
+import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from tools.parts.llama_cpp import figures
 from tools.parts.llama_cpp.figures import BENCHED, LONG, NEW, PROMPT, QUESTION, SHORT, TOGETHER, Figure
@@ -28,6 +33,7 @@ SHAPES = {
     figures.LOAD: ("-p 0 -n 1 --no-warmup", {"-lm": ["mmap", "none"]}),
 }
 VARIANTS = ["-fa on", "-fa off", "-lm none", "--no-repack", "--no-warmup"]  # likewise for llama-mtmd-cli
+CLIENTS, STARTS = 4, 120  # of llama-server: clients at once, and seconds in which it starts
 REPEATS = {figures.READ: 3}  # what a process measures more than once
 
 
@@ -35,10 +41,11 @@ class LlamaCpp:
     """llama.cpp's programs, their model files, and the best flags for each figure."""
 
     def __init__(self, args: argparse.Namespace):
-        programs = ["llama-bench", "llama-mtmd-cli", "llama-batched-bench"]
+        needed_for = {"llama-batched-bench": "together", "llama-server": "serve"}
+        programs = ["llama-bench", "llama-mtmd-cli", *needed_for]
         found = {name: find(name, args.llama_cpp) for name in programs}
         for name, path in found.items():
-            if path is None and (name != "llama-batched-bench" or "together" in args.only):
+            if path is None and (name not in needed_for or needed_for[name] in args.only):
                 sys.exit(f"{name} is neither on the PATH nor where --llama-cpp or $LLAMA_CPP points")
         threads = ["-t", str(args.threads)]
         self._bench = [str(found["llama-bench"]), "-m", args.gguf, *threads, "-o", "json"]
@@ -48,6 +55,8 @@ class LlamaCpp:
         picture = ["--image", args.image, "-p", QUESTION, "-sys", SYSTEM]
         sampling = ["--temp", "0", "-c", "2048", "--chat-template", "vicuna"]
         self._cli = [str(found["llama-mtmd-cli"]), "-m", args.gguf, *threads, *picture, *sampling]
+        self._server = [str(found["llama-server"]), "-m", args.gguf, *threads]
+        self._server += ["--chat-template", "vicuna", "-np", str(CLIENTS), "-c", str(2048 * CLIENTS)]
         self._mmprojs = args.mmproj
         self.flags: dict[Figure, list[str]] = {}  # the best ones
 
@@ -82,6 +91,27 @@ class LlamaCpp:
         rates = {test["pl"]: test["speed_tg"] for test in tests}
         return [rates[n] / rates[1] for n in TOGETHER]
 
+    def serve(self) -> list[float]:
+        """What `through.measure` gives for llama-server, with the flags that are best for a question."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        flags = [flag for flag in self.flags[figures.VQA] if flag != "--no-warmup"]
+        command = [*self._server, *flags, "--host", "127.0.0.1", "--port", str(port)]
+        url = f"http://127.0.0.1:{port}"
+        with TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+            try:
+                for _ in range(STARTS):
+                    time.sleep(1)
+                    if process.poll() is not None:
+                        log.seek(0)
+                        last = log.read().decode(errors="replace")[-2000:]
+                        sys.exit(f"{shlex.join(command)}\nfailed with {process.returncode}:\n{last}")
+                    if answers(f"{url}/health"):
+                        break
+                return json.loads(run([sys.executable, "-m", "tools.parts.llama_cpp.through", url]).out)
+            finally:
+                process.kill()
+
     # ------------------------------------------------------------ the best flags
 
     def tune(self, only: Sequence[str], quick: bool) -> None:
@@ -92,7 +122,7 @@ class LlamaCpp:
         for what, figure in (BENCHED | {"load": figures.LOAD}).items():
             if what in only and figure not in self.flags:
                 self._tune_bench(figure, quick)
-        if {"encode", "ask", "first"} & {*only} and figures.VQA not in self.flags:
+        if {"encode", "ask", "first", "serve"} & {*only} and figures.VQA not in self.flags:
             self._tune_cli(quick)
 
     def _tune_bench(self, figure: Figure, quick: bool) -> None:
@@ -150,3 +180,12 @@ class LlamaCpp:
                 program, count = (self._cli, ["-n", str(1 if figure is figures.ENCODE else NEW)])
             found[figure.name] = shlex.join([*program, *flags, *count])
         return found
+
+
+def answers(url: str) -> bool:
+    """Whether a server says that all is well."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            return reply.status == 200
+    except OSError:
+        return False
