@@ -76,10 +76,11 @@ def ask(url: str, picture: bytes, new: int, question: str | None = None) -> Hear
         reply = connection.getresponse()
         if reply.status != 200:
             raise UserError(url, f"answers {reply.status}: {reply.read().decode(errors='replace').strip()}")
-        for line in reply:
-            event = line.removeprefix(b"data: ").strip()
-            if event and event != b"[DONE]":
-                part = json.loads(event)
+        for line in reply:  # others than these are empty, or comments that say that it still computes
+            if line.startswith(b"data: {"):
+                part = json.loads(line.removeprefix(b"data: "))
+                if "error" in part:
+                    raise UserError(url, f"says {part['error']}")
                 if any(choice["delta"].get("content") for choice in part.get("choices", ())):
                     pieces.append(perf_counter())
                 tokens = (part.get("usage") or {}).get("completion_tokens", tokens)
