@@ -43,7 +43,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
         "--cache-memory",
         metavar="MB",
         type=whole,
-        help="for chats and pictures that come again; 0: none (320, or less where little is free)",
+        help="for chats and pictures that come again; 0: none (250, or less where little is free)",
     )
     parser.add_argument("--conv-mode", metavar="NAME", default="v1", help="prompt template (v1)")
     safety = parser.add_argument_group("safety")

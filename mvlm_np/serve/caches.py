@@ -18,8 +18,10 @@ from mvlm_np import memory
 from mvlm_np.serve.requests import CacheStatus
 from mvlm_np.session import Session, in_common
 
-PICTURES = 64 << 20  # bytes of the cache of pictures: 54 of MobileVLM V2 1.7B
-PREFIXES = 256 << 20  # bytes of the cache of prompts' beginnings, if that is at most a tenth of what is free
+PICTURES = 50_000_000  # bytes of the cache of pictures: 42 of MobileVLM V2 1.7B
+PREFIXES = (
+    200_000_000  # bytes of the cache of prompts' beginnings, if that is at most a tenth of what is free
+)
 RESERVE = 64 << 20  # bytes of memory that no cache takes
 WORTH = 16  # positions; to have fewer in common with another sequence is chance
 PART = 0.75  # a sequence of which so much is in another one is not worth its memory beside it

@@ -135,7 +135,7 @@ class Engine:
     wait       seconds after which one that still waits is given up
     slow       seconds after which an answer that nobody reads is given up
     pictures   bytes of the cache of pictures
-    prefixes   bytes of the cache of prompts' beginnings; None: 256 MB, at most a tenth of what is free
+    prefixes   bytes of the cache of prompts' beginnings; None: 200 MB, at most a tenth of what is free
     clock      tells the time in seconds
 
     First comes who came first. But nobody has more than half of the places while somebody else waits; and
