@@ -70,6 +70,10 @@ def score(
     """
     folder, everything = folder_of(benchmark, data), read(benchmark, data)
     asked = everything if asked is None else asked
+    if len(asked) < len(everything):
+        others = {(str(one.question_id), one.prompt) for one in everything}
+        others -= {(str(one.question_id), one.prompt) for one in asked}
+        answers = [one for one in answers if (one.question_id, one.prompt) not in others]
     verdict = benchmark.judge(folder, asked, answers, as_published)
     remarks = list(verdict.remarks)
     if len(asked) < len(everything):

@@ -55,11 +55,13 @@ def judge(folder: Path, asked: Sequence[Asked], answers: Sequence[Answer], as_pu
     if as_published:
         verdict.judged = _by_place(folder, asked, answers)
     else:
-        golds = {one.id: _gold(folder, str(one.question_id), one.text)[1].lower() for one in asked}
-        verdict.judged = [
-            _judged(one, answer, golds[one.id], "" if answer is None else answer.text, one.group)
-            for one, answer in zip(asked, joined.answers, strict=True)
-        ]
+        for one, answer in zip(asked, joined.answers, strict=True):
+            found = _gold(folder, str(one.question_id), one.prompt)
+            if found is None:
+                path, question = _text(folder, str(one.question_id)), _question(one.prompt)
+                raise EvaluationError(path, f"does not have the question {question!r}", fix=IMAGES)
+            text = "" if answer is None else answer.text
+            verdict.judged.append(_judged(one, answer, found[1].lower(), text, one.group))
     parts = by_category(verdict.judged)
     for title, tasks in (("Perception", PERCEPTION), ("Cognition", COGNITION)):
         its = [one for task in tasks for one in parts.get(task, [])]
@@ -85,10 +87,11 @@ def results(folder: Path, asked: Sequence[Asked], answers: Sequence[Answer]) -> 
     for answer in answers:
         if answer.question_id not in tasks:
             raise ScriptStops(f"KeyError: {answer.question_id!r}")
-        question, gold = _gold(folder, answer.question_id, answer.prompt)
-        name = Path(answer.question_id).name.split(".")[0] + ".txt"
-        line = "\t".join((name, question, gold, answer.text))
-        found.setdefault(tasks[answer.question_id], []).append(line + "\n")
+        task, name = tasks[answer.question_id], _text(folder, answer.question_id).name
+        gold = _gold(folder, answer.question_id, answer.prompt)
+        if gold is None:
+            raise ScriptStops(f"KeyError: {(task, name, f'{_question(answer.prompt)}  {PLEASE}')}")
+        found.setdefault(task, []).append("\t".join((name, *gold, answer.text)) + "\n")
     return {task: "".join(its) for task, its in found.items()}
 
 
@@ -100,10 +103,11 @@ def _judged(asked: Asked, answer: Answer | None, gold: str, text: str, group: st
 def _by_place(folder: Path, asked: Sequence[Asked], answers: Sequence[Answer]) -> list[Judged]:
     """As the published script has it: each two lines of a task's file are taken for one picture."""
     files = results(folder, asked, answers)
-    known = {(str(one.question_id), one.prompt): one for one in asked}
-    its: dict[str, list[Answer]] = {}
+    known = {(str(one.question_id), _question(one.prompt)): one for one in asked}
+    its: dict[str, list[tuple[Asked, Answer]]] = {}
     for answer in answers:
-        its.setdefault(known[answer.question_id, answer.prompt].category, []).append(answer)
+        one = known[answer.question_id, _question(answer.prompt)]
+        its.setdefault(one.category, []).append((one, answer))
     found = []
     for task in TASKS if {one.category for one in asked} == {*TASKS} else files:
         if task not in files:
@@ -119,19 +123,27 @@ def _by_place(folder: Path, asked: Sequence[Asked], answers: Sequence[Answer]) -
                 raise ScriptStops(f"ValueError: not enough values to unpack {found_few}")
             if len(fields) > 4:
                 raise ScriptStops("ValueError: too many values to unpack (expected 4)")
-            answer = its[task][i]  # each has had one line so far
-            one = known[answer.question_id, answer.prompt]
+            one, answer = its[task][min(i, len(its[task]) - 1)]  # one a line, if none holds a line itself
             found.append(_judged(one, answer, fields[2].lower(), fields[3], f"{task} {i // 2}"))
     return found
 
 
-def _gold(folder: Path, name: str, prompt: str) -> tuple[str, str]:
-    """A question as MME's own text has it, and its answer, Yes or No."""
+def _text(folder: Path, name: str) -> Path:
+    """The file with a picture's questions and their answers."""
     picture = folder / "images" / name
     texts = picture.parent
     if texts.name == "images":
         texts = texts.parent / "questions_answers_YN"
-    path = required(texts / f"{picture.name.split('.')[0]}.txt", IMAGES)
+    return texts / f"{picture.name.split('.')[0]}.txt"
+
+
+def _question(prompt: str) -> str:
+    return prompt.replace(WORD_OR_PHRASE, "").strip()
+
+
+def _gold(folder: Path, name: str, prompt: str) -> tuple[str, str] | None:
+    """A question as MME's own text has it, and its answer, Yes or No; None if it is not there."""
+    path = required(_text(folder, name), IMAGES)
     golds = {}
     for number, line in lines(path):
         if not line.strip():
@@ -141,11 +153,8 @@ def _gold(folder: Path, name: str, prompt: str) -> tuple[str, str]:
             where = f"{path}, line {number}"
             raise EvaluationError(where, "is no question", "QUESTION<TAB>Yes or No", IMAGES)
         golds[fields[0]] = fields[1]
-    question = prompt.replace(WORD_OR_PHRASE, "").strip()
-    for gap in (" ", "  "):
-        if (asked := question + gap + PLEASE) in golds:
-            return asked, golds[asked]
-    raise EvaluationError(path, f"does not have the question {question!r}", "MME's own texts", IMAGES)
+    written = (_question(prompt) + gap + PLEASE for gap in (" ", "  "))
+    return next(((text, golds[text]) for text in written if text in golds), None)
 
 
 BENCHMARK = Benchmark(

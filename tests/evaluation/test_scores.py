@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,39 @@ def test_a_part_is_scored_as_a_part_and_called_not_comparable(benchmark: Benchma
     assert f"not comparable: {len(part)} of {len(asked)} questions were asked" in found.remarks
     assert {one.id for one in judged} <= {one.id for one in part}
     assert found.counts["expected"] == found.counts["answered"] == len(part)
+
+
+def test_the_published_script_too_scores_a_part_of_complete_answers() -> None:
+    for benchmark in BENCHMARKS.values():
+        part = limited(read(benchmark, folder(benchmark.key)), 8)
+        given = answers(benchmark.key)
+        ours, _ = score(benchmark, folder(benchmark.key), given, asked=part)
+        if benchmark.key != "pope":  # of which this part has no right "yes"
+            theirs, _ = score(benchmark, folder(benchmark.key), given, asked=part, as_published=True)
+            assert (theirs.value, theirs.parts) == (ours.value, ours.parts)
+        assert "of no question" not in ours.counts
+
+
+@pytest.mark.parametrize("prompt", ["Is it so?", "Is there a box in this image?\nAnswer with yes or no."])
+def test_an_answer_of_mme_to_another_question_is_left_out(prompt: str) -> None:
+    """The published converter stops at it."""
+    given = answers("mme")
+    other = [
+        replace(one, prompt=prompt) if one.prompt.startswith("Is there a box in this") else one
+        for one in given
+    ]
+    found, _ = ours("mme", other)
+    assert found.counts["of no question"] == 1 and found.counts["answered"] == 29
+    assert "without a score: KeyError: ('existence', '000000900004.txt', 'Is " in remark(
+        found, "the published"
+    )
+    ending = [replace(one, prompt=one.prompt.split("\n")[0]) for one in given]  # which the converter cuts off
+    assert score(BENCHMARKS["mme"], folder("mme"), ending, as_published=True)[0].value == 1050
+
+
+def test_an_answer_of_mme_may_hold_a_line_of_the_published_file() -> None:
+    given = [replace(one, text="Yes\na.txt\tWhat?\tYes\tYes") for one in answers("mme")]
+    assert score(BENCHMARKS["mme"], folder("mme"), given, as_published=True)[0].value > 0
 
 
 def test_labels_of_other_questions_are_refused(tmp_path: Path) -> None:
