@@ -110,16 +110,22 @@ def _padded(picture: Picture, config: ImageConfig) -> Picture:
     if isinstance(picture, np.ndarray):
         return picture  # is RGB
     if isinstance(picture, Image.Image):
-        image, where = picture, "the image given"
-    elif isinstance(picture, Encoded):
-        image, where = open_encoded(picture), picture.name
+        return _square(picture, "the image given", config) or picture
+    if isinstance(picture, Encoded):
+        opened, where = open_encoded(picture), picture.name
     else:
         assert isinstance(picture, str | PathLike)
         where = fspath(picture)
-        image = open_file(where)
+        opened = open_file(where)
+    with opened as image:
+        return _square(image, where, config) or picture
+
+
+def _square(image: Image.Image, where: str, config: ImageConfig) -> Image.Image | None:
+    """None: there is nothing to do."""
     width, height = image.size
     if image.mode == "RGB" or width == height:
-        return picture
+        return None
     try:
         image.load()
     except Exception as error:
