@@ -7,7 +7,7 @@ examples:
   mvlm evaluate gqa --data data/benchmark_data --model mtgv/MobileVLM_V2-1.7B
   mvlm evaluate pope --data data/benchmark_data --limit 300 --precision int4
   mvlm evaluate textvqa --data data/benchmark_data --resume          # go on after an interruption
-  mvlm evaluate score gqa gqa.jsonl --data data/benchmark_data       # no model is needed
+  mvlm evaluate score gqa answers.jsonl --data data/benchmark_data   # no model is needed
   mvlm evaluate score gqa int4.jsonl --against float32.jsonl --html gqa.html --data data/benchmark_data
 """
 
@@ -55,7 +55,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 def describe_asking(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--answers", metavar="FILE", type=place, help="where answers go (default: BENCHMARK.jsonl)"
+        "--answers", metavar="FILE", type=place, help="where answers go (default: BENCHMARK-MODEL.jsonl)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the answers of an earlier run")
     parser.add_argument(
@@ -105,7 +105,8 @@ def ask(args: argparse.Namespace) -> int:
 
     arguments = options.model_arguments(args)
     benchmark, asked = chosen(args)
-    file: Path = args.answers or Path(f"{benchmark.key}.jsonl")
+    name = Path(args.model).resolve().name + (f"-{args.precision}" if args.precision else "")
+    file: Path = args.answers or Path(f"{benchmark.key}-{name}.jsonl")
     unfinished = file.with_name(f"{file.name}.part")
     if file.exists():
         if not args.resume:
@@ -117,7 +118,8 @@ def ask(args: argparse.Namespace) -> int:
     check_pictures(benchmark, asked)
     with Output(unfinished, resume=args.resume) as output:
         model = load_with_bar(**arguments)
-        model.require_vision()
+        if model.config.vision is None:
+            raise UserError(args.model, "cannot see", f"a model with a vision tower for {benchmark.title}")
         start, now, tokens = perf_counter(), 0, 0
         waiting = (row for row in rows(benchmark, asked, args.as_published) if not output.has(row))
         with bar(benchmark.title, len(asked), initial=len(output.done)) as progress:
@@ -126,7 +128,6 @@ def ask(args: argparse.Namespace) -> int:
                 now, tokens = now + 1, tokens + one.tokens
                 progress.update()
     seconds = perf_counter() - start
-    name = Path(args.model).resolve().name + (f" {args.precision}" if args.precision else "")
     if failed := write_answers(file, asked, unfinished, name):
         print(f'mvlm: note: {failed} questions failed, see "error" in {unfinished}', file=sys.stderr)
     else:

@@ -38,7 +38,8 @@ class Asked:
 
     def row(self, max_new_tokens: int, preparation: Preparation) -> Row:
         """The same as the engine takes it."""
-        return Row(self.id, self.source, self.text, max_new_tokens, preparation)
+        source = self.source.absolute() if isinstance(self.source, Path) else self.source
+        return Row(self.id, source, self.text, max_new_tokens, preparation)
 
 
 # How the published loaders prepare pictures; none of them turns a photo as its camera noted.

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ class Pretended:
         self.says = {one.id: text for one, text in zip(questions, texts, strict=True)}
         self.config = FAMILY["MobileVLM_V2-1.7B"]
         self.asked: list[str] = []
-        self.require_vision = lambda: None
         self.stop_after, self.failing = stop_after, failing
 
     def answer(self, model: object, rows: Iterable[Row], *, together: int) -> Iterator[Answered]:
@@ -66,7 +66,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def evaluate(*args: str) -> int:
     return main(
-        ["evaluate", *args, "--data", ALL, *(["--model", "some/model"] if args[0] != "score" else [])]
+        ["evaluate", *args, "--data", ALL, *(["--model", "some/m"] if args[0] != "score" else [])]
     )
 
 
@@ -107,13 +107,13 @@ def test_asking_writes_answers_and_scores_them(
     assert first.startswith("GQA: Accuracy 41.18 % (95 %: ")
     assert first.endswith(", published for MobileVLM_V2-1.7B: 59.3")
     assert "18 questions in" in out and "tokens a second" in out
-    assert [path.name for path in here.iterdir()] == ["gqa.jsonl"]
+    assert [path.name for path in here.iterdir()] == ["gqa-m.jsonl"]
     theirs = read_answers(Path(MAIN))
-    assert [(one.question_id, one.text) for one in read_answers(here / "gqa.jsonl")] == [
+    assert [(one.question_id, one.text) for one in read_answers(here / "gqa-m.jsonl")] == [
         (one.question_id, one.text) for one in theirs
     ]
     assert evaluate("gqa") == 2
-    assert "gqa.jsonl: is there already, wanted a new file; name another one" in capsys.readouterr().err
+    assert "gqa-m.jsonl: is there already, wanted a new file; name another one" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_goes_on(here: Path, use: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,19 +121,19 @@ def test_an_interrupted_run_goes_on(here: Path, use: Any, capsys: pytest.Capture
     assert evaluate("pope", "--answers", "whole.jsonl") == 0
     first = use(Pretended("pope", stop_after=7))
     assert evaluate("pope") == 130
-    assert not (here / "pope.jsonl").exists()
+    assert not (here / "pope-m.jsonl").exists()
     assert evaluate("pope") == 2
-    assert "pope.jsonl.part: is there already" in capsys.readouterr().err
-    with open(here / "pope.jsonl.part", "ab") as file:
+    assert "pope-m.jsonl.part: is there already" in capsys.readouterr().err
+    with open(here / "pope-m.jsonl.part", "ab") as file:
         file.write(b'{"id": "cut')  # as a kill may leave it
     second = use(Pretended("pope"))
     assert evaluate("pope", "--resume") == 0
     assert sorted(first.asked + second.asked) == sorted(second.says) and len(first.asked) == 7
-    assert (here / "pope.jsonl").read_bytes() == (here / "whole.jsonl").read_bytes()
+    assert (here / "pope-m.jsonl").read_bytes() == (here / "whole.jsonl").read_bytes()
     third = use(Pretended("pope"))
     assert evaluate("pope", "--resume") == 0
     assert third.asked == []
-    assert "pope.jsonl is complete, and nothing is asked" in capsys.readouterr().err
+    assert "pope-m.jsonl is complete, and nothing is asked" in capsys.readouterr().err
 
 
 def test_a_limited_run_is_not_taken_for_a_complete_one(
@@ -143,7 +143,7 @@ def test_a_limited_run_is_not_taken_for_a_complete_one(
     assert evaluate("gqa", "--limit", "5") == 0
     assert evaluate("gqa", "--limit", "5", "--resume") == 0
     assert evaluate("gqa", "--resume") == 2
-    assert "gqa.jsonl: has answers to 5 of 18 questions, wanted a new file" in capsys.readouterr().err
+    assert "gqa-m.jsonl: has answers to 5 of 18 questions, wanted a new file" in capsys.readouterr().err
 
 
 def test_a_question_that_failed_is_wrong_and_kept_with_its_error(
@@ -155,8 +155,8 @@ def test_a_question_that_failed_is_wrong_and_kept_with_its_error(
     found = json.loads(out)
     assert found["counts"]["answered"] == 17 and found["value"] == pytest.approx(100 * 6 / 17)
     assert "1 questions have no answer, and count as wrong" in found["remarks"]
-    assert '1 questions failed, see "error" in gqa.jsonl.part' in err
-    assert '"error": "no"' in (here / "gqa.jsonl.part").read_text()
+    assert '1 questions failed, see "error" in gqa-m.jsonl.part' in err
+    assert '"error": "no"' in (here / "gqa-m.jsonl.part").read_text()
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_what_is_wrong_shows_before_a_model_is_loaded(
     assert main(["evaluate", "gqa", "--data", "nothing", "--model", "m"]) == 2
     assert "nothing: is no folder" in capsys.readouterr().err
     assert main(["evaluate", "gqa", "--data", ALL, "--model", "m", "--html", "no/where.html"]) == 2
-    assert list(here.glob("gqa.jsonl*")) == []
+    assert list(here.glob("gqa-m.jsonl*")) == []
 
 
 def test_answers_of_another_benchmark_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,6 +208,14 @@ def test_answers_of_another_benchmark_are_refused(capsys: pytest.CaptureFixture[
             given = str(folder(key) / "predictions" / "main.jsonl")
             assert evaluate("score", "gqa", given) == 2
             assert "has no answer to a question of GQA; name the benchmark" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_see_is_refused(here: Path, use: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    model = use(Pretended("gqa"))
+    model.config = replace(model.config, vision=None)
+    assert evaluate("gqa") == 2
+    assert "some/m: cannot see, wanted a model with a vision tower for GQA" in capsys.readouterr().err
+    assert model.asked == [] and list(here.iterdir()) == []
 
 
 def test_two_runs_beside_each_other_and_a_page(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,7 +233,7 @@ def test_the_demo_model_answers_as_if_it_was_asked(here: Path, capsys: pytest.Ca
     assert "not comparable: 5 of 18" in capsys.readouterr().out
     model = mvlm_np.load(MODEL)
     asked = read(BENCHMARKS["gqa"], folder("gqa"))
-    for one, answer in zip(asked[:5], read_answers(here / "gqa.jsonl"), strict=True):
+    for one, answer in zip(asked[:5], read_answers(here / "gqa-model.jsonl"), strict=True):
         assert isinstance(one.source, Path)
         assert answer.text == model.ask(one.source, one.text, max_new_tokens=128).strip()
         assert answer.probability is not None and 0 < answer.probability <= 1
