@@ -58,8 +58,9 @@ def run(page: str) -> dict[str, Any]:
 def test_no_page_with_python_is_forgotten() -> None:
     """docs/walk.md has tests of its own; of the port guide, the block that needs `onnx` is not run."""
     pages = {str(page.relative_to(ROOT)) for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]}
-    own = {"README.md", "docs/look.md", "docs/json.md", "docs/speculation.md", "docs/is-my-port-right.md"}
-    assert {page for page in pages if python_blocks(page)} == own | {"docs/walk.md"}
+    own = {"README.md", *(f"docs/{name}.md" for name in ("look", "json", "speculation", "evaluation"))}
+    others = {"docs/walk.md", "docs/is-my-port-right.md"}
+    assert {page for page in pages if python_blocks(page)} == own | others
 
 
 def test_readme(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,6 +90,15 @@ def test_drafts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     called(here, "SMALL", "LLAMA-68M")
     plain = run("docs/speculation.md")["model"].ask("photo.jpg", "What is in the picture?")
     assert capsys.readouterr().out == f"{plain}\n" * 2
+
+
+def test_scores_of_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "benchmark_data").symlink_to(DATA / "evaluation")
+    shutil.copy(DATA / "evaluation" / "gqa" / "predictions" / "main.jsonl", "answers.jsonl")
+    found = run("docs/evaluation.md")
+    assert found["worth"].name == "Accuracy" and len(found["wrong"]) == 10
 
 
 def test_the_stages_of_a_port_in_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,12 +23,21 @@ def required(path: Path, source: str) -> Path:
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a text in UTF-8, with their numbers from 1 and their line breaks."""
+    with _opened(path, "a text") as file:
+        yield from _lines(file, path)
+
+
+@contextmanager
+def _opened(path: Path, wanted: str) -> Iterator[BinaryIO]:
+    """An open file. EvaluationError: it cannot be read, or is a pipe or device, which may never end."""
+    if path.exists() and not path.is_file():
+        raise EvaluationError(path, "is not a regular file", wanted)
     try:
         with open(path, "rb") as file:
-            yield from _lines(file, path)
+            yield file
     except OSError as reason:
         found, fix = why_unreadable(path, reason)
-        raise EvaluationError(path, found, "a text", fix) from None
+        raise EvaluationError(path, found, wanted, fix) from None
 
 
 def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
@@ -102,12 +112,8 @@ def json_lines(path: Path) -> Iterator[Record]:
 
 def json_file(path: Path) -> Any:
     """What a JSON file says."""
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(MOST_JSON + 1).removeprefix(BOM)
-    except OSError as reason:
-        found, fix = why_unreadable(path, reason)
-        raise EvaluationError(path, found, "a JSON file", fix) from None
+    with _opened(path, "a JSON file") as file:
+        raw = file.read(MOST_JSON + 1).removeprefix(BOM)
     if len(raw) > MOST_JSON:
         raise EvaluationError(path, f"has more than {MOST_JSON} bytes", fix=DOWNLOAD)
     if not raw.lstrip().startswith((b"{", b"[")):

@@ -1,6 +1,7 @@
 """Folders and answers that are damaged, half there or hostile: one line that names the file and the place."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -70,6 +71,14 @@ def test_a_file_is_something_else(copy: Callable[[str], Path], key: str, name: s
     assert str(data) in said
     if not (content == b"" and name.endswith((".jsonl", ".tsv"))):
         assert Path(name).name in said
+
+
+@pytest.mark.parametrize("key, name", EACH_FILE)
+def test_a_file_is_a_pipe_without_end(copy: Callable[[str], Path], key: str, name: str) -> None:
+    data = copy(key)
+    (data / name).unlink()
+    os.mkfifo(data / name)
+    assert f"{name}: is not a regular file" in refusal(key, data)
 
 
 @pytest.mark.parametrize("key, name", [(key, name) for key, name in EACH_FILE if name.endswith("l")])
