@@ -21,6 +21,7 @@ VERBS = {
     "inspect": "show what a model folder holds",
     "pull": "download a model from the hub",
     "convert": "write a model in another precision or format",
+    "prepare": "write a picture as the model sees it, for another runtime",
     "export": "write a model as graphs for other runtimes",
     "bench": "measure speed and memory",
     "serve": "answer other programs over HTTP, and people on a page",

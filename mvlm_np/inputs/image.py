@@ -84,17 +84,37 @@ def preprocess(image: Image.Image, config: ImageConfig) -> np.ndarray:
     4.33. Two faults of upstream are not copied: in its padding mode it refuses a picture of 1 by 1,
     and takes one whose longer side is 3 for channels-first.
     """
+    pixels = scaled(image, config)  # (3, crop height, crop width)
+    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (config.mean, config.std))
+    # The first product is float64 upstream, the rest float32.
+    return ((pixels * (1 / 255)).astype(np.float32) - mean) / std
+
+
+def scaled(image: Image.Image, config: ImageConfig) -> np.ndarray:
+    """What `preprocess` normalises: uint8 (3, crop height, crop width)."""
     assert image.mode == "RGB"
     lengths = (max(image.size),) * 2 if config.aspect_ratio == "pad" else image.size
     x, y = (
         Axis(pixels, length, config.resize * length // min(lengths), crop)
         for pixels, length, crop in zip(image.size, lengths, reversed(config.crop), strict=True)
     )
+    return resize(image, x, y, padding(config))
+
+
+def padded(image: Image.Image, config: ImageConfig) -> Image.Image:
+    """A picture on a square of its longer side, where the model wants it so; the model's first step."""
+    if config.aspect_ratio != "pad":
+        return image
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), padding(config))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def padding(config: ImageConfig) -> tuple[int, int, int]:
+    """The colour of what is added to make a picture square."""
     red, green, blue = (int(m * 255) for m in config.mean)
-    pixels = resize(image, x, y, (red, green, blue))  # (3, crop height, crop width)
-    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (config.mean, config.std))
-    # The first product is float64 upstream, the rest float32.
-    return ((pixels * (1 / 255)).astype(np.float32) - mean) / std
+    return red, green, blue
 
 
 def _decode(source: object, adapt: bool) -> Image.Image:

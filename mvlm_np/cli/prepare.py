@@ -1,0 +1,66 @@
+"""Writes a picture as the model sees it: on a square of its longer side, in the model's colour of padding.
+
+Give it to a runtime that pads otherwise, or not at all, such as llama.cpp. With --size it is scaled to N x N
+too, to the bit as the model does it, for a runtime that scales otherwise: nothing is left but to normalise.
+
+A photo is turned upright as its camera noted. The file is a PNG, which loses nothing.
+
+examples:
+  mvlm prepare photo.jpg -o square.png
+  mvlm prepare photo.jpg -o small.png --size 336
+  mvlm prepare photo.jpg -o seen.png --size 224 --model FOLDER
+"""
+
+import argparse
+import os
+
+from mvlm_np.cli.calls import place, whole
+from mvlm_np.errors import UserError
+
+
+def describe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("picture", help="the picture's file")
+    parser.add_argument("-o", "--output", type=place, required=True, metavar="FILE", help="PNG file to write")
+    parser.add_argument(
+        "--size", metavar="N", type=whole, help="scale it to N x N (336 in the published models)"
+    )
+    parser.add_argument(
+        "--model", metavar="PATH", help="a model that pads or crops otherwise than the published ones"
+    )
+    parser.add_argument(
+        "--no-exif", action="store_true", help="do not turn it, as the published code does not"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.output.suffix.lower() != ".png":
+        raise UserError(args.output, "is no PNG by its name", "a name that ends in .png", "JPEG loses pixels")
+    if os.path.lexists(args.output):
+        raise UserError(args.output, "exists already", "a new file", "name another, or remove it")
+    if args.size is not None and not 1 <= args.size <= 4096:
+        raise UserError("--size", f"found {args.size}", "1 to 4096")
+    from dataclasses import replace
+
+    from PIL import Image
+
+    from mvlm_np.checkpoints.opening import open_checkpoint
+    from mvlm_np.config import ImageConfig
+    from mvlm_np.inputs.image import open_image, padded, scaled
+
+    config = open_checkpoint(args.model).config.image if args.model else ImageConfig()
+    picture = open_image(args.picture, exif=not args.no_exif, adapt=not args.no_exif)
+    if args.size is None:
+        picture = padded(picture, config)
+    else:
+        config = replace(config, resize=args.size, crop=(args.size, args.size))
+        picture = Image.fromarray(scaled(picture, config).transpose(1, 2, 0).copy())
+    part = args.output.with_name(f"{args.output.name}.part-{os.getpid()}")
+    try:
+        picture.save(part, "PNG")
+        part.rename(args.output)
+    except OSError as error:
+        raise UserError(args.output, f"cannot be written ({error.strerror or error})") from None
+    finally:
+        part.unlink(missing_ok=True)
+    print(f"wrote {args.output}: {picture.width} x {picture.height}")
+    return 0

@@ -1,0 +1,82 @@
+"""What llama.cpp makes of a picture, beside what the model makes of it: the table in docs/llama-cpp.md.
+
+    python tools/llama_cpp_vision.py FOLDER --source llama.cpp --libraries stock/bin changed/bin
+
+FOLDER has a model, a golden (golden-0.safetensors), its picture, and cases.json, which names it, as in
+tests/data/golden. Its GGUF pair is written as `mvlm convert --to gguf --precision float16` does; --pair takes
+another one. --source is llama.cpp's source, --libraries are folders with its built libmtmd, libllama and
+libggml: one as it is, say, and one with the edits of docs/llama-cpp.md. The picture is given as it is, and as
+`mvlm prepare` pads it. It needs a C++ compiler.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
+
+import numpy as np
+
+from mvlm_np.checkpoints.opening import open_checkpoint
+from mvlm_np.converting import convert_to_gguf
+from mvlm_np.golden.compare.candidates import read_candidate
+from mvlm_np.golden.compare.comparison import compare
+from mvlm_np.golden.format import read_golden
+from mvlm_np.inputs.image import open_image, padded
+
+PROGRAM = Path(__file__).parent / "parts" / "llama_cpp" / "embeddings.cpp"
+
+
+def compiled(source: Path, libraries: Path, out: Path) -> Path:
+    """The program that writes a picture's embeddings; which libraries it takes is settled when it runs."""
+    includes = [f"-I{source / folder}" for folder in ("include", "ggml/include", "tools/mtmd")]
+    linked = ["-lmtmd", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath-link,{libraries}"]
+    subprocess.run(["c++", "-O1", *includes, PROGRAM, "-o", out, f"-L{libraries}", *linked], check=True)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--source", type=Path, required=True)
+    parser.add_argument("--libraries", type=Path, nargs="+", required=True)
+    parser.add_argument("--pair", type=Path, nargs=2, metavar=("MODEL", "MMPROJ"))
+    args = parser.parse_args()
+
+    golden, checkpoint = read_golden(args.folder / "golden-0.safetensors"), open_checkpoint(args.folder)
+    picture = args.folder / json.loads((args.folder / "cases.json").read_text())[0]["image"]
+    wanted = golden.stages["projector.output"]
+    with TemporaryDirectory() as place:
+        here = Path(place)
+        pair = args.pair
+        if pair is None:
+            convert_to_gguf(checkpoint, here / "pair", "float16")
+            pair = here / "pair" / "model-F16.gguf", here / "pair" / "mmproj-model-f16.gguf"
+        square = here / "square.png"
+        padded(open_image(picture, exif=False), checkpoint.config.image).save(square)
+        program = compiled(args.source, args.libraries[0], here / "embeddings")
+        for libraries in args.libraries:
+            environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
+            for name, path in (("photo", picture), ("square", square)):
+                out = here / "embeddings.bin"
+                command = [program, *pair, path, out]
+                subprocess.run(command, env=environment, check=True, capture_output=True)
+                right = compare(golden, read_candidate(out, golden.names), "float16").right
+                found = np.fromfile(out, np.float32, offset=8).reshape(wanted.shape)
+                lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+                cosine = float(((found * wanted).sum(axis=1) / lengths).mean())
+                off = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+                verdict = (
+                    f"{'right' if right else 'wrong'}, cosine {cosine:.3f}, {-20 * np.log10(off):.0f} dB"
+                )
+                print(f"{libraries!s:30} {name:7} {verdict}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
