@@ -45,11 +45,13 @@ class Heard:
     asked   when the request was sent
     pieces  when each piece of the text came
     tokens  how many the answer has; some pieces may hold several
+    read    how many tokens of the prompt were read, that is, not found in a cache; 0 where nobody says so
     """
 
     asked: float
     pieces: tuple[float, ...]
     tokens: int
+    read: int = 0
 
     @property
     def first(self) -> float:
@@ -68,7 +70,7 @@ def ask(url: str, picture: bytes, new: int, question: str | None = None) -> Hear
     body: dict[str, Any] = {"messages": [{"role": "user", "content": content}], "max_tokens": new}
     body |= {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE)
-    pieces, tokens = list[float](), 0
+    pieces, usage = list[float](), dict[str, Any]()
     try:
         asked = perf_counter()
         headers = {"Content-Type": "application/json"}
@@ -83,14 +85,16 @@ def ask(url: str, picture: bytes, new: int, question: str | None = None) -> Hear
                     raise UserError(url, f"says {part['error']}")
                 if any(choice["delta"].get("content") for choice in part.get("choices", ())):
                     pieces.append(perf_counter())
-                tokens = (part.get("usage") or {}).get("completion_tokens", tokens)
-    except (OSError, http.client.HTTPException, ValueError) as error:
+                usage = part.get("usage") or usage
+    except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
         raise UserError(url, f"cannot be understood ({error})", "an answer in OpenAI's dialect") from None
     finally:
         connection.close()
+    tokens = usage.get("completion_tokens", 0)
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
     if not pieces:
         raise UserError(url, f"gives an answer of {tokens} tokens without text", "an answer to time")
-    return Heard(asked, tuple(pieces), tokens)
+    return Heard(asked, tuple(pieces), tokens, usage.get("prompt_tokens", 0) - cached)
 
 
 def tokens_per_second(answers: Sequence[Heard]) -> float:
@@ -210,10 +214,11 @@ def measure(model: dict[str, Any], new: int, rounds: int) -> dict[str, Any]:
             engine.ask([picture], NEW)
         for number in range(rounds):
             with health.watched():
-                cold = ask(server.url, photo(CLIENTS + number), NEW).first
+                cold = ask(server.url, photo(CLIENTS + number), NEW)
+            again = ask(server.url, seen[0], NEW)
             taken = {
-                "cold": cold,
-                "again": ask(server.url, seen[0], NEW).first,
+                "cold": cold.first,
+                "again": again.first,
                 "one": tokens_per_second([ask(server.url, seen[0], new)]),
                 "engine": tokens_per_second(engine.ask(seen[:1], new)),
                 "together": tokens_per_second(together(server.url, seen, new)),
@@ -225,6 +230,8 @@ def measure(model: dict[str, Any], new: int, rounds: int) -> dict[str, Any]:
     times = {name: median(values) for name, values in found.items()}
     return {
         "first_token_cold_seconds": times["cold"],
+        "read_cold": cold.read,
+        "read_same_picture": again.read,
         "first_token_same_picture_seconds": times["again"],
         "tokens_per_second": times["one"],
         "tokens_per_second_without_http": times["engine"],
@@ -307,8 +314,10 @@ def show(figures: dict[str, Any]) -> None:
 
     one, engine = figures["tokens_per_second"], figures["tokens_per_second_without_http"]
     many, clients = figures["together_tokens_per_second"], figures["clients"]
-    line("first token, a new picture", figures["first_token_cold_seconds"], "s")
-    line("first token, a picture asked about before", figures["first_token_same_picture_seconds"], "s")
+    read = "{} tokens of the prompt were read"
+    new, again = read.format(figures["read_cold"]), read.format(figures["read_same_picture"])
+    line("first token, a new picture", figures["first_token_cold_seconds"], "s", new)
+    line("first token, a picture asked about before", figures["first_token_same_picture_seconds"], "s", again)
     line("one client", one, "tokens/s", f"{one / engine:.3f} of the engine's without HTTP, {engine:.2f}")
     without = figures["together_without_http"]
     times = f"{many / one:.2f} ×; the engine's {without / engine:.2f} ×"

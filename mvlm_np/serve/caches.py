@@ -97,12 +97,14 @@ class _Kept:
     owner   for whom it was read
     once    nothing speaks for its being used again; kept until the next such comes
     pinned  kept for ever
+    prompt  positions of its prompt, of which some may not have been read yet; 0 when it is not in use
     """
 
     session: Session
     owner: str = ""
     once: bool = False
     pinned: bool = False
+    prompt: int = 0
 
     @property
     def ids(self) -> np.ndarray:
@@ -111,9 +113,9 @@ class _Kept:
 
     @property
     def nbytes(self) -> int:
-        """What that takes."""
+        """What that takes, or will when its prompt has been read."""
         cache = self.session.cache
-        return cache.length * cache.bytes_per_position
+        return max(cache.length, self.prompt) * cache.bytes_per_position
 
 
 class Prefixes:
@@ -127,6 +129,9 @@ class Prefixes:
     until the next such one comes; others until there is no room, those not used for longest first. Of several
     questions about one picture the last is kept: what the others had besides it is soon read again.
 
+    Sequences in use count in the budget, and prompts can begin like them, too: many chats at once take little
+    more memory than few, since each stands for what it was begun from. Only they can exceed the budget.
+
     One thread uses it. With budget 0 nothing is kept but what is pinned.
     """
 
@@ -134,11 +139,12 @@ class Prefixes:
         free = memory.available()
         default = PREFIXES if free is None else min(PREFIXES, free // 10)
         self._kept: list[_Kept] = []  # the least recently used first
+        self._used: list[_Kept] = []
         self._status = CacheStatus(budget=default if budget is None else budget)
 
     @property
     def status(self) -> CacheStatus:
-        """How it is used; what is pinned does not count."""
+        """How it is used; what is pinned or in use does not count."""
         return self._status
 
     def pin(self, session: Session) -> None:
@@ -151,7 +157,8 @@ class Prefixes:
         Returns how many positions that are, and whether a sequence that is not pinned had a good part in it.
         """
         best, common, pinned = None, 0, 0
-        for kept in sorted(self._open_to(owner), key=lambda kept: not kept.pinned):
+        read = [used for used in self._used if used.owner == owner and len(used.ids) >= used.prompt]
+        for kept in sorted([*self._open_to(owner), *read], key=lambda kept: not kept.pinned):
             length = in_common(kept.ids, ids[:-1])
             if length > common:
                 best, common = kept, length
@@ -160,18 +167,38 @@ class Prefixes:
         if best is not None:
             cache = best.session.cache
             session.begin(ids[:common], cache.keys, cache.values)
-            self._kept.remove(best)
-            self._kept.append(best)
+            if best in self._kept:
+                self._kept.remove(best)
+                self._kept.append(best)
         again = common >= pinned + WORTH
         old = self._status
         self._status = replace(old, hits=old.hits + again, misses=old.misses + (not again))
         return common, again
+
+    def use(self, session: Session, prompt: int, owner: str = "") -> None:
+        """Counts a session that has begun, and is to read a prompt of so many positions, until `free`."""
+        new = _Kept(session, owner, prompt=prompt)
+        for kept in self._open_to(owner):
+            if not kept.pinned and in_common(kept.ids, new.ids) >= PART * len(kept.ids):
+                self._kept.remove(kept)
+        if self._status.budget:
+            self._used.append(new)
+        self.shrink(self._left())
+
+    def free(self, session: Session) -> None:
+        """Counts a session no more."""
+        self._used = [used for used in self._used if used.session is not session]
+
+    def _left(self) -> int:
+        """Bytes of the budget that no session in use takes."""
+        return self._status.budget - sum(used.nbytes for used in self._used)
 
     def keep(self, session: Session, once: bool, owner: str = "") -> None:
         """Keeps what a session has read, if there is room for it. The session itself is free again.
 
         once: nothing speaks for its being used again
         """
+        self.free(session)
         new = _Kept(session, owner, once)
         if new.nbytes > self._status.budget:
             return
@@ -182,7 +209,7 @@ class Prefixes:
             is_part = kept in ours and in_common(kept.ids, new.ids) >= PART * len(kept.ids)
             if not kept.pinned and (is_part or (once and kept.once)):
                 self._kept.remove(kept)
-        self.shrink(self._status.budget - new.nbytes)
+        self.shrink(self._left() - new.nbytes)
         free = memory.available()
         if free is None or free >= new.nbytes + RESERVE:
             new.session = session.fork()  # which has no more memory than it needs

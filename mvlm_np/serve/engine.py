@@ -405,6 +405,7 @@ class Engine:
         job.member = self._batch.join(
             session, x, at, job.reply, prompt.settings.max_new_tokens, self.tokenizer.vocab_size
         )
+        self._prefixes.use(session, prompt.length, job.request.owner)
         if job.reply.ended:  # as it may have no tokens
             self._finish(job)
 
@@ -471,6 +472,7 @@ class Engine:
         job.encoding, job.pixels, job.tokens = None, {}, {}  # whoever listened may keep the job
         if job.member is not None:
             self._batch.leave(job.member)
+            self._prefixes.free(job.member.session)
             if how != "failed":
                 once = not job.again and job.prompt.turns == 1
                 self._prefixes.keep(job.member.session, once, job.request.owner)

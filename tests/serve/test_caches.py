@@ -206,3 +206,50 @@ def test_no_two_pictures_ever_share_a_name(monkeypatch: pytest.MonkeyPatch) -> N
     assert min(names) > 0
     assert pictures.name(bytes([4])) == names[4]
     assert pictures.name(bytes([0])) not in names  # forgotten, and known by another one from now on
+
+
+def used(prefixes: Prefixes, ids: list[int]) -> Session:
+    """A session that has begun like a prompt, as far as that is there, and counts."""
+    session = MODEL.session()
+    prefixes.begin(session, np.array(ids))
+    prefixes.use(session, len(ids))
+    return session
+
+
+def complete(session: Session, ids: list[int]) -> None:
+    whole = read(ids)
+    session.ids, session.cache = whole.ids, whole.cache
+
+
+def test_what_is_in_use_takes_its_part_of_the_budget() -> None:
+    prefixes = Prefixes(100 * POSITION)
+    pictures = [[*TEMPLATE, *[-i] * 20] for i in range(1, 4)]
+    for ids in pictures:
+        prefixes.keep(read(ids), once=False)
+    assert prefixes.status.bytes == 90 * POSITION
+    first = used(
+        prefixes, [*pictures[0], 7]
+    )  # 31 positions, which stand for the 30 that they were begun from
+    assert (first.cache.length, prefixes.status.bytes) == (30, 60 * POSITION)
+    used(prefixes, [*pictures[1], 7])
+    used(prefixes, [*pictures[1], 8])  # 93 in all, and 30 that are kept
+    assert prefixes.status.bytes == 0
+    prefixes.free(first)
+    prefixes.keep(read(pictures[2]), once=False)
+    assert prefixes.status.bytes == 30 * POSITION
+    prefixes.keep(read([*pictures[0], 9]), once=False)  # to be kept comes before the rest of the budget
+    assert prefixes.status.bytes == 31 * POSITION
+
+
+def test_prompts_begin_like_one_in_use_when_that_has_been_read() -> None:
+    prefixes = Prefixes(100 * POSITION)
+    ids = [*TEMPLATE, *[-1] * 20, 7]
+    session = used(prefixes, ids)
+    assert begun(prefixes, [*ids, 8]) == (0, False)
+    complete(session, ids)
+    assert begun(prefixes, [*ids, 8]) == (31, True)
+    prefixes.free(session)
+    assert begun(prefixes, [*ids, 8]) == (0, False)
+    nothing = Prefixes(0)
+    complete(used(nothing, ids), ids)
+    assert begun(nothing, [*ids, 8]) == (0, False)

@@ -224,6 +224,7 @@ class Household(RuleBasedStateMachine):
         status = self.engine.status()
         assert status.running == status.queued == 0
         assert not self.engine._batch.members
+        assert not self.engine._prefixes._used
         for each in self.asked:
             self.check(each)
         self.asked = []

@@ -56,7 +56,15 @@ class LlamaCpp:
         sampling = ["--temp", "0", "-c", "2048", "--chat-template", "vicuna"]
         self._cli = [str(found["llama-mtmd-cli"]), "-m", args.gguf, *threads, *picture, *sampling]
         self._server = [str(found["llama-server"]), "-m", args.gguf, *threads]
-        self._server += ["--chat-template", "vicuna", "-np", str(CLIENTS), "-c", str(2048 * CLIENTS)]
+        self._server += [
+            "--chat-template",
+            "vicuna",
+            "--no-jinja",
+            "-np",
+            str(CLIENTS),
+            "-c",
+            str(2048 * CLIENTS),
+        ]
         self._mmprojs = args.mmproj
         self.flags: dict[Figure, list[str]] = {}  # the best ones
 
