@@ -181,15 +181,18 @@ def _no_code(error: ImportError) -> str:
     return f"numba cannot be imported ({error}), and no library of compiled kernels is there{why}"
 
 
-def limit_threads(threads: int) -> None:
-    """Sets the threads of BLAS and of the kernels, for the whole process."""
+def limit_threads(threads: int, blas: int | None = None) -> None:
+    """Sets the threads of BLAS and of the kernels, for the whole process.
+
+    blas  of BLAS, if it is to have another number: its results depend on that, those of the kernels do not
+    """
     from threadpoolctl import threadpool_limits
 
     whole = isinstance(threads, int | np.integer) and not isinstance(threads, bool)
     if not whole or not 1 <= threads <= 1024:
         raise UserError("threads", f"found {threads!r}", "a whole number from 1 to 1024")
     threads = int(threads)
-    threadpool_limits(threads)
+    threadpool_limits(threads if blas is None else blas)
     from mvlm_np.kernels.threads import TEAM
 
     TEAM.resize(threads)

@@ -175,7 +175,7 @@ def test_numba_stays_in_the_code_of_the_kernels() -> None:
 
 def test_the_package_imports_only_what_it_declares() -> None:
     declared = dependencies() | {"llvmlite"}  # llvmlite comes with Numba, at the version that Numba wants
-    optional = set().union(*map(dependencies, ("evaluate", "gguf", "hub", "mqtt", "onnx")))
+    optional = set().union(*map(dependencies, ("dask", "evaluate", "gguf", "hub", "mqtt", "onnx")))
     serving = dependencies("serve")  # what all of `serve` that speaks HTTP is written with
     undeclared = [
         str(i)

@@ -11,6 +11,7 @@ examples:
   mvlm batch photos/ "What is in this picture?" --model mtgv/MobileVLM_V2-1.7B -o answers.jsonl
   mvlm batch photos/ --question "Is there a person?" --question "Is it night?" -o answers.csv
   mvlm batch rows.csv -o answers.jsonl --resume  # picture,question in each row
+  mvlm batch rows.csv -o answers.jsonl --dask tcp://192.168.1.5:8786
   find . -name "*.jpg" | mvlm batch - "What does the sign say?"
 """
 
@@ -19,10 +20,10 @@ import os
 import sys
 from collections.abc import Iterator
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mvlm_np import demo
-from mvlm_np.cli import options
+from mvlm_np.cli import cluster, options
 from mvlm_np.cli.calls import place, whole
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
     )
     options.add_model(parser, "$MVLM_MODEL, else the model in the box")
     options.add_generation(parser, many=True)
+    cluster.add(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,23 +80,19 @@ def run(args: argparse.Namespace) -> int:
     schema = None if args.schema is None else read_schema(args.schema)
     if args.resume and args.output is None:
         raise UserError("--resume", "has no file to go on with", fix="name it: --output FILE")
-    pictures, questions = split(args.what, args.question)
-    sources = Sources(pictures, questions, most)
+    given, questions = split(args.what, args.question)
+    sources = Sources(given, questions, most)
     is_csv = args.format == "csv" or (args.format is None and str(args.output or "").lower().endswith(".csv"))
     with Output(args.output, is_csv, args.resume) as output:
-        before, left = len(output.done), rows_left(sources, output)
+        pictures = list[str]()
+        before, left = len(output.done), rows_left(sources, output, pictures)
         if left != 0:
-            from mvlm_np.cli.progress import load_with_bar
-
-            model = load_with_bar(**arguments)
-            if not named:
-                print(f"mvlm: note: {demo.NOTE}", file=sys.stderr)
-            from mvlm_np.rows.answering import answer
-
-            shared: dict[str, Any] = {"together": args.together, "conv_mode": args.conv_mode}
-            todo = new_rows(sources, output)
-            answered = answer(model, todo, schema=schema, **shared, **settings)
-            write(answered, output, None if left is None else before + left)
+            shared = {"together": args.together, "conv_mode": args.conv_mode, "schema": schema}
+            with cluster.answerer(args, arguments, pictures) as who:
+                if not named:
+                    print(f"mvlm: note: {demo.NOTE}", file=sys.stderr)
+                answered = who.answer(new_rows(sources, output), **shared, **settings)
+                write(answered, output, None if left is None else before + left)
         failed = output.failed
     if failed:
         where = args.output or "the output"
@@ -133,8 +131,11 @@ def new_rows(sources: "Sources", output: "Output") -> "Iterator[Row | Answered]"
             yield row
 
 
-def rows_left(sources: "Sources", output: "Output") -> int | None:
-    """How many rows are to be asked; None: that is not known. Says on stderr what cannot be asked."""
+def rows_left(sources: "Sources", output: "Output", pictures: list[str]) -> int | None:
+    """How many rows are to be asked; None: that is not known. Says on stderr what cannot be asked.
+
+    pictures  gets those that are there
+    """
     from mvlm_np.rows.row import Answered
 
     if not sources.can_be_read_again:
@@ -144,8 +145,11 @@ def rows_left(sources: "Sources", output: "Output") -> int | None:
         count += 1
         if isinstance(row, Answered):
             faults.append(str(row.error))
-        elif isinstance(row.picture, str) and not os.path.exists(row.picture):
-            faults.append(f"{row.picture}: there is no such file")
+        elif isinstance(row.picture, str):
+            if os.path.exists(row.picture):
+                pictures.append(row.picture)
+            else:
+                faults.append(f"{row.picture}: there is no such file")
     if faults:
         what = "row holds" if len(faults) == 1 else "rows hold"
         print(f"mvlm: note: {len(faults)} {what} no question to ask; the first: {faults[0]}", file=sys.stderr)

@@ -14,7 +14,7 @@ encoded picture in common.
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import exp
 from time import perf_counter
@@ -26,7 +26,7 @@ from mvlm_np import memory, prefix
 from mvlm_np.answer import Reply, ends_answer
 from mvlm_np.batch import Batch, Member
 from mvlm_np.errors import GenerationError, UserError
-from mvlm_np.generation import Drafted, log_probabilities, settings_of
+from mvlm_np.generation import Drafted, Settings, log_probabilities, settings_of
 from mvlm_np.inputs.conversation import render, stop_string
 from mvlm_np.inputs.tokenizer import tokenize_prompt
 from mvlm_np.prompt_limits import positions, within_context
@@ -52,17 +52,27 @@ def answer(
     together: int = TOGETHER,
     conv_mode: str = "v1",
     schema: object = None,
+    pictures: Pictures | None = None,
     **settings: Any,
 ) -> Iterator[Answered]:
     """Answers rows, in their order. They are taken as they are needed, so there may be any number of them.
 
     together  how many sequences share a pass over the weights, at most
     schema    a JSON schema that each answer fits, see `constrained.schema`
+    pictures  those of this model that were encoded before
     settings  those of `generation.Settings` but for max_new_tokens, which each row has, and beams
 
     A row that fails holds its error, and the others go on. One that comes as `Answered` is passed on in its
     place. GenerationError, SchemaError, PromptError: settings, schema or conv_mode are wrong.
     """
+    checked = check(together, conv_mode, settings)
+    model.constraint(schema, checked)
+    answering = _Answering(model, pictures or Pictures(model), together, conv_mode, schema, settings)
+    return answering.run(rows)
+
+
+def check(together: int, conv_mode: str, settings: Mapping[str, Any]) -> Settings:
+    """The settings of all rows. GenerationError, PromptError: these, or the other two, are wrong."""
     checked = settings_of(settings)
     if "max_new_tokens" in settings:
         raise GenerationError("max_new_tokens", "is given for all rows", "it in each row")
@@ -71,8 +81,8 @@ def answer(
         raise GenerationError("num_beams", found, "1 for many rows", fix)
     if together < 1:
         raise GenerationError("together", f"found {together}", "at least 1")
-    model.constraint(schema, checked)
-    return _Answering(model, together, conv_mode, schema, settings).run(rows)
+    stop_string(conv_mode)
+    return checked
 
 
 class _Taken(Reply):
@@ -137,14 +147,20 @@ class _Answering:
     """
 
     def __init__(
-        self, model: "MobileVLM", together: int, conv_mode: str, schema: object, settings: dict[str, Any]
+        self,
+        model: "MobileVLM",
+        pictures: Pictures,
+        together: int,
+        conv_mode: str,
+        schema: object,
+        settings: dict[str, Any],
     ):
         self.model, self.conv_mode, self.schema, self.settings = model, conv_mode, schema, settings
         self.shares = prefix.is_exact(model.decoder, model.config.decoder, model.ops)
         self.together = together if self.shares else 1
         self.stop = stop_string(conv_mode)
         self.ended = ends_answer(model.tokenizer, self.stop, model.config.decoder.end_tokens)
-        self.pictures, self.batch = Pictures(model), Batch()
+        self.pictures, self.batch = pictures, Batch()
         self.works = deque[_Work]()
         self.prompt: _Prompt | None = None
         self.latest: Session | None = None
