@@ -20,7 +20,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from mvlm_np.cli import options
+from mvlm_np.cli import cluster, options
 from mvlm_np.cli.calls import place, whole
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def describe_asking(parser: argparse.ArgumentParser) -> None:
         "--together", metavar="N", type=whole, default=4, help="questions answered at a time (4)"
     )
     options.add_model(parser)
+    cluster.add(parser)
 
 
 def describe_scoring(parser: argparse.ArgumentParser) -> None:
@@ -96,11 +97,10 @@ def score_only(args: argparse.Namespace) -> int:
 
 def ask(args: argparse.Namespace) -> int:
     """Asks a model all questions, and scores what it says."""
-    from mvlm_np.cli.progress import bar, load_with_bar
+    from mvlm_np.cli.progress import bar
     from mvlm_np.errors import UserError
     from mvlm_np.evaluation.published import by_config
     from mvlm_np.evaluation.running import check_pictures, rows, write_answers
-    from mvlm_np.rows.answering import answer
     from mvlm_np.rows.output import Output
 
     arguments = options.model_arguments(args)
@@ -116,14 +116,17 @@ def ask(args: argparse.Namespace) -> int:
             print(f"mvlm: note: {file} is complete, and nothing is asked", file=sys.stderr)
             return tell(args, benchmark, asked, file)
     check_pictures(benchmark, asked)
-    with Output(unfinished, resume=args.resume) as output:
-        model = load_with_bar(**arguments)
-        if model.config.vision is None:
+    pictures = list(dict.fromkeys(str(one.source) for one in asked if isinstance(one.source, Path)))
+    with (
+        Output(unfinished, resume=args.resume) as output,
+        cluster.answerer(args, arguments, pictures) as who,
+    ):
+        if who.config.vision is None:
             raise UserError(args.model, "cannot see", f"a model with a vision tower for {benchmark.title}")
         start, now, tokens = perf_counter(), 0, 0
         waiting = (row for row in rows(benchmark, asked, args.as_published) if not output.has(row))
         with bar(benchmark.title, len(asked), initial=len(output.done)) as progress:
-            for one in answer(model, waiting, together=args.together):
+            for one in who.answer(waiting, together=args.together):
                 output.write(one)
                 now, tokens = now + 1, tokens + one.tokens
                 progress.update()
@@ -133,7 +136,7 @@ def ask(args: argparse.Namespace) -> int:
     else:
         unfinished.unlink()
     speed = {"asked": now, "seconds": seconds, "tokens": tokens}
-    return tell(args, benchmark, asked, file, by_config(model.config), speed if now else None)
+    return tell(args, benchmark, asked, file, by_config(who.config), speed if now else None)
 
 
 def require_complete(file: Path, benchmark: "Benchmark", asked: "Sequence[Asked]", data: Path) -> None:

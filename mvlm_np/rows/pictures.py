@@ -1,11 +1,14 @@
 """Pictures of rows as tokens for the decoder, each encoded once."""
 
 import os
+import shutil
+import tempfile
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -16,7 +19,8 @@ from mvlm_np.rows.row import Row
 if TYPE_CHECKING:
     from mvlm_np.model import MobileVLM
 
-BUDGET = 64 << 20  # bytes of tokens that are kept: 54 pictures of MobileVLM V2 1.7B
+BUDGET = 64 << 20  # bytes of tokens in memory: 54 pictures of MobileVLM V2 1.7B
+STORED = 2 << 30  # bytes in a file: 1,800 of them
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,17 @@ class Seen:
 
 
 class Pictures:
-    """Encodes pictures, and keeps those that were used last."""
+    """Encodes pictures, each once: those that were used last are kept in memory, the others in a file.
 
-    def __init__(self, model: "MobileVLM", budget: int = BUDGET):
-        self.model, self.budget = model, budget
+    budget  bytes in memory
+    stored  bytes in the file, which is nobody else's and goes with this process; at most a quarter of what is
+            free there. Beyond that, and where no file can be written, pictures are encoded again
+    """
+
+    def __init__(self, model: "MobileVLM", budget: int = BUDGET, stored: int = STORED):
+        self.model, self.budget, self.room = model, budget, stored
         self._kept: OrderedDict[object, Seen] = OrderedDict()
+        self._stored = dict[object, tuple[int, int]]()  # number, and where the tokens lie
         self._numbers = count(1)
 
     def of(self, row: Row) -> list[Seen]:
@@ -48,13 +58,44 @@ class Pictures:
         if key in self._kept:
             self._kept.move_to_end(key)
             return [self._kept[key]]
-        model.require_vision()
-        for computed in model.encoding(row.preparation.pixels(source, model.config.image)):
-            tokens = computed
-        seen = self._kept[key] = Seen(next(self._numbers), tokens)
+        seen = self._from_file(key)
+        if seen is None:
+            model.require_vision()
+            for computed in model.encoding(row.preparation.pixels(source, model.config.image)):
+                tokens = computed
+            seen = Seen(next(self._numbers), tokens)
+        self._kept[key] = seen
         while len(self._kept) > 1 and sum(kept.tokens.nbytes for kept in self._kept.values()) > self.budget:
-            self._kept.popitem(last=False)
+            self._to_file(*self._kept.popitem(last=False))
         return [seen]
+
+    @cached_property
+    def _file(self) -> IO[bytes]:
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        self.room = min(self.room, free // 4)
+        return tempfile.TemporaryFile(buffering=0)
+
+    def _to_file(self, key: object, seen: Seen) -> None:
+        if key in self._stored or self.room < seen.tokens.nbytes:
+            return
+        try:
+            at = self._file.seek(0, os.SEEK_END)
+            data = seen.tokens.tobytes()
+            if self.room >= len(data) and self._file.write(data) == len(data):
+                self._stored[key] = seen.number, at
+                self.room -= len(data)
+                self._like = seen.tokens
+                return
+        except OSError:
+            pass
+        self.room = 0
+
+    def _from_file(self, key: object) -> Seen | None:
+        if key not in self._stored:
+            return None
+        number, at = self._stored[key]
+        data = os.pread(self._file.fileno(), self._like.nbytes, at)
+        return Seen(number, np.frombuffer(data, self._like.dtype).reshape(self._like.shape))
 
 
 def identity(row: Row) -> object:

@@ -20,7 +20,8 @@ from mvlm_np.errors import GenerationError, PromptError, SchemaError, UserError
 from mvlm_np.generation import log_probabilities
 from mvlm_np.model import MobileVLM
 from mvlm_np.rows.answering import AHEAD, answer
-from mvlm_np.rows.row import Answered, Row
+from mvlm_np.rows.pictures import Pictures
+from mvlm_np.rows.row import Answered, Row, as_rows
 
 pytestmark = pytest.mark.xdist_group("demo")
 
@@ -148,6 +149,25 @@ def test_sequences_share_passes(monkeypatch):
     tokens = sum(one.tokens for one in got)
     assert count.encoded == len(PHOTOS)
     assert len(count.passes) < tokens / 2.5
+
+
+def test_pictures_that_do_not_fit_in_memory_are_encoded_once_too(monkeypatch):
+    model, rows = packed(), [(photo, QUESTIONS[1]) for photo in PHOTOS * 3]
+    wanted, count = [alone(model, *row, 6)[0] for row in rows], Counting(monkeypatch, model)
+    for stored, encoded in (
+        (1 << 30, len(PHOTOS)),
+        (0, len(rows)),
+        (model.encode_image(PHOTOS[0]).nbytes, 7),
+    ):
+        count.encoded = 0
+        pictures = Pictures(model, budget=1, stored=stored)
+        got = answer(model, as_rows(rows, 6), pictures=pictures)
+        assert [one.answer for one in got] == wanted
+        assert count.encoded == encoded
+    pictures = Pictures(model, budget=1)
+    with open("/dev/full", "r+b", buffering=0) as full:
+        pictures.__dict__["_file"] = full
+        assert [one.answer for one in answer(model, as_rows(rows, 6), pictures=pictures)] == wanted
 
 
 def test_the_same_picture_may_come_as_file_bytes_pixels(monkeypatch):
