@@ -168,21 +168,23 @@ class _Answering:
     def run(self, rows: Iterable[Row | Answered]) -> Iterator[Answered]:
         """See `answer`."""
         coming, more = iter(rows), True
-        while more or self.works:
-            if self.works and (done := self.works[0].done):
-                self.works.popleft()
-                yield done
-            elif self.prompt is not None and self._may_join(self.prompt):
-                self._join(self.prompt)
-            elif more and self.prompt is None and self._has_place() and len(self.works) < AHEAD:
-                row = next(coming, None)
-                if row is None:
-                    more = False
+        try:
+            while more or self.works:
+                if self.works and (done := self.works[0].done):
+                    self.works.popleft()
+                    yield done
+                elif self.prompt is not None and self._may_join(self.prompt):
+                    self._join(self.prompt)
+                elif more and self.prompt is None and self._has_place() and len(self.works) < AHEAD:
+                    row = next(coming, None)
+                    if row is None:
+                        more = False
+                    else:
+                        self._take(row)
                 else:
-                    self._take(row)
-            else:
-                self._step()
-        self.model.give_back()
+                    self._step()
+        finally:
+            self.model.give_back()
 
     def _has_place(self) -> bool:
         return len(self.batch.members) < self.together

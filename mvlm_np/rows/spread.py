@@ -165,6 +165,7 @@ class Spread:
         self.options = {"together": together, "conv_mode": conv_mode, "schema": schema} | settings
         self._tasks = deque[_Task]()  # from the first one that is not done
         self._running = dict["Future", tuple[_Task, str]]()  # and the worker that it was given to
+        self._suspects = deque[_Task]()  # that workers have died of, or beside
         self._homes = dict[object, str]()  # where a picture has been
 
     def answer(self, rows: Iterable[Row | Answered]) -> Iterator[Answered]:
@@ -176,7 +177,11 @@ class Spread:
                     yield from self._tasks.popleft().answers()
                     continue
                 workers = self._workers()
-                if more and len(self._tasks) < AHEAD * (len(workers) + 1) and self._free(workers, AT_WORKER):
+                if self._suspects:
+                    self._ask_alone(self._suspects[0], workers[0])
+                elif (
+                    more and len(self._tasks) < AHEAD * (len(workers) + 1) and self._free(workers, AT_WORKER)
+                ):
                     task = next(coming, None)
                     if task is None:
                         more = False
@@ -224,6 +229,14 @@ class Spread:
         task.futures.append(future)
         self._running[future] = task, worker
 
+    def _ask_alone(self, suspect: _Task, worker: str) -> None:
+        """Finds out whether workers die of a task: while it is answered, no other one is."""
+        if not self._running:
+            self._give(suspect, worker)
+        self._wait()
+        if suspect.came is not None:
+            self._suspects.popleft()
+
     def _give_again(self, idle: Sequence[str]) -> bool:
         """Gives the first task that one worker alone has to an idle one. False: there is no such pair."""
         for task in self._tasks:
@@ -268,8 +281,11 @@ class Spread:
         task.failures += 1
         if task.futures:
             return  # another one is at it
-        kills = type(error).__name__ == "KilledWorker"  # several workers have died of it
-        if task.failures < TRIES and not kills:
+        kills = type(error).__name__ == "KilledWorker"  # several workers have died that had it
+        if kills and task not in self._suspects:
+            self._suspects.append(task)
+            return
+        if not kills and task.failures < TRIES:
             self._give(task, worker)
             return
         text = " ".join(f"no worker can answer it ({type(error).__name__}: {error})".split())

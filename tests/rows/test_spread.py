@@ -95,7 +95,7 @@ def test_a_worker_that_hangs_holds_nobody_up(client, tmp_path, monkeypatch):
 
 def test_rows_of_which_workers_die_fail_and_the_others_go_on(cluster, client, monkeypatch):
     monkeypatch.setattr(spread, "answer_task", at_workers.die)
-    monkeypatch.setattr(cluster.scheduler, "allowed_failures", 1)
+    monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)
     names = [Row(str(i), None, "die" if i == ROWS else f"{i}?") for i in range(3 * ROWS)]
     got = list(Spread(client, LOAD).answer(names))
     assert [one.row for one in got] == names
