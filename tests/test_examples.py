@@ -58,7 +58,10 @@ def run(page: str) -> dict[str, Any]:
 def test_no_page_with_python_is_forgotten() -> None:
     """docs/walk.md has tests of its own; of the port guide, the block that needs `onnx` is not run."""
     pages = {str(page.relative_to(ROOT)) for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]}
-    own = {"README.md", *(f"docs/{name}.md" for name in ("look", "json", "speculation", "evaluation"))}
+    own = {
+        "README.md",
+        *(f"docs/{name}.md" for name in ("batch", "look", "json", "speculation", "evaluation")),
+    }
     others = {"docs/walk.md", "docs/is-my-port-right.md"}
     assert {page for page in pages if python_blocks(page)} == own | others
 
@@ -90,6 +93,13 @@ def test_drafts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     called(here, "SMALL", "LLAMA-68M")
     plain = run("docs/speculation.md")["model"].ask("photo.jpg", "What is in the picture?")
     assert capsys.readouterr().out == f"{plain}\n" * 2
+
+
+def test_many_pictures(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run("docs/batch.md")
+    model, rows = found["model"], found["rows"]
+    answers = [model.ask(*row, max_new_tokens=20) for row in rows]
+    assert len(answers) == 2 and capsys.readouterr().out.splitlines() == answers
 
 
 def test_scores_of_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,10 +67,10 @@ def answerer(
         for note in notes:
             print(f"mvlm: note: {note}", file=sys.stderr)
 
-        def answer(rows: Any, **options: Any) -> "Iterator[Answered]":
+        def spread(rows: Any, **options: Any) -> "Iterator[Answered]":
             return Spread(cluster, load, **options).answer(rows)
 
-        yield Answerer(answer, config)
+        yield Answerer(spread, config)
 
 
 @contextmanager

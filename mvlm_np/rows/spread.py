@@ -105,17 +105,17 @@ class _Task:
             if isinstance(item, Answered):
                 yield item
             else:
-                text, error, *rest = next(came)
+                text, error, tokens, probability, seconds = next(came)
                 path = _path(item)
                 if path and error:
                     error = error.replace(os.path.abspath(path), path)  # as one process would say it
-                yield Answered(item, text, error, *rest)
+                yield Answered(item, text, error, tokens, probability, seconds)
 
 
 def tasks(rows: Iterable[Row | Answered]) -> Iterator[_Task]:
     """Neighbours, at least ROWS of them, with all neighbours of the same picture."""
     items = list[Row | Answered]()
-    for _, group in groupby(rows, _picture):
+    for _, group in groupby(rows, lambda item: _picture(item) or object()):  # without one, each for itself
         if len(items) >= ROWS:
             yield _Task(items)
             items = []

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from mvlm_np.cli import main, progress
@@ -37,7 +38,7 @@ def pretended(model: object, rows: Iterable[Row | Answered], **options: Any) -> 
 def loaded(**arguments: Any) -> object:
     """No model."""
     print("loaded", file=sys.stderr, flush=True)
-    return object()
+    return SimpleNamespace(config=None)
 
 
 if __name__ == "__main__":
