@@ -259,7 +259,7 @@ def explain(args: argparse.Namespace) -> int:
             golden,
             candidate,
             args.kind,
-            args.image or find_picture(golden),
+            args.image or find_picture(golden, args.candidate),
             spare_weights(checkpoint),
             in_class(args.kind, model, load),
             progress.update,

@@ -1,5 +1,6 @@
 """Verdicts on what ports in the wild have dumped: each was wrong once."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +9,22 @@ import pytest
 from mvlm_np.golden.compare.candidates import Candidate, read_candidate
 from mvlm_np.golden.compare.comparison import Comparison, compare
 from mvlm_np.golden.compare.tolerance import CLASSES
-from mvlm_np.golden.compare.verdict import RIGHT
+from mvlm_np.golden.compare.verdict import MISPLACED, RIGHT
+from mvlm_np.golden.explain.explanation import explain, find_picture
 from mvlm_np.golden.explain.replay import Replay
+from mvlm_np.golden.explain.report import as_text
 from mvlm_np.golden.explain.scene import aligned, make_scene
-from mvlm_np.golden.format import Golden
+from mvlm_np.golden.format import Golden, read_golden
+from mvlm_np.golden.layout import axes
 from mvlm_np.golden.measure import on_even_steps
-from mvlm_np.golden.precision import ROUNDINGS, STATIC, to_bf16, to_even_steps
+from mvlm_np.golden.precision import ROUNDINGS, STATIC, rounded, rounding_recorder, to_bf16, to_even_steps
+from mvlm_np.golden.record.recording import record
+from mvlm_np.loading import load
 from tests.conftest import DATA
 from tests.golden.recorded import Stages, against, recorded
 from tests.golden.test_explain import case
 from tools.check_explain import named
+from tools.parts.random_checkpoint import make_checkpoint
 
 
 def dumped(folder: Path, golden: Golden, stages: Stages, form: str) -> Candidate:
@@ -224,3 +231,260 @@ def test_even_steps_are_recognised() -> None:
     nan = x.copy()
     nan[0, 0] = np.nan
     assert to_even_steps(nan) is nan and not to_even_steps(np.zeros(3, np.float32)).any()
+
+
+# ---------------------------------------------------------------- raw files, which have no shape
+
+
+RAW_FAULTS = {
+    "keys before RoPE": ({"rope": "none"}, "decoder.keys.0", {"rope-direction"}),
+    "neighbours turned": ({"rope": "interleaved"}, "decoder.keys.0", {"rope-interleaved"}),
+    "the encoder's GELU": ({"vision_act": "gelu"}, "vision.hidden_states.1", {"exact-gelu"}),
+    "no bias in PEG": ({"projector_bias": ("peg",)}, "projector.peg.peg", {"missing-bias"}),
+}
+
+
+@pytest.mark.parametrize("order", ["golden's", "positions first"])
+@pytest.mark.parametrize("fault", RAW_FAULTS)
+def test_raw_files_hide_no_mistake(fault: str, order: str, tmp_path: Path) -> None:
+    """Of whatever stage, in the golden's order or with positions first."""
+    c = case("ldpv2")
+    faults, first, found = RAW_FAULTS[fault]
+    stages = {n: a[0] for n, a in c.run(faults).items()}
+    for name, array in stages.items():
+        if array.ndim == 3 and order == "positions first" and name != "pixel_values":
+            stages[name] = array.transpose(axes(name, 3))
+    candidate = dumped(tmp_path / "dump", c.golden, stages, "raw")
+    e = explain(c.model, c.golden, candidate, image=c.image, spare=c.spare)
+    assert named(e) == found
+    assert e.comparison.first_wrong and e.comparison.first_wrong.name == first
+    if order == "golden's":
+        assert "read as" not in e.comparison.first_wrong.note
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 0, 1), (2, 1, 0)])
+def test_sound_raw_files_are_read_in_whatever_order_they_are(order: tuple, tmp_path: Path) -> None:
+    r = recorded()
+    keys = {f"decoder.keys.{i}": r.stages[f"decoder.keys.{i}"].transpose(order) for i in (0, 1)}
+    assert compare(r.golden, dumped(tmp_path / "dump", r.golden, keys, "raw")).right
+
+
+def test_a_stage_of_noise_is_read_in_the_golden_s_order(tmp_path: Path) -> None:
+    r, rng = recorded(), np.random.default_rng(0)
+    names = ("decoder.keys.0", "projector.peg.peg", "vision.features")
+    noise = {n: rng.standard_normal(r.stages[n].shape).astype(np.float32) for n in names}
+    result = compare(r.golden, dumped(tmp_path / "dump", r.golden, noise, "raw"))
+    assert not any("read as" in s.note for s in result.stages)
+
+
+# ---------------------------------------------------------------- dumps of another stage
+
+
+def notes_of(result: Comparison) -> str:
+    return "\n".join(result.notes)
+
+
+def test_a_stage_that_was_computed_over_in_place_is_named_and_left_out() -> None:
+    c = case("ldpv2")
+    stages = {n: a[0] for n, a in c.faultless.items()}
+    stages["projector.mlp.mlp.0"] = stages["projector.mlp.mlp.1"]
+    result = compare(c.golden, Candidate(stages))
+    assert result.right
+    assert verdicts(result)["projector.mlp.mlp.0"] == MISPLACED
+    assert "projector.mlp.mlp.0: it is the golden's projector.mlp.mlp.1" in notes_of(result)
+    e = c.explain(stages)
+    assert e.right and not e.findings
+    assert "projector.mlp.mlp.0" in as_text(e)
+
+
+def test_the_search_goes_on_behind_a_dump_that_is_left_out() -> None:
+    c = case("ldpv2")
+    stages = {n: a[0] for n, a in c.run({"peg": "no residual"}).items()}
+    stages["projector.mlp.mlp.0"] = stages["projector.mlp.mlp.1"]
+    e = c.explain(stages)
+    assert e.comparison.first_wrong and e.comparison.first_wrong.name == "projector.peg"
+    assert named(e) == {"peg-no-residual"}
+
+
+def test_names_that_are_off_by_one() -> None:
+    c = case("ldpv2")
+    for faults, found in (({}, set()), ({"projector_act": "tanh"}, {"tanh-gelu"})):
+        stages = {n: a[0] for n, a in c.run(faults).items()}
+        for i in range(3):
+            stages[f"vision.hidden_states.{i}"] = stages[f"vision.hidden_states.{i + 1}"]
+        del stages["vision.hidden_states.3"]
+        result = compare(c.golden, Candidate(stages))
+        assert [verdicts(result)[f"vision.hidden_states.{i}"] for i in range(3)] == [MISPLACED] * 3
+        assert result.right == (not faults)
+        assert named(c.explain(stages)) == found
+
+
+def test_a_block_that_is_left_out_is_no_fault_of_the_dump() -> None:
+    c = case("ldpv2")
+    stages = {n: a[0] for n, a in c.faultless.items()}
+    given = {
+        n: stages[n] for n in ("vision.hidden_states.0", "vision.hidden_states.1", "vision.hidden_states.2")
+    }
+    given["vision.hidden_states.2"] = given["vision.hidden_states.1"]
+    result = compare(c.golden, Candidate(given))
+    assert result.first_wrong and result.first_wrong.name == "vision.hidden_states.2"
+    assert "It is the golden's vision.hidden_states.1" in notes_of(result)
+
+
+@pytest.mark.parametrize("late", [1, -1])
+def test_generated_rows_that_are_a_step_late(late: int) -> None:
+    c = case("ldpv2")
+    stages = {n: a[0] for n, a in c.faultless.items()}
+    for name, before in (("decode.logits", "logits"), ("decode.hidden_states.1", "decoder.hidden_states.1")):
+        rows = np.concatenate([stages[before][-1:], stages[name][:-1]])
+        stages[name] = rows if late > 0 else stages[name][1:]
+    result = compare(c.golden, Candidate(stages))
+    assert result.right, result.first_wrong
+    assert verdicts(result)["decode.logits"] == MISPLACED
+    assert f"one step {'late' if late > 0 else 'early'}" in notes_of(result)
+    assert c.explain(stages).right
+
+
+def test_stages_that_are_the_same_in_the_golden_are_not_each_other_s() -> None:
+    """The last module of the projector is its output: a wrong output that resembles it is no mix-up."""
+    r = recorded()
+    rng = np.random.default_rng(0)
+    output = r.stages["projector.output"]
+    noise = rng.standard_normal(output.shape).astype(np.float32) * 0.25 * output.std()
+    for kind in ("float32", "float16"):
+        assert "It is the golden's" not in notes_of(
+            against(r.plain, {"projector.output": output + noise}, kind)
+        )
+
+
+# ---------------------------------------------------------------- one story
+
+
+def test_explain_is_silent_about_what_compare_calls_right() -> None:
+    """A dump that is wrong alone: what is computed from it is not."""
+    c = case("ldpv2")
+    stages = {n: a[0] for n, a in c.faultless.items()}
+    stages["projector.dwn"] = stages["projector.dwn"] + 1
+    e = c.explain(stages)
+    assert {f.stage for f in e.findings} <= {"projector.dwn"}
+    assert "only this dump is not" in as_text(e)
+
+
+def test_explain_keeps_the_hints_that_compare_gave() -> None:
+    r, c = recorded(), case("ldpv2")
+    stages = record(rounded(r.model, to_bf16), r.question, None, rounding_recorder(to_bf16))
+    candidate = Candidate({n: a for n, a in stages.items() if n != "pixel_values"})
+    told = as_text(explain(c.model, r.golden, candidate, image=c.image, spare=c.spare))
+    assert "--class bf16" in told
+
+
+def test_an_input_that_was_not_dumped_is_not_called_right() -> None:
+    c = case("ldpv2")
+    rng = np.random.default_rng(0)
+    noise = {
+        n: rng.standard_normal(c.golden.shape(n)).astype(np.float32) for n in ("projector.mlp", "logits")
+    }
+    told = as_text(c.explain({"projector.mlp": noise["projector.mlp"]}))
+    assert "All that goes into it is right" not in told
+    assert "No stage before it was given" in told
+    given = {"vision.features": c.faultless["vision.features"][0], "projector.mlp": noise["projector.mlp"]}
+    told = as_text(c.explain(given))
+    assert "The fault is made after vision.features: projector.mlp.mlp.0" in told
+    sound = {n: a[0] for n, a in c.faultless.items() if n != "projector.mlp"}
+    told = as_text(c.explain(sound | {"projector.mlp": noise["projector.mlp"]}))
+    assert "Sound as far as projector.mlp.mlp.1." in told
+
+
+@pytest.mark.parametrize("value", [0, np.nan, np.inf])
+def test_a_stage_without_numbers_is_said_as_that(value: float) -> None:
+    c = case("ldpv2")
+    stages = {n: a[0] for n, a in c.faultless.items()}
+    stages["vision.hidden_states.2"] = np.full_like(stages["vision.hidden_states.2"], value)
+    e = c.explain(stages)
+    told = as_text(e)
+    assert "vision.hidden_states.2 is wrong" in told
+    assert ("every number is 0" if value == 0 else "NaN" if value != value else "infinite") in told
+    assert "cosine" not in told and "exactly" not in told and " dB" not in told
+    stages["vision.hidden_states.2"] = c.faultless["vision.hidden_states.2"][0].copy()
+    stages["vision.hidden_states.2"][5:9] = value
+    told = as_text(c.explain(stages))
+    assert ("all 0 in patches 5 to 8" if value == 0 else "the first at [5, 0]") in told
+
+
+def test_what_follows_takes_three_lines_at_most() -> None:
+    c = case("ldpv2")
+    faults = {
+        "bgr": "start",
+        "vision_act": "gelu",
+        "peg": "no residual",
+        "theta": 7777.0,
+        "final_norm": False,
+    }
+    e = c.explain(c.run(faults))
+    lines = as_text(e).splitlines()
+    rest = [line for line in lines if line.startswith(("Then ", "and ", "More "))]
+    assert 1 <= len(rest) <= 3
+    assert "reproduced by bgr" in as_text(e)
+
+
+def test_other_weights_are_the_last_thing_to_be_thought_of(tmp_path: Path) -> None:
+    r, c = recorded(), case("ldpv2")
+    grid = r.stages["projector.dwn.dwn"]  # (D, 12, 12), read as tokens without a transpose
+    result = against(r.golden, {"projector.dwn": grid.reshape(-1, len(grid))})
+    assert "other weights" not in notes_of(result) or "without a transpose" in notes_of(result)
+    for faults in ({"rope": "interleaved"}, {"rope": "none"}):
+        told = as_text(c.explain(c.run(faults)))
+        assert "other weights" not in told
+    make_checkpoint("golden-ldpv2", tmp_path / "other", seed=7)
+    stages = record(load(tmp_path / "other", "float32", "numpy"), r.question)
+    assert "these are other weights" in as_text(c.explain(stages))
+
+
+# ---------------------------------------------------------------- words
+
+
+def test_the_text_s_positions_are_words_for_the_decoder_only() -> None:
+    r = recorded()
+    for name in r.golden.names:
+        if r.stages[name].dtype.kind != "f":
+            continue
+        changed = r.stages[name].copy()
+        changed[..., :2, :] *= 1.5
+        where = next(s.where for s in against(r.golden, {name: changed}).stages if s.name == name)
+        assert "-" not in where.replace("pre-", ""), (name, where)
+        if not name.startswith(("inputs_embeds", "decoder", "logits")):
+            assert "text" not in where and "picture" not in where, (name, where)
+
+
+def test_what_is_not_distinguishable_is_what_this_model_could_have() -> None:
+    """Neither the mistakes of LDP for LDPv2, nor those of a square picture for one that is not square."""
+    e = case("ldpv2").explain(case("ldpv2").faultless)
+    unseen = {u.id: u.details for u in e.invisible}
+    assert "exif-turned" in unseen
+    absent = {"hardswish-as-silu", "squeeze-width", "residual-on-stride-2", "pad-not-wanted", "no-pad"}
+    assert not absent & unseen.keys()
+    assert not {"resize-before-pad", "pad-at-corner", "pad-colour"} & unseen.keys()
+
+
+def test_ways_to_make_a_mistake_are_unseen_one_by_one() -> None:
+    c = case("ldpv2")
+    given = {"pixel_values": c.faultless["pixel_values"], "vision.features": c.faultless["vision.features"]}
+    unseen = {u.id: u.details for u in c.explain(given).invisible}
+    assert unseen["tanh-gelu"] == ("in the projector",)
+    assert unseen["no-causal-mask"] == ()
+    assert "bgr" not in unseen
+
+
+def test_the_picture_may_lie_beside_the_dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    c = case("ldpv2")
+    (tmp_path / "a").mkdir()
+    golden = tmp_path / "a" / "b" / "golden.safetensors"
+    golden.parent.mkdir()
+    golden.write_bytes((c.folder / "golden-0.safetensors").read_bytes())
+    dump = tmp_path / "dump"
+    dump.mkdir()
+    assert find_picture(read_golden(golden), dump) is None
+    (dump / "picture.png").write_bytes(c.image.read_bytes())
+    assert find_picture(read_golden(golden), dump) == dump / "picture.png"
+    known = replace(read_golden(golden), metadata={"image": "picture.png", "image_sha256": "a" * 64})
+    assert find_picture(known, dump) is None

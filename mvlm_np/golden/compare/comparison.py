@@ -9,6 +9,7 @@ import numpy as np
 from mvlm_np.errors import GoldenError
 from mvlm_np.golden.compare.candidates import Candidate
 from mvlm_np.golden.compare.excerpts import excerpt, in_rows, row_axis
+from mvlm_np.golden.compare.misplaced import find_twins, left_out, without
 from mvlm_np.golden.compare.notes import notes
 from mvlm_np.golden.compare.token_ids import compare_generated, compare_ids
 from mvlm_np.golden.compare.tolerance import CLASSES, MARGIN, Bound, bounds
@@ -37,12 +38,14 @@ class Comparison:
     first_wrong  the first stage that departs from the golden, or None. Where an error grows over several
                  stages, this is where it begins, which may be within the bound
     notes        what it means and what to do, a line each
+    guesses      those of the notes that are guesses at the mistake, which `explain` knows better
     """
 
     kind: str
     stages: list[StageResult]
     first_wrong: StageResult | None
     notes: list[str] = field(default_factory=list)
+    guesses: list[str] = field(default_factory=list)
 
     @property
     def right(self) -> bool:
@@ -107,8 +110,11 @@ def compare(golden: Golden, candidate: Candidate, kind: str = "float32") -> Comp
         for stages in (golden.stages, candidate.stages):
             if (forget := getattr(stages, "forget", None)) and name in stages:
                 forget(name)
+    twins = find_twins(golden, candidate.stages, results)
+    results = without(results, twins, left_out(twins, results))
     first = onset(results)
-    return Comparison(kind, results, first, notes(golden, candidate, kind, results, first))
+    lines, guesses = notes(golden, candidate, kind, results, first, twins)
+    return Comparison(kind, results, first, [*lines, *guesses], guesses)
 
 
 def _some_rows(

@@ -8,9 +8,11 @@ import numpy as np
 
 from mvlm_np.errors import some
 from mvlm_np.golden.compare.candidates import Candidate
+from mvlm_np.golden.compare.misplaced import Twins, holds
 from mvlm_np.golden.compare.tolerance import ADMITTED, CLASSES, PIXELS, bounds, grey_level
 from mvlm_np.golden.compare.verdict import (
     FAILED,
+    MISPLACED,
     MISSING,
     NOT_FINITE,
     REORDERED,
@@ -29,6 +31,7 @@ UNRELATED = 0.5  # cosine below which two stages have nothing to do with each ot
 EXPECTED = 6  # a class's bounds over the errors that it makes, about
 LEVEL = 16  # a run computes in a class if no error of its is so many times smaller than the class's own
 LARGEST_FLOAT16 = 65504
+MOST_TWINS = 4  # misplaced dumps that are named
 FEW = 2  # stages that must speak for a class, at least
 SOURCES = (  # metadata, what it tells apart, the metadata that names it, what to do
     ("image_sha256", "picture", "image", "run it on the golden's"),
@@ -39,18 +42,32 @@ SOURCES = (  # metadata, what it tells apart, the metadata that names it, what t
 
 
 def notes(
-    golden: Golden, candidate: Candidate, kind: str, stages: list[StageResult], first: StageResult | None
-) -> list[str]:
-    """Lines about a comparison, the most telling first. `first`: the first stage that is wrong."""
-    lines = [*_sources(golden, candidate)]
+    golden: Golden,
+    candidate: Candidate,
+    kind: str,
+    stages: list[StageResult],
+    first: StageResult | None,
+    twins: Twins,
+) -> tuple[list[str], list[str]]:
+    """Lines about a comparison, the most telling first, and guesses at the mistake.
+
+    first  the first stage that is wrong
+    """
+    lines, guesses = [*_sources(golden, candidate), *_misplaced(stages, twins)], list[str]()
     if first is not None:
         at = [s.name for s in stages].index(first.name)
         before, after = stages[:at], [s for s in stages[at + 1 :] if s.distance or s.failed]
-        lines += _first_stage(golden, candidate, stages, first, after)
+        guesses += _first_stage(golden, candidate, stages, first, after)
         lines += _neighbours(before, first, after)
-        lines += _twin(golden, candidate, first)
+        guesses += _twin(first, twins)
         lines += _precision(golden, candidate, kind, stages, first)
-    return [*lines, *_whole(golden, candidate, kind, stages)]
+    return [*lines, *_whole(golden, candidate, kind, stages)], guesses
+
+
+def _misplaced(stages: list[StageResult], twins: Twins) -> Iterator[str]:
+    """What is said of dumps that were left out."""
+    for s in [s for s in stages if s.verdict == MISPLACED][:MOST_TWINS]:
+        yield f"{s.name}: {holds(s.name, twins)}. That is the dump's fault, not the port's; it was left out."
 
 
 def _sources(golden: Golden, candidate: Candidate) -> Iterator[str]:
@@ -107,8 +124,9 @@ def _first_stage(
         yield "Axes may be in any order and merged, but their product must be the golden's size."
     elif unrelated:
         yield (
-            f"It has nothing in common with the golden's. If what goes into it is right, these are other "
-            f"weights than the golden's{_of(golden, 'model')}."
+            "It has nothing in common with the golden's: tokens and grid without a transpose between them, a "
+            "matrix or a rotary embedding in another layout, or other weights. mvlm golden explain tells "
+            "them apart."
         )
 
 
@@ -159,16 +177,11 @@ def _only_the_dump(first: StageResult, after: list[StageResult]) -> bool:
     return first.failed and not whole_numbers and bool(after) and all(s.verdict == RIGHT for s in after)
 
 
-def _twin(golden: Golden, candidate: Candidate, first: StageResult) -> Iterator[str]:
+def _twin(first: StageResult, twins: Twins) -> Iterator[str]:
     """Another stage of the golden that the candidate's array is."""
-    if first.verdict != WRONG or first.bound is None or first.name not in golden.stages:
-        return
-    shape, found = golden.stages[first.name].shape, candidate.stages[first.name]
-    for name, array in golden.stages.items():
-        same = name != first.name and array.shape == shape and array.size == found.size
-        if same and distance(name, array, found.reshape(shape)).rms <= 3 * first.bound.rms:
-            yield f"It is the golden's {name}: a block too many or too few, or a name that is off by one."
-            return
+    if first.name in twins.names:
+        twin = twins.names[first.name]
+        yield f"It is the golden's {twin}: a block too many or too few, or a name that is off by one."
 
 
 def _precision(
@@ -196,7 +209,7 @@ def _precision(
         yield f"It is stored as {stored}: dump float32{advice}."
         return
     found = candidate.stages[first.name].astype(np.float32)
-    for name, to in (("float16", to_float16), ("bfloat16", to_bf16)):
+    for name, to in (("bfloat16", to_bf16), ("float16", to_float16)):  # most of bfloat16's are float16's, too
         if np.array_equal(to(found), found) and found.any():
             yield f"Each of its numbers is one that {name} can hold: it has been rounded to that."
             return

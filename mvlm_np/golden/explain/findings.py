@@ -21,6 +21,21 @@ class Cause:
         return self.mistake.id, self.variant.step
 
 
+@dataclass(frozen=True)
+class Unseen:
+    """A mistake that a golden does not show, or the ways to make it that it does not.
+
+    details  of those ways, if there are others that show
+    """
+
+    mistake: Mistake
+    details: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return self.mistake.id
+
+
 @dataclass
 class Finding:
     """What was found at a stage.
@@ -30,6 +45,7 @@ class Finding:
     error         relative error of the reference with the mistakes made
     cosine        of the angle between that and what the candidate computed
     allowed       the error that rounding explains
+    blank         whether the candidate's stage is all 0, or NaN and infinity only: then errors mean nothing
     causes        the mistakes; none if nothing brought it closer
     alternatives  other explanations that fit as well
     """
@@ -41,6 +57,7 @@ class Finding:
     allowed: float
     causes: tuple[Cause, ...] = ()
     alternatives: list[tuple[Cause, ...]] = field(default_factory=list)
+    blank: bool = False
 
     @property
     def exact(self) -> bool:

@@ -1,6 +1,6 @@
 """What there is to make mistakes with: the reference, the picture, the prompt, and the candidate's stages."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +11,12 @@ from mvlm_np.errors import TokenizerError
 from mvlm_np.golden.compare.candidates import Candidate
 from mvlm_np.golden.compare.excerpts import in_rows
 from mvlm_np.golden.compare.orders import arrangements
+from mvlm_np.golden.compare.verdict import decisive
 from mvlm_np.golden.explain.parts import Parts
 from mvlm_np.golden.explain.preprocessing import Picture
 from mvlm_np.golden.explain.steps import CannotReplay
 from mvlm_np.golden.format import Golden
+from mvlm_np.golden.layout import axes
 from mvlm_np.golden.measure import relative_error
 from mvlm_np.golden.stages import Stages, order
 from mvlm_np.inputs.conversation import IMAGE_MARK, render
@@ -84,23 +86,33 @@ def make_scene(
     return Scene(parts, picture, prompt, spare, stages)
 
 
-def aligned(golden: Golden, candidate: Candidate) -> dict[str, np.ndarray]:
+def aligned(
+    golden: Golden, candidate: Candidate, positions_first: bool = False, left_out: Collection[str] = ()
+) -> dict[str, np.ndarray]:
     """The candidate's stages as the reference has them: no batch axis, axes in order, raw files in shape.
+
+    positions_first  read raw files whose numbers do not tell their order with positions first, (T, KV, d) and
+                     (h, w, D), instead of in the golden's own order
+    left_out         stages that are passed over
 
     Of generated tokens there are as many as were fed, and rows for them. The logits of the last positions are
     "logits" with fewer rows.
     """
     stages = {}
     candidate = candidate.under(golden.names)
-    for name in sorted(set(candidate.stages) & set(golden.names), key=order):
+    for name in sorted(set(candidate.stages) & set(golden.names) - set(left_out), key=order):
         shape = golden.shape(name)
         whole = name in golden.stages and golden.stages[name].dtype.kind == "i"
         array = in_rows(name, shape, np.asarray(candidate.stages[name]))
         if array.shape != shape:
-            ways = [way for _, way in arrangements(shape, array)]
+            ways = dict(arrangements(shape, array))
+            taken = 0
             if name in golden.stages and len(ways) > 1:
-                ways.sort(key=lambda way: relative_error(way, golden.stages[name]))
-            array = ways[0] if ways else array
+                taken = decisive([relative_error(way, golden.stages[name]) for way in ways.values()])
+            order_of = list(ways)[taken] if ways else None
+            if positions_first and not taken and axes(name, len(shape)) in ways:
+                order_of = axes(name, len(shape))
+            array = ways[order_of] if order_of is not None else array
         if array.ndim == len(shape):
             name = "logits" if name == "logits.tail" else name
             stages[name] = array.astype(np.int64 if whole else np.float32)

@@ -14,7 +14,7 @@ from math import exp, inf, log
 
 import numpy as np
 
-from mvlm_np.golden.explain.findings import GAIN, Cause, Finding, fits
+from mvlm_np.golden.explain.findings import GAIN, Cause, Finding, Unseen, fits
 from mvlm_np.golden.explain.mistake import Dial, Mistake, known_mistakes
 from mvlm_np.golden.explain.parts import Parts
 from mvlm_np.golden.explain.replay import Replay
@@ -85,14 +85,21 @@ class Search:
                     found.append(finding)
         return found
 
-    def invisible(self) -> list[Mistake]:
-        """Mistakes that the candidate's stages would not show, as none of their variants changes one beyond
-        rounding. For a candidate that is right."""
-        shown: set[str] = set()
-        for cause in self.causes:
-            if cause.mistake.id not in shown and self._shows(cause):
-                shown.add(cause.mistake.id)
-        return [m for m in known_mistakes().values() if m.id not in shown]
+    def invisible(self) -> list[Unseen]:
+        """Mistakes, or ways to make them, that the candidate's stages would not show, as they change none
+        beyond rounding. For a candidate that is right. Ways that differ in a number or a layer are one."""
+        unseen = []
+        for mistake in known_mistakes().values():
+            ways: dict[object, list[Cause]] = {}
+            for cause in (c for c in self.causes if c.mistake is mistake):
+                v = cause.variant
+                ways.setdefault(v.dial or (v.step, v.detail if v.layer is None else None), []).append(cause)
+            hidden = [causes for causes in ways.values() if not any(map(self._shows, causes))]
+            if hidden and len(hidden) == len(ways):
+                unseen.append(Unseen(mistake))
+            elif hidden:
+                unseen.append(Unseen(mistake, tuple(causes[0].variant.detail for causes in hidden)))
+        return unseen
 
     def _shows(self, cause: Cause) -> bool:
         v = cause.variant
@@ -143,11 +150,13 @@ class Search:
         limit = self.allowed(stage, best)
         if best.error <= limit:
             return None
-        chosen, *others = self.explain(stage, [plain] if best is plain else [plain, best], limit)
+        blank = wanted.dtype.kind == "f" and not (np.isfinite(wanted) & (wanted != 0)).any()
+        bases = [plain] if best is plain else [plain, best]
+        chosen, *others = self._blank(stage, bases[-1]) if blank else self.explain(stage, bases, limit)
         if wanted.dtype.kind == "i" and chosen.error > 0:  # ids are reproduced, or they are not
             chosen, others = plain, []
         reached = cosine(self._of(chosen.replay, stage), wanted)
-        finding = Finding(stage, plain.error, chosen.error, reached, limit, chosen.causes)
+        finding = Finding(stage, plain.error, chosen.error, reached, limit, chosen.causes, blank=blank)
         finding.alternatives += [n.causes for n in others]
         if finding.believed:
             self.active |= {cause.place: cause for cause in finding.causes}
@@ -219,6 +228,11 @@ class Search:
             if not beam or beam[0].error > GAIN * best:
                 break
         return [_simplest(tried)]
+
+    def _blank(self, stage: str, base: Node) -> list[Node]:
+        """For a stage without numbers: a mistake that leaves none either, or the base itself."""
+        singles = self._singles(stage, base) if base.error > LEAST else []
+        return _exact(singles, LEAST, base.error) or [base]
 
     def _singles(self, stage: str, base: Node) -> list[Node]:
         """One more mistake each: those that act between the stages given and this one, and change it."""

@@ -169,5 +169,5 @@ def mean_std(scene: Scene) -> Iterator[Variant]:
     shown="a photo with an EXIF orientation",
 )
 def exif_turned(scene: Scene) -> Iterator[Variant]:
-    if scene.picture is not None and scene.picture.upright is not None:
-        yield from prepared(scene, image=scene.picture.upright)
+    if scene.picture is not None:  # without a note it changes nothing, and so is not seen
+        yield from prepared(scene, image=scene.picture.upright or scene.picture.image)
