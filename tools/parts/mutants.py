@@ -41,6 +41,9 @@ FAULTS: dict[str, list[dict[str, Any]]] = {
         {"filter": "torch-bilinear"},
         {"filter": "torch-bicubic"},
         {"filter": "torch-antialias"},
+        {"filter": "torch-antialias-rounded"},
+        {"filter": "torch-bicubic-ends"},
+        {"filter": "torch-bilinear-ends"},
     ],
     "bgr": [{"bgr": "start"}, {"bgr": "end"}, {"bgr": "middle"}],
     "mean-std": [
@@ -51,6 +54,7 @@ FAULTS: dict[str, list[dict[str, Any]]] = {
     ],
     "patches-column-order": [{"patches": "columns"}],
     "patch-pixel-order": [{"patch_weight": "swapped"}, {"patch_weight": "hwc"}],
+    "nhwc-as-nchw": [{"layout": "given"}, {"layout": "inside"}],
     "class-token-last": [{"class_token": "last"}],
     "positions-shifted": [{"position": 1}, {"position": 2}, {"position": -1}, {"position": "none"}],
     "no-pre-layernorm": [{"pre_norm": False}],
@@ -71,6 +75,15 @@ FAULTS: dict[str, list[dict[str, Any]]] = {
     "last-layer": [{"select": 1}],
     "post-layernorm": [{"post_norm": True}],
     "class-token-kept": [{"drop": "last"}],
+    "transposed-matrix": [
+        {"transposed": ("q",)},
+        {"transposed": ("out",)},
+        {"transposed": ("q", "k", "v", "out")},
+        {"transposed_fc2": True},
+    ],
+    "qkv-swapped": [{"swap": "qk"}, {"swap": "kv"}, {"swap": "qv"}],
+    "head-split": [{"heads": "both"}, {"heads": "split"}],
+    "per-tensor-int8": [{"int8": 127}, {"int8": 128}],
     "attention-scale": [
         {"vision_scale": "none"},
         {"vision_scale": "d"},
@@ -96,6 +109,7 @@ FAULTS: dict[str, list[dict[str, Any]]] = {
     "repeated-layer": [{"repeat_block": (1, 0)}, {"repeat_layer": (1, 0)}, {"repeat_block": (0, 1)}],
     "peg-no-residual": [{"peg": "no residual"}],
     "peg-before-pooling": [{"peg": "first"}],
+    "token-grid-order": [{"grid": "before"}, {"grid": "after"}, {"grid": "end"}],
     "pooling": [{"pool": "stride"}, {"pool": "max"}],
     "convolution": [{"flip": True}],
     "hardswish-as-silu": [{"hardswish": "silu"}, {"hardswish": "relu"}],
@@ -123,7 +137,7 @@ FAULTS: dict[str, list[dict[str, Any]]] = {
     "no-causal-mask": [{"causal": False}, {"causal": "image"}, {"causal": 1}],
     "gate-up-swapped": [{"gate_up": True}],
     "swiglu-activation": [{"swiglu": "gelu"}, {"swiglu": "tanh"}],
-    "float16-overflow": [{"half": "square"}, {"half": "product"}],
+    "float16-overflow": [{"half": "square"}, {"half": "sum"}, {"half": "product"}],
     "no-final-norm": [{"final_norm": False}],
     "tied-lm-head": [{"tied": True}],
     "exif-turned": [{"exif": True}],
@@ -132,6 +146,7 @@ FAULTS: dict[str, list[dict[str, Any]]] = {
     "missing-gain": [{"gain": "vision"}, {"gain": "decoder"}],
     "squeeze-excitation": [{"squeeze_excitation": False}],
     "decoder-layer-short": [{"decoder_layers": -1}],
+    "last-id-twice": [{"again": True}],
     "cache-content": [{"forget": 1}, {"forget": "all"}],
     "cache-position": [{"cache": 1}, {"cache": -1}, {"cache": "image"}, {"cache": "stuck"}],
 }
@@ -210,6 +225,15 @@ class Model:
 
     def linear(self, x: Tensor, name: str, bias: bool = True) -> Tensor:
         w = self.w[f"{name}.weight"].flatten(1)
+        if any(
+            name.startswith(VISION) and name.endswith(f"attn.{n}_proj") for n in self.f.get("transposed", ())
+        ):
+            w = w.T
+        if self.f.get("transposed_fc2") and name.startswith(PROJECTOR) and name.endswith(("mlp.2", "mlp.3")):
+            w = w.T
+        if "int8" in self.f and ".encoder.layers." in name:
+            scale = w.abs().max() / self.f["int8"]
+            w = (w / scale).round().clamp(-128, 127) * scale
         return F.linear(x, w, self.w.get(f"{name}.bias") if bias else None)
 
     # ------------------------------------------------------------ the picture
@@ -246,7 +270,10 @@ class Model:
         values = ((array * (1 / 255)).astype(np.float32) - mean) / std
         if f.get("bgr") == "end":
             values = values[..., ::-1]
-        self.keep("pixel_values", torch.tensor(values.transpose(2, 0, 1).copy()).to(self.dtype))
+        planes = values.transpose(2, 0, 1)
+        if f.get("layout") == "given":
+            planes = values.reshape(planes.shape)
+        self.keep("pixel_values", torch.tensor(planes.copy()).to(self.dtype))
 
     def square(self, array: np.ndarray, side: int, colour: Sequence[int]) -> np.ndarray:
         canvas = np.empty((side, side, 3), array.dtype)
@@ -268,6 +295,12 @@ class Model:
         mean, var = x.mean(dims, keepdim=True), x.var(dims, unbiased=False, keepdim=True)
         return (x - mean) / torch.sqrt(var + eps) * w + b
 
+    def heads(self, x: Tensor, H: int) -> Tensor:
+        """(T, V) -> (H, T, d)"""
+        if "heads" in self.f:
+            return x.unflatten(1, (-1, H)).permute(2, 0, 1)
+        return x.unflatten(1, (H, -1)).transpose(0, 1)
+
     def vision(self) -> None:
         f, clip = self.f, self.clip
         eps, how = f.get("vision_eps", clip.get("layer_norm_eps", 1e-5)), f.get("vision_norm")
@@ -277,7 +310,10 @@ class Model:
             weight = weight.transpose(2, 3)
         elif f.get("patch_weight") == "hwc":
             weight = weight.permute(0, 2, 3, 1).reshape(V, C, p, p)
-        x = F.conv2d(self.stages["pixel_values"], weight, stride=p)[0]  # (V, h, w)
+        pixels = self.stages["pixel_values"]
+        if f.get("layout") == "inside":
+            pixels = pixels.movedim(1, 3).reshape(pixels.shape)
+        x = F.conv2d(pixels, weight, stride=p)[0]  # (V, h, w)
         x = (x.transpose(1, 2) if f.get("patches") == "columns" else x).flatten(1).T  # (T, V)
         token = self.w[f"{VISION}embeddings.class_embedding"][None]
         x = torch.cat([x, token] if f.get("class_token") == "last" else [token, x])
@@ -299,14 +335,15 @@ class Model:
             name = f"{VISION}encoder.layers.{to if i == from_ else i}"
             off = f.get("vision_bias", ()) if on else ()
             h = self.norm(x, f"{name}.layer_norm1", eps, how)
+            read = {"qk": "kqv", "kv": "qvk", "qv": "vkq"}.get(f.get("swap", ""), "qkv")
             q, k, v = (
-                self.linear(h, f"{name}.self_attn.{c}_proj", c not in off).view(-1, H, d).transpose(0, 1)
-                for c in "qkv"
+                self.heads(self.linear(h, f"{name}.self_attn.{c}_proj", c not in off), H) for c in read
             )
             scores = q @ k.transpose(1, 2) * scale_of(f.get("vision_scale"), d)
             if f.get("vision_causal"):
                 scores = scores + torch.full_like(scores[0], -torch.inf).triu(1)
-            a = (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)
+            a = scores.softmax(-1) @ v
+            a = a.permute(1, 2, 0).flatten(1) if f.get("heads") == "both" else a.transpose(0, 1).flatten(1)
             x = x + self.linear(a, f"{name}.self_attn.out_proj", "out" not in off)
             h = self.norm(x, f"{name}.layer_norm2", eps, how)
             act = f.get("vision_act", "quick") if on else "quick"
@@ -357,7 +394,9 @@ class Model:
         x = self.keep("projector.mlp.mlp.1", activation(x, f.get("projector_act", "gelu")))
         x = self.keep("projector.mlp", self.linear(x, f"{P}mlp.mlp.2", "fc2" not in off))
         side = math.isqrt(len(x))
-        x = x.T.unflatten(1, (side, side))  # (D, h, w)
+        x = (
+            x.reshape(-1, side, side) if f.get("grid") == "before" else x.T.unflatten(1, (side, side))
+        )  # (D, h, w)
         if f.get("peg") == "first":
             x = x + self.conv(x, f"{P}peg.peg.0", bias="peg" not in off)
             self.keep("projector.peg", x.flatten(1).T)
@@ -365,10 +404,12 @@ class Model:
             self.keep("projector.dwn.dwn", x)
             return self.keep("projector.dwn", x.flatten(1).T)
         x = self.keep("projector.dwn.dwn", self.pool(x))
+        if f.get("grid") == "after":
+            x = x.reshape(-1, len(x)).T.unflatten(1, (12, 12))
         self.keep("projector.dwn", x.flatten(1).T)
         y = self.keep("projector.peg.peg", self.conv(x, f"{P}peg.peg.0", bias="peg" not in off))
         y = y if f.get("peg") == "no residual" else y + x
-        return self.keep("projector.peg", y.flatten(1).T)
+        return self.keep("projector.peg", y.reshape(-1, len(y)) if f.get("grid") == "end" else y.flatten(1).T)
 
     def pool(self, x: Tensor) -> Tensor:
         match self.f.get("pool"):
@@ -386,7 +427,8 @@ class Model:
         x = self.keep(f"{N}.mlp.2", activation(x, f.get("projector_act", "gelu")))
         x = self.keep(f"{N}.mlp", self.linear(x, f"{P}model.mlp.3", "fc2" not in off))
         side = math.isqrt(len(x))
-        x = self.keep(f"{N}.mb_block.0", x.T.unflatten(1, (side, side)))
+        x = x.reshape(-1, side, side) if f.get("grid") == "before" else x.T.unflatten(1, (side, side))
+        x = self.keep(f"{N}.mb_block.0", x)
         y = self.mobile(x, 1, 1, off)
         x = self.keep(f"{N}.mb_block.1", y + x if f.get("residual1", True) else y)
         y = self.mobile(x, 2, 2, off)
@@ -399,7 +441,7 @@ class Model:
                     + F.avg_pool2d(F.pad(x[None], (0, x.shape[2] % 2, 0, x.shape[1] % 2), "replicate"), 2)[0]
                 )
         y = self.keep(f"{N}.mb_block", y)
-        return self.keep(N, y.flatten(1).T)
+        return self.keep(N, y.reshape(-1, len(y)) if f.get("grid") == "end" else y.flatten(1).T)
 
     def mobile(self, x: Tensor, n: int, stride: int, off: Sequence[str]) -> Tensor:
         f, name, module = (
@@ -503,7 +545,8 @@ class Model:
         self.keep("logits", x @ head.T)
         self.stages["generated_ids"] = torch.tensor([list(generated)])
         hidden, logits = [], []
-        for n, token in enumerate(generated):
+        again = [int(ids[-1])] if f.get("again") else []
+        for n, token in enumerate([*again, *generated]):
             x = embed[token][None]
             match f.get("cache", 0):
                 case "image":
@@ -518,8 +561,8 @@ class Model:
                 if i == 0:
                     hidden.append(x if L > 1 else self.rms(x, "model.norm", final=True))
             logits.append(self.rms(x, "model.norm", final=True) @ head.T)
-        self.keep("decode.hidden_states.1", torch.cat(hidden))
-        self.keep("decode.logits", torch.cat(logits))
+        self.keep("decode.hidden_states.1", torch.cat(hidden[len(again) :]))
+        self.keep("decode.logits", torch.cat(logits[len(again) :]))
 
     def rms(self, x: Tensor, name: str, final: bool = False) -> Tensor:
         if final and not self.f.get("final_norm", True):
@@ -530,7 +573,11 @@ class Model:
         square = x.pow(2)
         if self.f.get("half") == "square":
             square = x.half().pow(2).to(x.dtype)
-        x = x * torch.rsqrt(square.mean(-1, keepdim=True) + eps)
+        mean = square.mean(-1, keepdim=True)
+        if self.f.get("half") == "sum":
+            total = x.half().pow(2).float().sum(-1, keepdim=True).half()
+            mean = total.to(x.dtype) / x.shape[-1]
+        x = x * torch.rsqrt(mean + eps)
         return x if self.f.get("gain") == "decoder" and not final else x * self.w[f"{name}.weight"]
 
     def layer(
@@ -626,8 +673,9 @@ def resize(array: np.ndarray, w: int, h: int, kind: str | None) -> np.ndarray:
         way = getattr(Image.Resampling, (kind or "bicubic").upper())
         return np.asarray(Image.fromarray(np.ascontiguousarray(array)).resize((w, h), way))
     x = torch.tensor(array.transpose(2, 0, 1).copy())[None].float()
-    mode = "bilinear" if kind == "torch-bilinear" else "bicubic"
-    y = F.interpolate(x, (h, w), mode=mode, align_corners=False, antialias=kind == "torch-antialias")
+    mode = "bilinear" if kind.startswith("torch-bilinear") else "bicubic"
+    antialias = kind.startswith("torch-antialias")
+    y = F.interpolate(x, (h, w), mode=mode, align_corners=kind.endswith("ends"), antialias=antialias)
     y = y.clamp(0, 255) if kind == "torch-antialias" else y.round().clamp(0, 255)
     return y[0].numpy().transpose(1, 2, 0)
 

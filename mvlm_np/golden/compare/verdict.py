@@ -106,7 +106,8 @@ def _zeros(name: str, golden: np.ndarray, found: np.ndarray, places: Places) -> 
         return "every number is 0: it was never written"
     if found.shape != golden.shape:
         return ""
-    empty = ~matrix(name, found).any(1) & matrix(name, golden).any(1)
+    written, wanted = (np.asarray(matrix(name, array).any(1)) for array in (found, golden))
+    empty = ~written & wanted
     return f"all 0 in {places.rows(empty)}" if empty.any() else ""
 
 

@@ -29,6 +29,7 @@ class Parts:
                 those of `vision` and `projector`
     positions   (first, number, prompt length) -> rotary positions; from the prompt's length on they are those
                 of generated tokens
+    again       whether the prompt's last id is fed once more before the generated ones
     edits       {stage: what else is done to it before it is used}
     """
 
@@ -45,6 +46,7 @@ class Parts:
     block: Callable[..., np.ndarray] = encoder.block
     project: Callable[..., np.ndarray] = projectors.project
     positions: Callable[[int, int, int], np.ndarray] = lambda first, T, prompt: np.arange(first, first + T)
+    again: bool = False
     edits: Mapping[str, Edit] = field(default_factory=dict)
 
     @classmethod

@@ -161,7 +161,10 @@ class Replay:
 
     def _decode(self, name: str, parts: Parts) -> None:
         """Generated ids through the cache, one at a time, layer by layer; the prompt is in the cache."""
-        x: np.ndarray = parts.decoder.embed_tokens(self["generated_ids"]).astype(self.dtype)  # (n, D)
+        ids = self["generated_ids"]
+        if parts.again:
+            ids = np.concatenate([self["input_ids"][-1:], ids])
+        x: np.ndarray = parts.decoder.embed_tokens(ids).astype(self.dtype)  # (n, D)
         layers = len(parts.decoder.layers)
         for i in range(1 if name == "decode.hidden_states.1" else layers):
             own = self.parts("decode", i)
@@ -178,9 +181,11 @@ class Replay:
                 cache.length = T + len(rows)  # the run has stopped before it would say so
             x = np.concatenate(rows)
             if i == 0 and layers > 1:
-                self._keep("decode.hidden_states.1", x)
+                self._keep("decode.hidden_states.1", x[1:] if parts.again else x)
                 self.trail["decode.hidden_states.1"] = set(self._open[-1])
-                x = self["decode.hidden_states.1"]
+                shown = self["decode.hidden_states.1"]
+                x = np.concatenate([x[:1], shown]) if parts.again else shown
+        x = x[1:] if parts.again else x
         if layers == 1 and name == "decode.hidden_states.1":
             self._keep(name, x)
         elif name == "decode.logits":

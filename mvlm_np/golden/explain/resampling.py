@@ -86,6 +86,14 @@ FILTERS: dict[str, Callable[[Image.Image, Size], np.ndarray]] = {
     "bicubic, not antialiased": partial(resample, _soft, 2, "middle", False, True),
     "bicubic with a = -0.75, not antialiased": partial(resample, _sharp, 2, "middle", False, True),
     "bicubic with a = -0.75": partial(resample, _sharp, 2, "middle", True, True),
+    "bicubic, not rounded between its two passes": partial(resample, _soft, 2, "middle", True, True),
+    "bicubic with a = -0.75, not antialiased, ends aligned": partial(
+        resample, _sharp, 2, "ends", False, True
+    ),
+    "bicubic with a = -0.75, not antialiased, corners aligned": partial(
+        resample, _sharp, 2, "corner", False, True
+    ),
+    "bilinear, not rounded to whole numbers": partial(resample, _triangle, 1, "middle", True, False),
     "bicubic, not rounded to whole numbers": partial(resample, _soft, 2, "middle", True, False),
     "cubic through four neighbours, corners aligned": partial(resample, _lagrange, 2, "corner", False, True),
     "nearest before": partial(resample, _step, 1, "corner", False, True),

@@ -80,7 +80,7 @@ class Search:
         """Everything that is wrong, in the order of the stages."""
         found = []
         for stage in self.stages:
-            with suppress(CannotReplay):
+            with suppress(CannotReplay), np.errstate(all="ignore"):
                 if (finding := self.judge(stage)) is not None:
                     found.append(finding)
         return found

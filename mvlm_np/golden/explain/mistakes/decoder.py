@@ -271,11 +271,16 @@ def float16_overflow(scene: Scene) -> Iterator[Variant]:
     def clipped(x: np.ndarray) -> np.ndarray:
         return np.clip(x, -65504, 65504)
 
-    def squares(cut: Callable[[np.ndarray], np.ndarray]) -> Callable[[Any], Any]:
+    def squares(cut: Callable[[np.ndarray], np.ndarray], whole: bool = False) -> Callable[[Any], Any]:
+        """whole: their sum is cut, too."""
+
         def wrap(base: Any) -> Any:
             def norm(x: np.ndarray, w: np.ndarray, eps: float) -> np.ndarray:
                 with np.errstate(all="ignore"):
                     mean = cut(np.square(cut(x))).astype(x.dtype).mean(axis=-1, keepdims=True)
+                    if whole:
+                        total = cut(cut(np.square(cut(x))).astype(x.dtype).sum(axis=-1, keepdims=True))
+                        mean = (total / x.shape[-1]).astype(x.dtype)
                     return (x * (1 / np.sqrt(mean + eps)) * w).astype(x.dtype)
 
             return norm
@@ -302,6 +307,7 @@ def float16_overflow(scene: Scene) -> Iterator[Variant]:
     ):
         for way, what in (
             (function("decoder", "rms_norm", squares(cut)), "a square in RMSNorm"),
+            (function("decoder", "rms_norm", squares(cut, True)), "the sum of the squares in RMSNorm"),
             (function("decoder", "swiglu", product(cut)), "SwiGLU's product"),
         ):
             yield Variant("layer", way, f"{what} {name}", rounds=cut is to_float16)
@@ -417,3 +423,13 @@ def cache_content(scene: Scene) -> Iterator[Variant]:
             "a token does not see itself": slice(None, -1)}  # fmt: skip
     for name, part in ways.items():
         yield Variant("decode", drop(part), name)
+
+
+@mistake(
+    stage="decode.hidden_states.1",
+    what="the last id of the prompt is fed a second time before the first generated one",
+    mend="the prompt's pass has read it: the first generated id comes next, at the prompt's length",
+    shown="a golden with decode steps",
+)
+def last_id_twice(scene: Scene) -> Iterator[Variant]:
+    yield Variant("decode", lambda p: replace(p, again=True))

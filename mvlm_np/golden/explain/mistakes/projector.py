@@ -53,6 +53,36 @@ def peg_before_pooling(scene: Scene) -> Iterator[Variant]:
         yield Variant("project", lambda p: replace(p, project=_no_peg), "there is no PEG at all")
 
 
+@mistake(
+    stage="projector.dwn.dwn",
+    what="tokens become a grid, or a grid tokens, without a transpose: (T, D) in memory is not (D, h, w)",
+    mend="transpose tokens to (D, T) before they are shaped as (D, h, w), and back to (T, D) after",
+)
+def token_grid_order(scene: Scene) -> Iterator[Variant]:
+    def as_grid(x: np.ndarray) -> np.ndarray:
+        """(D, h, w) from the memory of (T, D)."""
+        return np.ascontiguousarray(x.transpose(1, 2, 0)).reshape(x.shape)
+
+    def as_tokens(x: np.ndarray, _: Stages) -> np.ndarray:
+        """(T, D) from the memory of (D, T)."""
+        return np.ascontiguousarray(x.T).reshape(x.shape)
+
+    def pool(base: Any) -> Any:
+        def misread(x: np.ndarray, *size: int) -> np.ndarray:
+            return base(np.ascontiguousarray(as_grid(x.transpose(2, 0, 1)).transpose(1, 2, 0)), *size)
+
+        return misread
+
+    if _is(scene, LDPv2):
+        yield Variant("project", function("projector", "adaptive_avg_pool", pool), "before the pooling")
+        yield Variant("project", edit_stage("projector.dwn", as_tokens), "after the pooling")
+        yield Variant("project", edit_stage("projector.peg", as_tokens), "at the end")
+    elif _is(scene, LDP):
+        inside = edit_stage("projector.model.mb_block.0", lambda x, _: as_grid(x))
+        yield Variant("project", inside, "before the blocks")
+        yield Variant("project", edit_stage("projector.model", as_tokens), "at the end")
+
+
 def _peg_first(x: np.ndarray, w: LDPv2, ops: Any, trace: Trace) -> np.ndarray:
     x = w.fc1(x)
     trace("mlp.mlp.0", x)

@@ -71,6 +71,21 @@ def patch_pixel_order(scene: Scene) -> Iterator[Variant]:
     yield Variant("embed", weights("vision", flipped), "a true convolution, which turns the weight around")
 
 
+@mistake(
+    stage="vision.hidden_states.0",
+    what="pixels in the order row, column, channel (NHWC) are read as channel, row, column (NCHW)",
+    mend="transpose to three planes before the encoder, or tell the runtime the layout that you hand over",
+)
+def nhwc_as_nchw(scene: Scene) -> Iterator[Variant]:
+    def misread(x: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(x.transpose(1, 2, 0)).reshape(x.shape)
+
+    if scene.parts.vision:
+        yield Variant("pixels", edit_stage("pixel_values", lambda x, _: misread(x)), "in what is handed over")
+        inside = function("vision", "patches", lambda base: lambda x, size: base(misread(x), size))
+        yield Variant("embed", inside, "by the encoder")
+
+
 def _positions(change: Callable[[np.ndarray], np.ndarray]) -> Change:
     return weights("vision", lambda w: replace(w, position_embedding=change(w.position_embedding)))
 
@@ -358,6 +373,32 @@ def class_token_kept(scene: Scene) -> Iterator[Variant]:
 
 def _scaled(factor: float) -> Callable[[Any], Any]:
     return lambda base: lambda q, k, v, causal: base(q * factor, k, v, causal)
+
+
+@mistake(
+    stage="vision.hidden_states.1",
+    what="heads are split as (d, H): element j of head h is taken from column j H + h",
+    mend="head h owns columns h d to (h + 1) d - 1: shape (T, H, d), then transpose",
+)
+def head_split(scene: Scene) -> Iterator[Variant]:
+    def other(x: np.ndarray) -> np.ndarray:
+        """The heads (H, T, d), taken from the columns that belong to (d, H)."""
+        H, T, d = x.shape
+        return x.transpose(1, 0, 2).reshape(T, d, H).transpose(2, 0, 1)
+
+    def back(x: np.ndarray) -> np.ndarray:
+        H, T, d = x.shape
+        return x.transpose(1, 2, 0).reshape(T, H, d).transpose(1, 0, 2)
+
+    def split(base: Any) -> Any:
+        return lambda q, k, v, causal: back(base(other(q), other(k), other(v), causal))
+
+    def mixed(base: Any) -> Any:
+        return lambda q, k, v, causal: base(other(q), other(k), other(v), causal)
+
+    if scene.parts.vision and vision_of(scene.parts).num_attention_heads > 1:
+        yield Variant("block", function("vision", "attention", split), "and joined in the same way")
+        yield Variant("block", function("vision", "attention", mixed), "and joined in the right way")
 
 
 @mistake(

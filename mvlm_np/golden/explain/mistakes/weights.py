@@ -19,7 +19,7 @@ from mvlm_np.golden.explain.changes import (
 )
 from mvlm_np.golden.explain.mistake import Variant, mistake
 from mvlm_np.golden.explain.scene import Scene
-from mvlm_np.linear import Norm
+from mvlm_np.linear import Joined, Norm
 from mvlm_np.projector import LDP, LDPv2
 
 DECODER_NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -124,3 +124,85 @@ def repeated_layer(scene: Scene) -> Iterator[Variant]:
 
 def _with_layer(i: int, j: int, w: Any) -> Any:
     return replace(w, layers=[w.layers[j] if n == i else x for n, x in enumerate(w.layers)])
+
+
+@mistake(
+    stage="vision.hidden_states.1",
+    what="a square matrix is used as its transpose",
+    mend="y = x W^T for a weight (outputs, inputs); where both are the same, no shape tells",
+)
+def transposed_matrix(scene: Scene) -> Iterator[Variant]:
+    for part, step, names in _attentions(scene):
+        w = getattr(scene.parts, part).layers[0]
+        square = [n for n in names if len(set(_matrix(w, n).weight.shape)) == 1]
+        for group in [[n] for n in square] + ([square] if len(square) > 1 else []):
+            change = layers(part, with_fields(group, _transposed))
+            yield Variant(step, change, f"{', '.join(group)} in the {WHERE[part]}")
+    if isinstance(scene.parts.projector, LDPv2 | LDP):
+        turned = weights("projector", with_fields(["fc2"], _transposed))
+        yield Variant("project", turned, "fc2 in the projector")
+
+
+@mistake(
+    stage="vision.hidden_states.1",
+    what="two of the matrices q, k and v stand in each other's place",
+    mend="load q_proj, k_proj and v_proj by their names, and split a joined matrix in the order q, k, v",
+)
+def qkv_swapped(scene: Scene) -> Iterator[Variant]:
+    for part, step, _ in _attentions(scene):
+        for i, j in ((0, 1), (1, 2), (0, 2)):
+            of = getattr(scene.parts, part).layers[0].qkv.layers
+            if of[i].weight.shape == of[j].weight.shape:
+                change = layers(part, partial(_with_swapped, i, j))
+                yield Variant(step, change, f"{'qkv'[i]} and {'qkv'[j]} in the {WHERE[part]}")
+
+
+@mistake(
+    stage="vision.hidden_states.1",
+    what="a matrix is quantised to 8 bits with one scale for all its rows",
+    mend="give each row, or each 32 numbers of it, a scale of its own",
+    shown="weights whose rows differ in size, as those of trained models do",
+)
+def per_tensor_int8(scene: Scene) -> Iterator[Variant]:
+    places = [(part, step) for part, step, _ in _attentions(scene)]
+    for name, rounding in (("scale max / 127", _even(127)), ("scale max / 128", _even(128))):
+        for part, step in places:
+            every = ["q_proj", "k_proj", "v_proj", *(MLP[part]), "out_proj" if part == "vision" else "o_proj"]
+            yield Variant(step, layers(part, with_fields(every, rounding)), f"{name}, in the {WHERE[part]}")
+        if isinstance(scene.parts.projector, LDPv2 | LDP):
+            change = weights("projector", with_fields(["fc1", "fc2"], rounding))
+            yield Variant("project", change, f"{name}, in the projector")
+
+
+WHERE = {"vision": "vision encoder", "decoder": "decoder"}
+MLP = {"vision": ("fc1", "fc2"), "decoder": ("gate_proj", "up_proj", "down_proj")}
+
+
+def _attentions(scene: Scene) -> Iterator[tuple[str, str, list[str]]]:
+    """Part, step and the names of the matrices of attention."""
+    if scene.parts.vision:
+        yield "vision", "block", ["q_proj", "k_proj", "v_proj", "out_proj"]
+    yield "decoder", "layer", ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def _matrix(layer: Any, name: str) -> Any:
+    return layer.qkv.layers["qkv".index(name[0])] if name[0] in "qkv" else getattr(layer, name)
+
+
+def _transposed(linear: Any) -> Any:
+    return replace(linear, weight=np.ascontiguousarray(linear.weight.T))
+
+
+def _with_swapped(i: int, j: int, layer: Any) -> Any:
+    order = list(layer.qkv.layers)
+    order[i], order[j] = order[j], order[i]
+    return replace(layer, qkv=Joined(*order))
+
+
+def _even(steps: int) -> Callable[[Any], Any]:
+    def change(linear: Any) -> Any:
+        scale = float(np.abs(linear.weight).max()) / steps or 1.0
+        rounded = np.clip(np.rint(linear.weight / scale), -128, 127) * scale
+        return replace(linear, weight=rounded.astype(np.float32))
+
+    return change
