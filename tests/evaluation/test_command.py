@@ -65,9 +65,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def evaluate(*args: str) -> int:
-    return main(
-        ["evaluate", *args, "--data", ALL, *(["--model", "some/m"] if args[0] != "score" else [])]
-    )
+    return main(["evaluate", *args, "--data", ALL, *(["--model", "some/m"] if args[0] != "score" else [])])
 
 
 def test_score_needs_no_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -374,7 +374,7 @@ def test_explain_is_silent_about_what_compare_calls_right() -> None:
 def test_explain_keeps_the_hints_that_compare_gave() -> None:
     r, c = recorded(), case("ldpv2")
     stages = record(rounded(r.model, to_bf16), r.question, None, rounding_recorder(to_bf16))
-    candidate = Candidate({n: a for n, a in stages.items() if n != "pixel_values"})
+    candidate = Candidate({n: stages[n] for n in ("vision.hidden_states.0", "vision.hidden_states.1")})
     told = as_text(explain(c.model, r.golden, candidate, image=c.image, spare=c.spare))
     assert "--class bf16" in told
 
