@@ -110,7 +110,7 @@ table: $(VENV)/.installed-test .cache/real/smollm2-moved .cache/real/smollm2-wid
 
 fuzz: $(VENV)/.installed-test
 	@$(INSTALL_TEST) -e '.[fuzz]' || echo 'atheris has no build for this machine: fuzzing without coverage guidance.'
-	$(BIN)/python -m tests.fuzz
+	$(BIN)/python -m tests.fuzz --seconds 1200
 
 $(VENV)/.installed-wheels: $(VENV)/.installed-test
 	$(INSTALL_TEST) -e '.[wheels]'
