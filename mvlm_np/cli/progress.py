@@ -1,13 +1,14 @@
 """Progress bars on stderr for whatever takes longer than two seconds."""
 
+import io
 import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from time import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import numpy as np
 
@@ -113,6 +114,33 @@ def load_with_bar(**arguments: Any) -> Any:
     for note in model.notes:
         print(f"mvlm: note: {note}", file=sys.stderr)
     return model
+
+
+def lose_what_cannot_be_said() -> None:
+    """From now on, a full disk under stderr ends nothing: for programs that run for months, with a log."""
+    sys.stderr = Lossy(sys.stderr)
+
+
+class Lossy(io.TextIOBase):
+    """A stream to a disk that may be full: what cannot be written is lost."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
 
 
 def say_what_is_compiled() -> None:

@@ -11,14 +11,12 @@ example:
 
 import argparse
 import gc
-import io
 import logging
 import os
 import re
 import sys
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from mvlm_np.cli import options
 from mvlm_np.cli.calls import place, whole
@@ -94,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("mvlm serve", found, fix="pip install 'mvlm-np[serve]'") from None
     from mvlm_np import demo
     from mvlm_np.checkpoints.opening import open_checkpoint
-    from mvlm_np.cli.progress import load_with_bar
+    from mvlm_np.cli.progress import load_with_bar, lose_what_cannot_be_said
     from mvlm_np.serve.about import describe as describe_model
     from mvlm_np.serve.dialects import PICTURES
     from mvlm_np.serve.engine import Engine
@@ -106,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--port", f"found {args.port}", "a number from 0 to 65535")
     if args.max_tokens < 1:
         raise UserError("--max-tokens", f"found {args.max_tokens}", "at least 1")
-    sys.stderr = _Lossy(sys.stderr)
+    lose_what_cannot_be_said()
     named, keys, certificate, fetching = args.model, _keys(args), _certificate(args), _fetching(args)
     safety = Safety(keys, tuple(name.lower() for name in args.allow_host), tuple(args.allow_origin))
     listening = server.listen(args.host, args.port)  # before anything is loaded, which takes longer
@@ -207,28 +205,6 @@ def _log() -> None:
         logging.getLogger(name).addHandler(handler)
     logging.getLogger("mvlm_np.serve").setLevel(logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
-
-
-class _Lossy(io.TextIOBase):
-    """Our log, on a disk that may be full: what cannot be written is lost, and the server goes on."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            self._stream.flush()
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
 
 
 class _OneLine(logging.Formatter):

@@ -107,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
     check(args)
     import signal
 
+    from mvlm_np.cli.progress import lose_what_cannot_be_said
     from mvlm_np.watch.cameras import open_source
     from mvlm_np.watch.clock import Clock
     from mvlm_np.watch.gate import Gate
@@ -114,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
     from mvlm_np.watch.notes import Notes
     from mvlm_np.watch.stopping import Stopped, Stopper
 
+    lose_what_cannot_be_said()
     clock, stopper = Clock(), Stopper()
     notes = Notes(clock)
     with ExitStack() as stack:

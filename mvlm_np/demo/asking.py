@@ -56,6 +56,5 @@ def looks(model: MobileVLM, image: np.ndarray, question: str) -> np.ndarray:
     x, at = model.embed(tokenize_prompt(render("v1", question), model.tokenizer), [image])
     session = model.session()
     session.prefill(x, at, 0, Watch())
-    looked = looked_at(session, x[-1:])
-    assert looked is not None
+    (looked,) = looked_at(session, x[-1:])
     return looked

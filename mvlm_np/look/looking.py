@@ -337,22 +337,22 @@ def _step(
     )
 
 
-def looked_at(session: Session, x: np.ndarray) -> np.ndarray | None:
-    """Where in its last picture the model looks as it begins its answer.
+def looked_at(session: Session, x: np.ndarray) -> list[np.ndarray]:
+    """Where in its pictures the model looks as it begins its answer.
 
-    The last position of a prompt, which the session has just read, attends to the picture: the mean over
-    heads, then over blocks; what goes to the text is left out. float32 (12, 12), rows of the padded picture
-    from the top. None: there is no picture, or its tokens are no square.
+    The last position of a prompt, which the session has just read, attends to the pictures: the mean over
+    heads, then over blocks; what goes to the text is left out. For each picture in their order float32
+    (12, 12), rows of the padded picture from the top; nothing if a picture's tokens are no square.
 
     x (1, D): what stands at that position. It goes through the decoder once more, and leaves no trace there.
     """
     places = np.flatnonzero(session.ids[: session.cache.length] < 0)
-    *_, picture = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)  # without a gap
-    side = round(len(picture) ** 0.5)
-    if side == 0 or side**2 != len(picture):
-        return None
+    pictures = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)  # there is text between any two
+    sides = [round(len(picture) ** 0.5) for picture in pictures]
+    if not len(places) or any(side**2 != len(p) for side, p in zip(sides, pictures, strict=True)):
+        return []
     weights = last_attention(session, x).mean(axis=1).mean(axis=0)  # (L, H, T) -> (T,)
-    return weights[picture].reshape(side, side)
+    return [weights[p].reshape(side, side) for side, p in zip(sides, pictures, strict=True)]
 
 
 def last_attention(session: Session, x: np.ndarray) -> np.ndarray:

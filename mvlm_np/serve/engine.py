@@ -13,24 +13,23 @@ There are neither threads nor connections here: whoever owns the engine calls `s
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from threading import Lock
 from time import monotonic
 
 import numpy as np
 
 from mvlm_np import memory, prefix
-from mvlm_np.answer import Reply, ends_answer
+from mvlm_np.answer import ends_answer
 from mvlm_np.batch import Batch, Member
 from mvlm_np.errors import GenerationError, MemoryNeeded, UserError
-from mvlm_np.generation import Constraint, Drafted, Stop, log_probabilities, top
 from mvlm_np.inputs.conversation import stop_string
 from mvlm_np.inputs.image import preprocess
-from mvlm_np.inputs.tokenizer import Tokenizer
 from mvlm_np.look.looking import looked_at
 from mvlm_np.model import MobileVLM
-from mvlm_np.serve.caches import PICTURES, RESERVE, Digest, Pictures, Prefixes, digest
-from mvlm_np.serve.prompts import Prompt, prompt_of
+from mvlm_np.serve.caches import PICTURES, RESERVE, Pictures, Prefixes, digest
+from mvlm_np.serve.job import Job, Taken
+from mvlm_np.serve.prompts import prompt_of
 from mvlm_np.serve.requests import (
     Busy,
     Event,
@@ -38,11 +37,9 @@ from mvlm_np.serve.requests import (
     Finished,
     Listener,
     NotRead,
-    Piece,
     Request,
     Status,
     Stopping,
-    TokenChance,
     WaitedTooLong,
 )
 
@@ -54,76 +51,6 @@ WAIT = 120.0  # seconds that a request waits for its place
 SLOW = 30.0  # seconds that an answer waits for somebody to read it
 UNREAD = 64  # events that may lie unread before an answer pauses
 PIECE = 64  # positions of prompts that a slice reads; longer pieces are read no faster, and nobody can leave
-
-
-class Taken(Reply):
-    """An answer with the log-probabilities of its tokens, if the request wants them."""
-
-    def __init__(self, tokenizer: Tokenizer, job: "Job", ended: Stop, stop: str):
-        prompt, request = job.prompt, job.request
-        super().__init__(tokenizer, prompt.settings, ended, stop, *request.stop, constraint=job.constraint)
-        self._tokenizer, self._alternatives = tokenizer, request.top_logprobs
-        self._shown, self._chances = 0, list[TokenChance]()
-
-    def take(self, logits: np.ndarray, drafted: Drafted | None = None) -> int:
-        """See `Choice`."""
-        token = super().take(logits, drafted)
-        if self._alternatives is not None:
-            self._chances.append(chance(self._tokenizer, logits, token, self._alternatives))
-        return token
-
-    def piece(self) -> Piece | None:
-        """What has come since the last call; None for nothing."""
-        text = self.text[self._shown :]
-        if not text and not (self.ended and self._chances):
-            return None
-        self._shown += len(text)
-        chances, self._chances = tuple(self._chances), []
-        return Piece(text, chances)
-
-
-def chance(tokenizer: Tokenizer, logits: np.ndarray, token: int, alternatives: int) -> TokenChance:
-    """The log-probability of a token, and those of the likeliest ones, by the logits (vocabulary,)."""
-    logs = log_probabilities(logits)
-
-    def of(id: int, others: tuple[TokenChance, ...] = ()) -> TokenChance:
-        raw = tokenizer.piece_bytes(id)
-        text = tokenizer.id_to_piece(id) if id in tokenizer.special_ids else raw.decode(errors="replace")
-        return TokenChance(text, raw, float(logs[id]), others)
-
-    best = top(logits, min(alternatives, len(logits))) if alternatives else ()
-    return of(token, tuple(of(int(id)) for id in best))
-
-
-@dataclass(eq=False)
-class Job:
-    """A request on its way. Nobody but the engine changes it.
-
-    ahead  how many requests were being answered or waited when it came
-    """
-
-    request: Request
-    prompt: Prompt
-    listener: Listener
-    unread: Callable[[], int]
-    pictures: list[Digest]
-    pixels: dict[Digest, np.ndarray]  # of those that were not known when it came
-    tokens: dict[Digest, np.ndarray]  # of the others
-    came: float
-    constraint: Constraint | None  # of its schema
-    ahead: int = 0
-    cancelled: bool = False
-    encoding: Iterator[bool] | None = None
-    member: Member | None = None
-    reply: Taken | None = None
-    last: np.ndarray = field(default_factory=lambda: np.empty(0))  # (1, D) of the prompt's last position
-    cached: int = 0
-    again: bool = False  # it began like a request before it
-    started: float = 0.0
-    joined: float = 0.0
-    first: float = 0.0
-    paused: float | None = None  # since when nobody reads
-    looked: np.ndarray | None = None
 
 
 class Engine:
@@ -331,10 +258,8 @@ class Engine:
         free = memory.available()
         if free is None:
             return True
-        needed = self._positions(job) * self._position_bytes + RESERVE
-        promised = (
-            sum(self._positions(other) - filled(other) for other in self._placed) * self._position_bytes
-        )
+        needed = job.positions * self._position_bytes + RESERVE
+        promised = sum(other.positions - other.filled for other in self._placed) * self._position_bytes
         short = needed + promised - free
         if short > 0:
             cached = self._prefixes.status.bytes
@@ -344,10 +269,6 @@ class Engine:
             found = f"the request takes {memory.text(needed)}, and {memory.text(free)} are free"
             self._fail(job, MemoryNeeded("memory", found, fix="shorten it, or allow a shorter answer"))
         return short <= 0
-
-    @staticmethod
-    def _positions(job: Job) -> int:
-        return job.prompt.length + job.prompt.settings.max_new_tokens
 
     def _encode(self) -> bool:
         """Encodes a little for the first who needs it; those whose pictures are all tokens join the batch."""
@@ -397,8 +318,8 @@ class Engine:
         if job.pixels and not any(map(self._missing, [*self._queued, *self._placed])):
             self.model.give_back()
         session = self.model.session()
-        session.cache.reserve(self._positions(job))
-        job.encoding, job.pixels, job.tokens = None, {}, {}
+        session.cache.reserve(job.positions)
+        job.let_go()
         job.cached, job.again = self._prefixes.begin(session, at, job.request.owner)
         job.reply = Taken(self.tokenizer, job, self._ended, self._stop)
         job.joined, job.last = self.clock(), x[-1:].copy()
@@ -469,7 +390,7 @@ class Engine:
                 if job in jobs:
                     jobs.remove(job)
             self._counts[how] += 1
-        job.encoding, job.pixels, job.tokens = None, {}, {}  # whoever listened may keep the job
+        job.let_go()
         if job.member is not None:
             self._batch.leave(job.member)
             self._prefixes.free(job.member.session)
@@ -491,8 +412,3 @@ class Engine:
         except Exception:
             LOG.exception("a request's listener failed")
             job.cancelled = True
-
-
-def filled(job: Job) -> int:
-    """Positions for which a job has taken up memory."""
-    return job.member.session.cache.length if job.member else 0

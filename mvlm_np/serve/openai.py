@@ -221,10 +221,10 @@ def _usage(finished: Sequence[Finished]) -> dict[str, Any]:
 
 
 def _ours(finished: Finished) -> dict[str, Any]:
-    """What no other server says: how long each part took, and where the picture was looked at."""
+    """What no other server says: how long each part took, and where the pictures were looked at."""
     seconds = {name: round(value, 4) for name, value in finished.seconds.items()}
-    looked = {} if finished.looked is None else {"looked": finished.looked.astype(float).round(6).tolist()}
-    return {"seconds": seconds} | looked
+    looked = [one.astype(float).round(6).tolist() for one in finished.looked]
+    return {"seconds": seconds} | ({"looked": looked} if looked else {})
 
 
 def _event(value: dict[str, Any]) -> bytes:

@@ -216,7 +216,7 @@ async function ask() {
     const came = await receive(turn, shown, stopper.signal);
     shown.end(lastWords(turn, came.reason));
     showTimes(shown, came);
-    showMap(shown, came);
+    showMaps(shown, came);
   } catch (failure) {
     if (stopper.signal.aborted) stopped(turn, shown);
     else failed(turn, shown, failure);
@@ -450,19 +450,25 @@ function showTimes(shown, { usage, mvlm }) {
   if (rows.length) keepingTheEnd(() => shown.box.append(element("dl", "times", ...rows)));
 }
 
-/** A button that opens a map of where the model looked in the last photo as it began its answer. */
-function showMap(shown, { mvlm }) {
-  const photo = turns.flatMap((turn) => turn.photos).at(-1);
-  if (!mvlm?.looked || !photo) return;
-  const side = mvlm.looked.length;
-  const weights = mvlm.looked.flat();
+/** A button that opens maps of where the model looked, in the photos that came last, as it began its answer. */
+function showMaps(shown, { mvlm }) {
+  const photos = turns.findLast((turn) => turn.photos.length)?.photos ?? [];
+  const maps = (mvlm?.looked ?? []).slice(-photos.length);
+  if (!photos.length || maps.length < photos.length) return;
+  const side = maps[0].length;
+  const weights = maps.flat(2); // of all photos on one scale, so that they can be compared
   const best = weights.indexOf(largest(weights));
-  const canvas = element("canvas");
-  canvas.ariaHidden = "true"; // the caption says it in words
-  paint(canvas, side, side, strengths(weights));
-  const field = element("div", "field grey", picture(`${photo.name}, as a square`, photo.url), canvas);
-  const words = `As it began its answer, it looked most at ${place(best, side)} of ${side} × ${side}.`;
-  const figure = element("figure", "looked", field, element("figcaption", "", words));
+  const alpha = strengths(weights);
+  const fields = photos.map((photo, i) => {
+    const canvas = element("canvas");
+    canvas.ariaHidden = "true"; // the caption says it in words
+    paint(canvas, side, side, alpha.slice(i * side * side, (i + 1) * side * side));
+    return element("div", "field grey", picture(`${photo.name}, as a square`, photo.url), canvas);
+  });
+  const which = photos.length > 1 ? ` of photo ${Math.floor(best / side ** 2) + 1}` : "";
+  const where = `${place(best % side ** 2, side)} of ${side} × ${side}${which}`;
+  const caption = element("figcaption", "", `As it began its answer, it looked most at ${where}.`);
+  const figure = element("figure", "looked", element("div", "fields", ...fields), caption);
   const button = element("button", "", "Where it looked");
   button.type = "button";
   const open = (opened) => {

@@ -4,7 +4,7 @@ A request goes in by `Engine.submit`; what comes of it goes to the request's lis
 from the thread that steps the engine: any number of pieces, then `Finished` or `Failed`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,7 @@ class Request:
     top_logprobs  so many of the likeliest tokens go with each token's log-probability; None: none is computed
     schema        a JSON schema that the answer is to fit; see `constrained.schema`. Then there is no `stop`
     drop_oldest   an over-long chat loses its oldest turns; else it is a PromptError
-    look          whether `Finished` is to say where the picture was looked at
+    look          whether `Finished` is to say where the pictures were looked at
     client        whose request this is, for fairness: a key or an address
     owner         whose the caches are: what was computed for one owner is of use to no other
     low_priority  waits for all others, at most half of the time for which a request may wait
@@ -95,8 +95,8 @@ class Finished:
     cached_tokens      how many of them had been read before
     completion_tokens  tokens of the answer, the one that ended it included
     seconds            of "queued", "encode", "prefill", "decode", each from its beginning to its end
-    looked             float32 (12, 12): how much the prompt's last position looked at each part of the last
-                       picture, from the top left; None where it was not asked for, or there is no picture
+    looked             for each picture float32 (12, 12): how much the prompt's last position looked at each
+                       part of it, from the top left; nothing where it was not asked for
     """
 
     reason: str
@@ -104,7 +104,7 @@ class Finished:
     cached_tokens: int
     completion_tokens: int
     seconds: Mapping[str, float]
-    looked: np.ndarray | None = None
+    looked: Sequence[np.ndarray] = ()
 
 
 @dataclass(frozen=True)

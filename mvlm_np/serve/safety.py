@@ -89,7 +89,8 @@ def _same(origin: str, host: str) -> bool:
         page, here = urlsplit(origin), urlsplit(f"//{host}")
         port = PORTS[page.scheme]
         ports = page.port or port, here.port or port
-        return bool(page.hostname) and page.hostname == here.hostname and ports[0] == ports[1]
+        same = bool(page.hostname) and page.hostname == here.hostname and ports[0] == ports[1]
+        return same and origin.isprintable()  # urlsplit passes over some signs
     except (KeyError, ValueError):  # another scheme, or a port that is no number
         return False
 

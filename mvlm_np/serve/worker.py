@@ -7,7 +7,8 @@ from threading import Event as Flag
 from threading import Thread
 
 from mvlm_np import memory
-from mvlm_np.serve.engine import Engine, Job
+from mvlm_np.serve.engine import Engine
+from mvlm_np.serve.job import Job
 from mvlm_np.serve.requests import Event, Failed, Finished, Listener, Request, Status
 
 LOG = logging.getLogger(__name__)

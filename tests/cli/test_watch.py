@@ -135,6 +135,24 @@ def test_a_picture_from_a_pipe_goes_to_all_outputs(program: Program, tmp_path: P
     assert (tmp_path / "last.jpg").read_bytes() == data
 
 
+def test_a_full_disk_under_its_log_ends_nothing(tmp_path: Path) -> None:
+    """A file that is no picture is a note, which is lost; the next one is answered."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    with open("/dev/full", "w") as log:
+        watch = started(str(folder), "What is this?", "--every", "0.1s", "--count", "1", stderr=log)
+    try:
+        (folder / "0.jpg").write_bytes(b"no picture")
+        time.sleep(3)
+        assert watch.poll() is None
+        (folder / "1.jpg").write_bytes(picture("0.png"))
+        assert line(watch.stdout)["tokens"]
+        assert watch.wait(SOON) == 0
+    finally:
+        watch.kill()
+        watch.communicate()
+
+
 def test_a_reader_that_goes_ends_it_and_its_camera(camera: Camera) -> None:
     camera.show("0.png")
     watch = started("--camera", "rpicam", "What?", "--change", "0", "--at-most", "0", "--max-new-tokens", "2")

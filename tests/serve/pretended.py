@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-LOOKED = [[0.0] * 12 for _ in range(12)]
+Map = list[list[float]]
+LOOKED: Map = [[0.0] * 12 for _ in range(12)]
 LOOKED[3][7], LOOKED[3][8], LOOKED[0][0] = 0.5, 0.25, 0.125
 SECONDS = {"queued": 0.0002, "encode": 1.2345, "prefill": 0.5, "decode": 0.25}
 USAGE = {"prompt_tokens": 191, "completion_tokens": 8, "prompt_tokens_details": {"cached_tokens": 35}}
@@ -34,9 +35,9 @@ def end(reason: str = "stop", **ours: Any) -> bytes:
     return last + chunk(usage=USAGE) + b"data: [DONE]\n\n"
 
 
-def answer(*pieces: str, reason: str = "stop", looked: list[list[float]] | None = LOOKED) -> Say:
-    """Says an answer in these pieces."""
-    ours = {} if looked is None else {"looked": looked}
+def answer(*pieces: str, reason: str = "stop", looked: Sequence[Map] = (LOOKED,)) -> Say:
+    """Says an answer in these pieces. looked: a map for each photo"""
+    ours = {"looked": looked} if looked else {}
 
     def say(write: Write) -> None:
         for part in (BEGIN, *(chunk({"content": piece}) for piece in pieces), end(reason, **ours)):

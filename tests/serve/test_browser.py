@@ -165,7 +165,7 @@ def test_it_fits_every_screen_and_asks_for_nothing_but_answers(
 ) -> None:
     talk = Talk(driver, url, size, scheme)
     assert talk.wider_than_the_screen() == []
-    server.say = answer("a" * 400, " and " * 80, looked=LOOKED)
+    server.say = answer("a" * 400, " and " * 80, looked=[LOOKED] * 4)
     talk.add(photo("a-long-name-" * 8 + ".png"), photo("2.png"), photo("3.png", (10, 900)), photo("4.png"))
     talk.ask("w" * 200)
     talk.run("document.querySelector('.turn button').click()")
@@ -576,9 +576,30 @@ def test_a_map_shows_where_it_looked(talk: Talk, server: Pretended, photo: Calla
     assert last.get_attribute("alt") == "tall.png, as a square"
 
 
+def test_maps_of_several_photos_share_one_scale(
+    talk: Talk, server: Pretended, photo: Callable[..., Path]
+) -> None:
+    talk.add(photo("first.png"))
+    talk.ask("?")
+    talk.add(photo("wide.png", (80, 40)), photo("tall.png", (40, 80)))
+    half = [[weight / 2 for weight in row] for row in LOOKED]
+    server.say = answer("yes", looked=[LOOKED, half, LOOKED])  # of all photos of the conversation
+    talk.ask("Which?")
+    talk.driver.find_elements(By.CSS_SELECTOR, ".turn button")[1].click()
+    second = ".turn:last-child .looked"
+    figure = talk.driver.find_element(By.CSS_SELECTOR, second)
+    assert "most at row 4, column 8 of 12 × 12 of photo 2." in figure.text
+    alts = [one.get_attribute("alt") for one in figure.find_elements(By.CSS_SELECTOR, "img")]
+    assert alts == ["wide.png, as a square", "tall.png, as a square"]
+    weights = np.array(LOOKED) / np.max(LOOKED)
+    for i, share in ((1, 0.5), (2, 1.0)):
+        shown = browser.strengths(talk.driver, f"{second} .field:nth-child({i}) canvas")
+        np.testing.assert_allclose(shown, share * weights, atol=0.005)
+
+
 def test_without_a_map_there_is_no_button(talk: Talk, server: Pretended, photo: Callable[..., Path]) -> None:
     talk.add(photo("1.png"))
-    server.say = answer("yes", looked=None)
+    server.say = answer("yes", looked=())
     talk.ask("?")
     assert talk.all_texts(".turn button") == []
 
@@ -785,7 +806,7 @@ def test_all_of_it_works_by_keyboard_alone(talk: Talk, server: Pretended, photo:
         return talk.focused()
 
     assert [tab() for _ in range(5)] == ["choose", "open-camera", "×", "question", "ask"]
-    server.say = server.waits("It", after=chunk({"content": " is."}) + end(looked=LOOKED))
+    server.say = server.waits("It", after=chunk({"content": " is."}) + end(looked=[LOOKED]))
     talk.press("question", "one", Keys.SHIFT, Keys.ENTER, Keys.NULL, "two")
     assert tab() == "ask" and tab(Keys.SPACE) == "stop"
     server.go_on.set()
@@ -834,7 +855,7 @@ def test_axe_finds_nothing(
 ) -> None:
     talk = Talk(driver, url, SMALLEST_PHONE, scheme)
     assert problems(talk) == []
-    server.say = server.waits("It is", after=end(looked=LOOKED))
+    server.say = server.waits("It is", after=end(looked=[LOOKED]))
     talk.add(photo("1.png"))
     talk.ask("?", wait=False)
     talk.until("document.querySelector('.answer').textContent")

@@ -17,7 +17,8 @@ from mvlm_np.errors import GenerationError, MemoryNeeded, PromptError, PromptToo
 from mvlm_np.generation import Settings, log_probabilities
 from mvlm_np.inputs.conversation import Message
 from mvlm_np.serve import engine
-from mvlm_np.serve.engine import Engine, Job
+from mvlm_np.serve.engine import Engine
+from mvlm_np.serve.job import Job, Taken, chance
 from mvlm_np.serve.prompts import prompt_of
 from mvlm_np.serve.requests import (
     Busy,
@@ -631,7 +632,7 @@ def test_memory_is_looked_at_before_it_is_taken(fake: FakeModel, monkeypatch: py
         ask(ours, question("What?", 9))
     assert ours.status().prefixes.bytes > 0
     jobs = [ours.submit(endless(), listener) for listener in listeners]
-    free = engine.RESERVE + ours._positions(jobs[0]) * ours._position_bytes * 5 // 4
+    free = engine.RESERVE + jobs[0].positions * ours._position_bytes * 5 // 4
     ours.step()
     assert ours.status().prefixes.bytes == 0
     assert (len(ours._placed), len(ours._queued)) == (1, 2)
@@ -655,13 +656,13 @@ def test_log_probabilities_are_those_of_the_models_logits(request: Request, coun
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoder, "forward", forward)
         given_logits = list[np.ndarray]()
-        take = engine.Taken.take
+        take = Taken.take
 
-        def spied(self: engine.Taken, logits: np.ndarray, *rest: Any) -> int:
+        def spied(self: Taken, logits: np.ndarray, *rest: Any) -> int:
             given_logits.append(logits.copy())
             return take(self, logits, *rest)
 
-        patch.setattr(engine.Taken, "take", spied)
+        patch.setattr(Taken, "take", spied)
         plain = ask(made(FakeModel()), replace(request, top_logprobs=None))
         given_logits.clear()
         listener = ask(made(FakeModel()), replace(request, top_logprobs=count))
@@ -670,21 +671,21 @@ def test_log_probabilities_are_those_of_the_models_logits(request: Request, coun
         return
     chances = [chance for event in listener.events if isinstance(event, Piece) for chance in event.chances]
     assert len(chances) == listener.end.completion_tokens == len(given_logits)
-    for chance, logits in zip(chances, given_logits, strict=True):
+    for one, logits in zip(chances, given_logits, strict=True):
         logs = log_probabilities(logits)
-        assert len(chance.top) == count
-        assert [other.logprob for other in chance.top] == sorted(logs, reverse=True)[:count]
-        assert chance.logprob in logs
-        assert all(chance.logprob == other.logprob for other in chance.top if other.raw == chance.raw != b"")
+        assert len(one.top) == count
+        assert [other.logprob for other in one.top] == sorted(logs, reverse=True)[:count]
+        assert one.logprob in logs
+        assert all(one.logprob == other.logprob for other in one.top if other.raw == one.raw != b"")
 
 
 def test_tokens_tell_their_text_and_their_bytes(fake: FakeModel) -> None:
     logits = np.zeros(640, np.float32)
     logits[TOKENIZER.eos_id] = 3
     logits[3 + 0xC3] = 2
-    chance = engine.chance(TOKENIZER, logits, TOKENIZER.piece_to_id("\u2581the"), 2)
-    assert (chance.token, chance.raw) == (" the", b" the")
-    assert [(other.token, other.raw) for other in chance.top] == [("</s>", b""), ("\ufffd", b"\xc3")]
+    the = chance(TOKENIZER, logits, TOKENIZER.piece_to_id("\u2581the"), 2)
+    assert (the.token, the.raw) == (" the", b" the")
+    assert [(other.token, other.raw) for other in the.top] == [("</s>", b""), ("\ufffd", b"\xc3")]
 
 
 def test_a_finished_answer_says_what_it_took(fake: FakeModel) -> None:

@@ -439,10 +439,14 @@ def test_log_probabilities(stream: bool) -> None:
 
 def test_where_the_picture_was_looked_at() -> None:
     looked = np.arange(144, dtype=np.float32).reshape(12, 12)
-    events = [Finished("length", 1, 0, 1, {"decode": 1.0}, looked)]
-    assert np.array_equal(ask(FakeEngine(events)).json()["mvlm"]["looked"], looked)
+    events = [Finished("length", 1, 0, 1, {"decode": 1.0}, [looked, looked.T])]
+    assert np.array_equal(ask(FakeEngine(events)).json()["mvlm"]["looked"], [looked, looked.T])
     last = chunks(ask(FakeEngine(events), stream=True).text)[-2]
-    assert last["choices"][0]["finish_reason"] == "length" and len(last["mvlm"]["looked"]) == 12
+    assert last["choices"][0]["finish_reason"] == "length" and np.array(last["mvlm"]["looked"]).shape == (
+        2,
+        12,
+        12,
+    )
 
 
 @pytest.mark.parametrize(

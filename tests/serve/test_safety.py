@@ -72,6 +72,8 @@ def test_hosts(host: str, expected: int) -> None:
         ("", "localhost:8080", 403),
         ("http://localhost:x", "localhost:8080", 403),
         ("app://localhost:8080", "localhost:8080", 403),
+        ("\x1ahttp://localhost:8080", "localhost:8080", 403),
+        ("http://local\thost:8080", "localhost:8080", 403),
     ],
 )
 def test_origins(origin: str | None, host: str, expected: int) -> None:
