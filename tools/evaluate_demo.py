@@ -109,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
             args.questions,
             tasks=args.tasks,
             grey=args.grey,
+            probable=args.html is not None,
             progress=shown.update,
         )
     speed = f"{(perf_counter() - start) / len(judged):.3f} s a question"

@@ -24,7 +24,7 @@ class Oracle:
         self.answers = answers
 
     def chat(self, image: Image.Image) -> Any:
-        self.image = image
+        self.image, self.history = image, list[Any]()
         return self
 
     def ask(self, question: str, max_new_tokens: int) -> str:
@@ -62,10 +62,10 @@ def test_other_answers_are_judged_by_the_same_rules() -> None:
 
 def test_our_answers_are_those_of_ask_and_have_a_probability() -> None:
     model = mvlm_np.load(MODEL, "float32", backend="numpy")
-    judged = evaluate(model, count=4, tasks=("colour", "exists"))
-    for one in judged:
-        assert one.answer == model.ask(picture(one.picture), one.prompt, max_new_tokens=128)
-        assert one.probability is not None and 0 < one.probability <= 1
+    ways = [evaluate(model, count=4, tasks=("colour", "exists"), probable=p) for p in (True, False)]
+    for one, other in zip(*ways, strict=True):
+        assert one.answer == other.answer == model.ask(picture(one.picture), one.prompt, max_new_tokens=128)
+        assert one.probability is not None and 0 < one.probability <= 1 and other.probability is None
 
 
 def test_what_is_saved_can_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

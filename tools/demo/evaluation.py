@@ -40,12 +40,15 @@ def evaluate(
     *,
     tasks: Sequence[str] = TASKS,
     grey: bool = False,
+    probable: bool = False,
     progress: Callable[[int], object] = lambda n: None,
 ) -> list[Judged]:
     """The model's answers, each with what it is worth; categories are the tasks.
 
-    model  ours, or what has our `chat`, such as `TorchModel`, whose answers have no probability
-    grey   every picture is replaced by an even grey of its size
+    model     ours, or what has our `chat`, such as `TorchModel`
+    grey      every picture is replaced by an even grey of its size
+    probable  find out how probable our model's answers are, too. With NumPy, which a model so small takes,
+              it takes four times as long: each question is read from the start, as `model.batch` does
     """
 
     put: dict[str, tuple[str, Question]] = {}
@@ -61,7 +64,7 @@ def evaluate(
                 yield Row(f"{name}/{question.text}", shown, question.text, NEW_TOKENS)
 
     judged = []
-    for key, answer, probability in _answers(model, rows()):
+    for key, answer, probability in _answers(model, rows(), probable):
         name, question = put[key]
         right = score(question, answer)
         fields = (key, key, question.task, name, question.text, answer, question.answer, right, probability)
@@ -76,9 +79,9 @@ def picture(name: str) -> Image.Image:
     return render(scene(split, int(number)))
 
 
-def _answers(model: Any, rows: Iterator[Row]) -> Iterator[tuple[str, str, float | None]]:
-    """Key, answer and probability of each row."""
-    if isinstance(model, MobileVLM):
+def _answers(model: Any, rows: Iterator[Row], probable: bool) -> Iterator[tuple[str, str, float | None]]:
+    """Key, answer and, if it is known, probability of each row."""
+    if probable and isinstance(model, MobileVLM):
         for answered in model.batch(rows):
             if answered.answer is None:
                 raise UserError(answered.row.key, answered.error)
@@ -89,6 +92,7 @@ def _answers(model: Any, rows: Iterator[Row]) -> Iterator[tuple[str, str, float 
     for row in rows:
         if row.picture is not about:
             chat, about = model.chat(row.picture), row.picture
+        chat.history.clear()
         yield row.key, chat.ask(row.question, max_new_tokens=row.max_new_tokens), None
 
 
