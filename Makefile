@@ -42,7 +42,7 @@ demo: $(VENV)/.installed
 
 SERVING := tests/serve tests/watch tests/cli/test_serve.py tests/cli/test_watch.py
 EVALUATING := tests/evaluation tests/rows tests/cli/test_batch.py
-PORTS := tests/export tests/golden/test_verdicts.py tests/golden/test_runtimes.py
+PORTS := tests/export tests/ports tests/golden/test_verdicts.py tests/golden/test_runtimes.py
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test: lint types

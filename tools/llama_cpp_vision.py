@@ -14,8 +14,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from math import log10
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
 
@@ -39,6 +42,44 @@ def compiled(source: Path, libraries: Path, out: Path) -> Path:
     return out
 
 
+class Row(NamedTuple):
+    """What a build made of a picture ("photo", or "square": padded before), against the golden."""
+
+    libraries: Path
+    picture: str
+    right: bool
+    cosine: float
+    decibels: float
+
+
+def table(
+    folder: Path, source: Path, libraries: Sequence[Path], pair: Sequence[Path] | None = None
+) -> Iterator[Row]:
+    """A row for each build and picture. pair: the model and mmproj to take in place of ours."""
+    golden, checkpoint = read_golden(folder / "golden-0.safetensors"), open_checkpoint(folder)
+    picture = folder / json.loads((folder / "cases.json").read_text())[0]["image"]
+    wanted = golden.stages["projector.output"]
+    with TemporaryDirectory() as place:
+        here = Path(place)
+        if pair is None:
+            convert_to_gguf(checkpoint, here / "pair", "float16")
+            pair = here / "pair" / "model-F16.gguf", here / "pair" / "mmproj-model-f16.gguf"
+        square = here / "square.png"
+        padded(open_image(picture, exif=False), checkpoint.config.image).save(square)
+        program, out = compiled(source, libraries[0], here / "embeddings"), here / "embeddings.bin"
+        for build in libraries:
+            environment = {**os.environ, "LD_LIBRARY_PATH": str(build)}
+            for name, path in (("photo", picture), ("square", square)):
+                command = [program, *pair, path, out]
+                subprocess.run(command, env=environment, check=True, capture_output=True)
+                right = compare(golden, read_candidate(out, golden.names), "float16").right
+                found = np.fromfile(out, np.float32, offset=8).reshape(wanted.shape)
+                lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+                cosine = float(((found * wanted).sum(axis=1) / lengths).mean())
+                off = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+                yield Row(build, name, right, cosine, -20 * log10(off))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -48,34 +89,9 @@ def main() -> None:
     parser.add_argument("--libraries", type=Path, nargs="+", required=True)
     parser.add_argument("--pair", type=Path, nargs=2, metavar=("MODEL", "MMPROJ"))
     args = parser.parse_args()
-
-    golden, checkpoint = read_golden(args.folder / "golden-0.safetensors"), open_checkpoint(args.folder)
-    picture = args.folder / json.loads((args.folder / "cases.json").read_text())[0]["image"]
-    wanted = golden.stages["projector.output"]
-    with TemporaryDirectory() as place:
-        here = Path(place)
-        pair = args.pair
-        if pair is None:
-            convert_to_gguf(checkpoint, here / "pair", "float16")
-            pair = here / "pair" / "model-F16.gguf", here / "pair" / "mmproj-model-f16.gguf"
-        square = here / "square.png"
-        padded(open_image(picture, exif=False), checkpoint.config.image).save(square)
-        program = compiled(args.source, args.libraries[0], here / "embeddings")
-        for libraries in args.libraries:
-            environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
-            for name, path in (("photo", picture), ("square", square)):
-                out = here / "embeddings.bin"
-                command = [program, *pair, path, out]
-                subprocess.run(command, env=environment, check=True, capture_output=True)
-                right = compare(golden, read_candidate(out, golden.names), "float16").right
-                found = np.fromfile(out, np.float32, offset=8).reshape(wanted.shape)
-                lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
-                cosine = float(((found * wanted).sum(axis=1) / lengths).mean())
-                off = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
-                verdict = (
-                    f"{'right' if right else 'wrong'}, cosine {cosine:.3f}, {-20 * np.log10(off):.0f} dB"
-                )
-                print(f"{libraries!s:30} {name:7} {verdict}", flush=True)
+    for row in table(args.folder, args.source, args.libraries, args.pair):
+        verdict = f"{'right' if row.right else 'wrong'}, cosine {row.cosine:.3f}, {row.decibels:.0f} dB"
+        print(f"{row.libraries!s:30} {row.picture:7} {verdict}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,11 @@ It needs `pip install onnxruntime`.
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, when run as a script
 
 import numpy as np
 import onnxruntime
