@@ -15,6 +15,7 @@ import pytest
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.export.exporting import Export, export
 from mvlm_np.export.tracing import Form
+from mvlm_np.golden.compare.verdict import MISPLACED
 from mvlm_np.golden.format import Golden, read_golden
 from tests.conftest import DATA
 from tests.golden.recorded import against
@@ -193,4 +194,5 @@ def test_faults_in_how_a_graph_is_fed_are_found_in_onnx_runtime(
     last = max(i for i in range(99) if f"vision.hidden_states.{i}" in right)
     states = [right[f"vision.hidden_states.{i}"] for i in range(last + 1)]
     shifted = {f"vision.hidden_states.{i}": states[max(i - 1, 0)] for i in range(last + 1)}
-    assert first_wrong(name, {**right, **shifted}) == "vision.hidden_states.1"
+    found = {stage.name: stage.verdict for stage in against(golden(name), {**right, **shifted}).stages}
+    assert {found[f"vision.hidden_states.{i}"] for i in range(1, last + 1)} == {MISPLACED}
