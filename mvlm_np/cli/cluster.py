@@ -4,8 +4,9 @@ import argparse
 import logging
 import os
 import sys
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -93,8 +94,11 @@ def client(workers: int | None, address: str | None) -> Iterator[Any]:
         except (OSError, ValueError) as error:
             fix = "start it: dask scheduler, and on each machine: dask worker ADDRESS"
             raise UserError(address, f"no scheduler answers ({error})", fix=fix) from None
-        with found:
+        try:
             yield found
+        finally:
+            with suppress(Exception, CancelledError):  # the scheduler may have gone
+                found.close()
         return
     assert workers is not None
     if workers < 1:

@@ -12,6 +12,7 @@ counts, so a slow worker holds nobody up, and every row is in the result once.
 import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -191,7 +192,8 @@ class Spread:
                 elif not self._give_again(self._free(workers, 1)):
                     self._wait()
         finally:
-            self.client.cancel(list(self._running))
+            with suppress(OSError):  # the scheduler may have gone
+                self.client.cancel(list(self._running))
             self._running.clear()
 
     def _workers(self) -> list[str]:
@@ -249,14 +251,14 @@ class Spread:
 
     def _wait(self) -> None:
         """Takes in what has ended; waits for it for a second at most, as workers come and go meanwhile."""
-        from distributed import wait
+        from distributed.client import FuturesCancelledError, wait
 
         try:
             with self.client.as_current():
                 done = wait(list(self._running), timeout=1, return_when="FIRST_COMPLETED").done
         except TimeoutError:
             return
-        except OSError:
+        except (OSError, FuturesCancelledError):  # what is running is lost with the scheduler
             raise _gone() from None
         for future in done:
             if future in self._running:
