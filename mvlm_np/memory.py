@@ -88,6 +88,11 @@ def peak(process: int | None = None) -> int | None:
     return _kilobytes(PROC / str(process or "self") / "status", "VmHWM:")
 
 
+def own(process: int) -> int | None:
+    """The bytes that a process occupies now (RssAnon), without what is mapped from files."""
+    return _kilobytes(PROC / str(process) / "status", "RssAnon:")
+
+
 def give_back() -> None:
     """Hands the system the memory that is free in this process.
 

@@ -168,13 +168,19 @@ class Server:
 
         return memory.peak(self.process.pid) or 0
 
+    @property
+    def own(self) -> int:
+        """Bytes of memory that it takes now, without what is mapped from files, as weights are."""
+        from mvlm_np import memory
+
+        return memory.own(self.process.pid) or 0
+
 
 @contextmanager
 def serving(arguments: Sequence[str]) -> Iterator[Server]:
     """While the block runs, `mvlm serve` with these arguments does. UserError: it does not start."""
     command = [sys.executable, "-m", "mvlm_np", "serve", "--port", "0", *arguments]
-    # A session of its own keeps the keyboard's Ctrl-C from it: the block's end is its end.
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         reader = Thread(target=process.stderr.read, daemon=True)  # a full pipe would stop it
         try:
@@ -208,14 +214,16 @@ def measure(model: dict[str, Any], new: int, rounds: int) -> dict[str, Any]:
     asked = _peak_of_ask(arguments, new)
     with serving(arguments) as server:
         engine, health, found = Directly(model), Health(server.url), dict[str, list[float]]()
+        own = 0
         seen = [photo(number) for number in range(CLIENTS)]
         for picture in seen * 2:  # unmeasured: what is asked about twice is kept
             ask(server.url, picture, NEW)
             engine.ask([picture], NEW)
         for number in range(rounds):
+            new_one = photo(CLIENTS + number)
             with health.watched():
-                cold = ask(server.url, photo(CLIENTS + number), NEW)
-            again = ask(server.url, seen[0], NEW)
+                cold = ask(server.url, new_one, NEW)
+            again = ask(server.url, new_one, NEW)
             taken = {
                 "cold": cold.first,
                 "again": again.first,
@@ -226,6 +234,7 @@ def measure(model: dict[str, Any], new: int, rounds: int) -> dict[str, Any]:
             }
             for name, value in taken.items():
                 found.setdefault(name, []).append(value)
+            own = max(own, server.own)
         peak = server.peak
     times = {name: median(values) for name, values in found.items()}
     return {
@@ -240,6 +249,7 @@ def measure(model: dict[str, Any], new: int, rounds: int) -> dict[str, Any]:
         "together_without_http": times["engine together"],
         "health_p99_seconds": float(np.percentile(health.seconds, 99)),
         "peak_memory_gb": peak / 1e9,
+        "own_memory_gb": own / 1e9,
         "peak_memory_of_ask_gb": asked / 1e9,
         "rounds": found,
     }
@@ -325,3 +335,4 @@ def show(figures: dict[str, Any]) -> None:
     line("health while it computes, 99 % within", 1e3 * figures["health_p99_seconds"], "ms")
     more = figures["peak_memory_gb"] - figures["peak_memory_of_ask_gb"]
     line("peak memory", figures["peak_memory_gb"], "GB", f"{1e3 * more:+.0f} MB to that of mvlm ask")
+    line("of it not mapped from files", figures["own_memory_gb"], "GB")

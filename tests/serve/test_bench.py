@@ -37,9 +37,10 @@ def test_it_measures_a_real_server(capsys: pytest.CaptureFixture[str]) -> None:
     # A new picture goes through tower and prompt, one that was asked about before through neither.
     assert figures["first_token_cold_seconds"] > figures["first_token_same_picture_seconds"] > 0
     assert figures["peak_memory_gb"] > figures["peak_memory_of_ask_gb"] / 2 > 0.01
+    assert figures["peak_memory_gb"] > figures["own_memory_gb"] > 0.01
     served.show(figures)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6 and lines[3].startswith("4 clients at once, in all")
+    assert len(lines) == 7 and lines[3].startswith("4 clients at once, in all")
 
 
 def test_a_server_that_does_not_start_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
