@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from mvlm_np import demo
 from mvlm_np.cli import cluster, options
 from mvlm_np.cli.calls import place, whole
+from mvlm_np.errors import UserError
 
 if TYPE_CHECKING:
     from mvlm_np.rows.output import Output
@@ -110,6 +111,9 @@ def split(what: list[str], questions: list[str] | None) -> tuple[list[str], list
     if has_questions(what[-1]):
         return what, []
     *pictures, question = what
+    if not pictures or os.path.exists(question):
+        found, fix = f"is missing: {question} stands last", "it comes last, in quotes, behind the pictures"
+        raise UserError("the question", found, fix=fix)
     if not any(map(has_special_meaning, pictures)):
         require_question(pictures, question, "batch")
     return pictures, [question]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mvlm_np.cli.calls import whole
 from mvlm_np.errors import UserError
+from mvlm_np.paths import local
 
 if TYPE_CHECKING:
     from mvlm_np.config import Config
@@ -56,9 +57,10 @@ def answerer(
     from mvlm_np.rows import at_worker
     from mvlm_np.rows.spread import Spread, checked
 
-    path = arguments["path_or_name"]
-    if os.path.exists(path):
-        arguments = arguments | {"path_or_name": os.path.abspath(path)}
+    for name in ("path_or_name", "vision_tower", "mmproj"):
+        path = arguments[name] and local(arguments[name])
+        if path and os.path.exists(path):
+            arguments = arguments | {name: os.path.abspath(path)}
     with client(args.workers, args.dask) as cluster:
         workers = len(cluster.nthreads())
         print(f"mvlm: {workers} workers; the dashboard: {cluster.dashboard_link}", file=sys.stderr)

@@ -99,6 +99,8 @@ def ask(args: argparse.Namespace) -> int:
     """Asks a model all questions, and scores what it says."""
     from mvlm_np.cli.progress import bar
     from mvlm_np.errors import UserError
+    from mvlm_np.evaluation.answers import read_answers
+    from mvlm_np.evaluation.benchmarks import folder_of
     from mvlm_np.evaluation.published import by_config
     from mvlm_np.evaluation.running import check_pictures, rows, write_answers
     from mvlm_np.rows.output import Output
@@ -107,7 +109,8 @@ def ask(args: argparse.Namespace) -> int:
     benchmark, asked = chosen(args)
     name = Path(args.model).resolve().name + (f"-{args.precision}" if args.precision else "")
     file: Path = args.answers or Path(f"{benchmark.key}-{name}.jsonl")
-    unfinished = file.with_name(f"{file.name}.part")
+    # With the model in its name, so that no other one goes on with it.
+    unfinished = file.with_name(f"{file.name}.{name}.part" if args.answers else f"{file.name}.part")
     if file.exists():
         if not args.resume:
             raise UserError(file, "is there already", "a new file", "name another one with --answers")
@@ -116,6 +119,9 @@ def ask(args: argparse.Namespace) -> int:
             print(f"mvlm: note: {file} is complete, and nothing is asked", file=sys.stderr)
             return tell(args, benchmark, asked, file)
     check_pictures(benchmark, asked)
+    benchmark.judge(folder_of(benchmark, args.data), asked, [], False)  # reads the right answers
+    if args.against:
+        read_answers(args.against)
     pictures = list(dict.fromkeys(str(one.source) for one in asked if isinstance(one.source, Path)))
     with (
         Output(unfinished, resume=args.resume) as output,
@@ -214,14 +220,15 @@ def judged(
     from mvlm_np.evaluation.report.findings import Run
 
     answers = read_answers(file)
-    how = {"as_published": args.as_published, "model": model}
+    name = next((one.model for one in answers if one.model), file.name)
+    published = model or by_name(name)
+    how = {"as_published": args.as_published, "model": published}
     worth, each = score(benchmark, args.data, answers, asked=asked, **how)
     if answers and not worth.counts["answered"]:
         found, fix = f"has no answer to a question of {benchmark.title}", "name the benchmark that it is of"
         raise EvaluationError(file, found, fix=fix)
-    name = next((one.model for one in answers if one.model), file.name)
     facts = {"speed": pace(speed)} if speed else {}
-    if published := model or by_name(name):
+    if published:
         facts = {PUBLISHED_FOR: published, **facts}
     return Run(name, benchmark.title, worth, each, facts)
 

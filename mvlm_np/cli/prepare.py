@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     from PIL import Image
 
+    from mvlm_np import memory
     from mvlm_np.checkpoints.opening import open_checkpoint
     from mvlm_np.config import ImageConfig
     from mvlm_np.inputs.image import open_image, padded, scaled
@@ -50,9 +51,17 @@ def run(args: argparse.Namespace) -> int:
     config = open_checkpoint(args.model).config.image if args.model else ImageConfig()
     picture = open_image(args.picture, exif=not args.no_exif, adapt=not args.no_exif)
     if args.size is None:
+        needed, free = 4 * max(picture.size) ** 2, memory.available()
+        if config.aspect_ratio == "pad" and free is not None and needed > free:
+            found = f"its square takes {memory.text(needed)} of memory, and {memory.text(free)} are free"
+            raise UserError(args.picture, found, fix="--size 336 makes it small at once")
         picture = padded(picture, config)
     else:
-        config = replace(config, resize=args.size, crop=(args.size, args.size))
+        size = (args.size, args.size)
+        if size != config.crop:
+            if config.crop != (config.resize, config.resize):  # it crops, which another size has no rule for
+                raise UserError("--size", f"found {args.size}", f"{config.crop[0]}, this model's")
+            config = replace(config, resize=args.size, crop=size)
         picture = Image.fromarray(scaled(picture, config).transpose(1, 2, 0).copy())
     part = args.output.with_name(f"{args.output.name}.part-{os.getpid()}")
     try:

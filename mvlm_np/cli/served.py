@@ -143,13 +143,15 @@ class Health:
             thread.join()
 
     def _watch(self, over: Event) -> None:
-        while not over.wait(EACH):
+        while True:
             connection = http.client.HTTPConnection(self._netloc, timeout=PATIENCE)
             start = perf_counter()
             connection.request("GET", "/health")
             connection.getresponse().read()
             self.seconds.append(perf_counter() - start)
             connection.close()
+            if over.wait(EACH):
+                return
 
 
 # ---------------------------------------------------------------- ours

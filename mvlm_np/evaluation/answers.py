@@ -107,13 +107,3 @@ def join(
 def by_id(asked: Sequence[Asked], answers: Iterable[Answer]) -> Joined:
     """`join` where `question_id` names a question."""
     return join(asked, answers, lambda one: str(one.question_id), lambda one: one.question_id)
-
-
-def by_id_and_prompt(asked: Sequence[Asked], answers: Iterable[Answer]) -> Joined:
-    """`join` where several questions share a `question_id`."""
-    return join(
-        asked,
-        answers,
-        lambda one: (str(one.question_id), one.prompt),
-        lambda one: (one.question_id, one.prompt),
-    )

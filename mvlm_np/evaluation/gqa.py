@@ -129,6 +129,8 @@ def _choices(pairs: Sequence[tuple[Judged, Record]], folder: Path) -> list[Part]
     if not path.exists():
         return [Part("", name, 0.0) for name in ("Validity", "Plausibility")]
     choices = by_name(path, json_file(path))
+    if missing := [one.id for one, _ in pairs if one.id not in choices]:
+        raise EvaluationError(path, f"does not have {some(missing)}", "every question that is asked")
 
     def share(name: str, key: str) -> Part:
         return _share(

@@ -5,7 +5,6 @@ the first is below 1,000,000, and the others are above it by multiples of that.
 """
 
 import base64
-import binascii
 import csv
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from mvlm_np.evaluation.benchmark import Benchmark, Verdict, judged
 from mvlm_np.evaluation.files import MOST_LINE, lines
 from mvlm_np.evaluation.scores import Judged, Part, whole_groups
 
-TABLES = ("mmbench_dev_en_20231003.tsv", "MMBench_DEV_EN.tsv", "mmbench_dev_20230712.tsv")
+TABLES = ("mmbench_dev_en_20231003.tsv", "MMBench_DEV_EN.tsv")
 ARCHIVE = "the first is in the published benchmark_data.zip"
 COLUMNS = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "l2-category")
 TURN = 1_000_000
@@ -190,12 +189,12 @@ def _pictures(table: Iterable[_Line]) -> dict[int, bytes]:
     found = {}
     for line in table:
         text = line.cells["image"]
-        if text.isdigit() and len(text) <= REFERENCE:
+        if text.isdecimal() and len(text) <= REFERENCE:
             text = texts.get(int(text), text)
         if text not in kept:
             try:
                 kept[text] = base64.b64decode(text, validate=True)
-            except binascii.Error:
+            except ValueError:  # binascii's, or text that is not ASCII
                 kept[text] = b""
             if len(text) <= REFERENCE or not kept[text]:
                 wanted = "a picture in base64, or the index of a row that has one"

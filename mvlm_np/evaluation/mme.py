@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mvlm_np.errors import EvaluationError, some
-from mvlm_np.evaluation.answers import Answer, by_id_and_prompt
+from mvlm_np.evaluation.answers import Answer, join
 from mvlm_np.evaluation.asked import PAD, WORD_OR_PHRASE, Asked
 from mvlm_np.evaluation.benchmark import Benchmark, ScriptStops, Verdict, judged
 from mvlm_np.evaluation.files import json_lines, lines, required
@@ -46,8 +46,16 @@ def questions(folder: Path) -> list[Asked]:
 
 
 def judge(folder: Path, asked: Sequence[Asked], answers: Sequence[Answer], as_published: bool) -> Verdict:
-    """Two questions belong together by their picture; for the published script, by their place."""
-    joined = by_id_and_prompt(asked, answers)
+    """Two questions belong together by their picture; for the published script, by their place.
+
+    Answers belong to questions by picture and question; what the prompts add to that may differ.
+    """
+    joined = join(
+        asked,
+        answers,
+        lambda one: (str(one.question_id), _question(one.prompt)),
+        lambda one: (one.question_id, _question(one.prompt)),
+    )
     verdict = Verdict([], joined.counts)
     verdict.counts['"other", neither yes nor no'] = sum(
         one is not None and said(one.text) == "other" for one in joined.answers

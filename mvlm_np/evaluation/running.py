@@ -65,6 +65,8 @@ def write_answers(path: Path, asked: Sequence[Asked], answered: Path, model: str
                     failed += 1
                     continue
                 file.write(answer_line(one, cut(text), lines[one.id].values["probability"], model))
+            file.flush()
+            os.fsync(file.fileno())  # before the .part file goes
         os.replace(new, path)
     except OSError as error:
         raise EvaluationError(path, f"cannot be written ({error.strerror})") from None

@@ -107,6 +107,10 @@ tried, in float32 and float16. Of others nothing is promised: compare there.
   approximation `--gelu tanh`
 """
 
+PIXELS = """
+The dump takes `pixel_values`, although the graph here takes 8-bit pixels: give both the same picture.
+"""
+
 TANH = """
 GELU is written in its tanh form (`--gelu tanh`), which is an approximation: `mvlm golden compare` finds it.
 """
@@ -139,9 +143,13 @@ def text(checkpoint: Checkpoint, graphs: Mapping[str, Finished], form: Form) -> 
                 dtype=form.dtype,
             )
         )
-    half = form.dtype == "float16"
-    options, kind = (" --dtype float16", " --class float16") if half else ("", "")
+    usual, names = Form(), ("opset", "dtype", "gelu", "layer_norm")
+    given = [name for name in names if getattr(form, name) != getattr(usual, name)]
+    options = "".join(f" --{name.replace('_', '-')} {getattr(form, name)}" for name in given)
+    kind = " --class float16" if form.dtype == "float16" else ""
     parts.append(CHECK.format(options=options, kind=kind))
+    if form.input == "uint8":
+        parts.append(PIXELS)
     return "".join(parts)
 
 

@@ -147,8 +147,8 @@ class Output:
 
 def _csv_line(values: Any) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue().encode(errors="surrogateescape")
+    csv.writer(text).writerow(values)  # ends in \r\n; with \n alone, a \r within a text would not be quoted
+    return (text.getvalue().removesuffix("\r\n") + "\n").encode(errors="surrogateescape")
 
 
 def _rows(file: Any, is_csv: bool) -> Iterator[bytes]:

@@ -1,7 +1,8 @@
 """Where rows come from: pictures, folders, globs, lists, tables (CSV, TSV) and JSON lines.
 
-All are read as they are needed, in bounded memory. A line of which no row can be made becomes a row that has
-failed, with an error that names file and line; what is wrong with a whole file is a UserError.
+All are read as they are needed; of a row that is done, only its name is kept. A line of which no row can be
+made becomes a row that has failed, with an error that names file and line; what is wrong with a whole file is
+a UserError.
 
     photo.jpg                          asked each of the questions
     folder, "2024-*.jpg"               its pictures, by name, and those in folders within it; what matches
@@ -135,11 +136,14 @@ class Sources:
                 most = int(most)
             if most not in (None, "") and not (type(most) is int and most >= 0):
                 raise UserError(where, f"max_new_tokens is {most!r:.80}", "a whole number from 0")
+            if picture is not None:
+                try:
+                    picture = beside(file, local(picture.strip()))
+                except UserError as error:
+                    raise UserError(where, error) from None
         except UserError as error:
             yield broken(where, error)
             return
-        if picture is not None:
-            picture = beside(file, local(picture.strip()))
         key = where if id is None or id == "" else str(id)
         yield from self._asked(key, picture, question or None, most if type(most) is int else None)
 
@@ -314,9 +318,11 @@ def records(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str] | str
 
         def text(first: bytes = first, taken: list[bytes] = taken) -> Iterator[str]:
             yield decoded(first)
+            size = len(first)
             for line in lines:
                 taken.append(line)
-                if sum(map(len, taken)) > LONGEST:
+                size += len(line)
+                if size > LONGEST:
                     raise ValueError("opens a quote that is not closed")
                 yield decoded(line)
 

@@ -57,11 +57,16 @@ def checked(client: "Client", load: Load, pictures: Sequence[str] = ()) -> tuple
     }
     found = dict[str, About]()
     for worker, future in asked.items():
-        try:
-            found[worker] = future.result()
-        except Exception as error:
-            problem, fix = f"cannot work ({type(error).__name__}: {error})", "install mvlm-np there"
-            raise UserError(worker, problem, fix=fix) from None
+        while worker not in found:
+            try:
+                found[worker] = future.result(timeout=1)
+            except TimeoutError:
+                if worker not in client.nthreads():
+                    fix = "take fewer workers, as memory may be short"
+                    raise UserError(worker, "died while it loaded the model", fix=fix) from None
+            except Exception as error:
+                problem, fix = f"cannot work ({type(error).__name__}: {error})", "install mvlm-np there"
+                raise UserError(worker, problem, fix=fix) from None
     first = next(iter(found.values()))
     for worker, about in found.items():
         if about.version != mvlm_np.__version__:
@@ -69,7 +74,7 @@ def checked(client: "Client", load: Load, pictures: Sequence[str] = ()) -> tuple
         if about.model is None:
             fix = "give a path that leads to the model on every machine"
             raise UserError(worker, f"cannot load the model ({about.error})", fix=fix)
-        if about.model != first.model:
+        if (about.model, about.files) != (first.model, first.files):
             raise UserError(worker, "has another model under this path", "the same files on every machine")
         if about.missing:
             problem = f"does not see {some(about.missing, 1)} pictures"
@@ -86,13 +91,15 @@ def checked(client: "Client", load: Load, pictures: Sequence[str] = ()) -> tuple
 class _Task:
     """Some rows that one worker answers.
 
-    items  in their order; those that had failed before are `Answered`
-    came   what came of the rows among them
+    items      in their order; those that had failed before are `Answered`
+    failed_at  workers that could not work at it
+    came       what came of the rows among them
     """
 
     items: list[Row | Answered]
     futures: "list[Future]" = field(default_factory=list)
     failures: int = 0
+    failed_at: set[str] = field(default_factory=set)
     came: list[Came] | None = None
 
     @property
@@ -199,9 +206,8 @@ class Spread:
     def _workers(self) -> list[str]:
         """All that are there; if none is, another one is waited for."""
         try:
-            if not (workers := list(self.client.nthreads())):
+            while not (workers := list(self.client.nthreads())):
                 self.client.wait_for_workers(1, timeout=JOINING)
-                workers = list(self.client.nthreads())
             return workers
         except TimeoutError:
             found = f"has lost all workers, and none has come for {JOINING:.0f} s"
@@ -261,14 +267,17 @@ class Spread:
         except (OSError, FuturesCancelledError):  # what is running is lost with the scheduler
             raise _gone() from None
         for future in done:
-            if future in self._running:
+            if future in self._running and future.status != "lost":  # else Dask computes it again
                 self._take_in(future)
 
     def _take_in(self, future: "Future") -> None:
         task, worker = self._running.pop(future)
         task.futures.remove(future)
-        if future.status == "finished":
+        try:
             task.came = future.result()
+        except Exception as problem:  # the task's, its workers', or somebody has cancelled it
+            error = problem
+        else:
             for other in task.futures:
                 self._running.pop(other)
             self.client.cancel(task.futures)
@@ -276,11 +285,8 @@ class Spread:
             return
         if self.client.status != "running":
             raise _gone()
-        try:
-            error = future.exception()
-        except Exception as problem:  # somebody else has cancelled it
-            error = problem
         task.failures += 1
+        task.failed_at.add(worker)
         if task.futures:
             return  # another one is at it
         kills = type(error).__name__ == "KilledWorker"  # several workers have died that had it
@@ -288,7 +294,8 @@ class Spread:
             self._suspects.append(task)
             return
         if not kills and task.failures < TRIES:
-            self._give(task, worker)
+            workers = self._free(self._workers(), len(self._running) + 1)
+            self._give(task, next((other for other in workers if other not in task.failed_at), worker))
             return
         text = " ".join(f"no worker can answer it ({type(error).__name__}: {error})".split())
         task.came = [(None, text, 0, 0.0, 0.0)] * len(task.rows)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from re import search
-from threading import Thread
+from threading import BoundedSemaphore, Thread
 from typing import Any, NoReturn
 from urllib.parse import quote, urlsplit
 
@@ -28,7 +28,8 @@ from mvlm_np.serve.refused import Refused
 PORTS = {"http": 80, "https": 443}
 MOST = 10_000_000  # bytes of a picture
 SECONDS = 10.0  # for all pictures of a request
-AT_ONCE = 3  # connections, of all requests
+AT_ONCE, EACH = 12, 3  # connections, of all requests and of one
+LOOKUPS = BoundedSemaphore(16)  # names being looked up, those among them that nobody waits for any more
 HEADER = 16_384  # bytes of a reply's header
 LONGEST = 2_000  # characters of an address
 READ = 8_192  # bytes at a time; of the smallest chunks, that is what h11 takes some milliseconds for
@@ -43,8 +44,11 @@ async def resolve(host: str, port: int) -> list[str]:
     """The IP addresses that a host has. OSError, UnicodeError: there are none.
 
     The system's resolver takes as long as it likes, and cannot be cancelled. So it has a thread of its own,
-    which neither other work nor the end of the server waits for.
+    which neither other work nor the end of the server waits for. There are not many such threads.
     """
+    places = LOOKUPS
+    if not places.acquire(blocking=False):
+        raise OSError("too many names are being looked up")
     loop = asyncio.get_running_loop()
     found: asyncio.Future[list[Any]] = loop.create_future()
 
@@ -53,14 +57,21 @@ async def resolve(host: str, port: int) -> list[str]:
             answer(value)
 
     def look() -> None:
-        with suppress(RuntimeError):  # the loop has ended meanwhile
-            try:
-                addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-                loop.call_soon_threadsafe(say, found.set_result, addresses)
-            except (OSError, UnicodeError) as error:
-                loop.call_soon_threadsafe(say, found.set_exception, error)
+        try:
+            with suppress(RuntimeError):  # the loop has ended meanwhile
+                try:
+                    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                    loop.call_soon_threadsafe(say, found.set_result, addresses)
+                except (OSError, UnicodeError) as error:
+                    loop.call_soon_threadsafe(say, found.set_exception, error)
+        finally:
+            places.release()
 
-    Thread(target=look, name="resolving", daemon=True).start()
+    try:
+        Thread(target=look, name="resolving", daemon=True).start()
+    except RuntimeError as error:
+        places.release()
+        raise OSError(str(error)) from None
     return list(dict.fromkeys(str(one[4][0]) for one in await found))
 
 
@@ -103,13 +114,17 @@ class Fetching:
 
         Refused, which names the picture: there is none to be had.
         """
-        asked = {picture.url: Where.of(picture) for picture in pictures if isinstance(picture, Link)}
+        links = [picture for picture in pictures if isinstance(picture, Link)]
+        if links and not (self.public or self.hosts):
+            raise not_sent(links[0], f"is a URL of {links[0].url.partition(':')[0].lower()}:")
+        asked = {link.url: Where.of(link) for link in links}
         for where in asked.values():
             self._allow(where)
-        got: dict[str, bytes] = {}
+        got, begun, ours = dict[str, bytes](), set[str](), asyncio.Semaphore(EACH)
 
         async def get(url: str, where: Where) -> None:
-            async with self._places:
+            async with ours, self._places:
+                begun.add(url)
                 got[url] = await self._get(where, take)
 
         try:
@@ -119,16 +134,18 @@ class Fetching:
         except* Refused as several:
             refused = several.exceptions[0]
         except* TimeoutError:
-            late = next(where for url, where in asked.items() if url not in got)
-            refused = late.refusal(f"has not come within {self.seconds:g} s")
+            late = next((url for url in asked if url in begun and url not in got), None)
+            if late is None:  # others' pictures hold all places
+                wait = {"retry-after": str(round(self.seconds) or 1)}
+                refused = Refused("server", "is fetching too many pictures", status=503, headers=wait)
+            else:
+                refused = asked[late].refusal(f"has not come within {self.seconds:g} s")
         else:
             return [Encoded(got[p.url], p.name) if isinstance(p, Link) else p for p in pictures]
         raise refused from None
 
     def _allow(self, where: "Where") -> None:
         """Refused: nobody has allowed this address."""
-        if not (self.public or self.hosts):
-            raise not_sent(where.link, f"is a URL of {where.scheme}:")
         if where.is_listed(self._hosts):
             return
         if not self.public:
@@ -143,7 +160,7 @@ class Fetching:
             addresses = []
         listed = where.is_listed(self._hosts)
         # In one sentence, so that nobody learns which names there are within the house.
-        if not addresses or not (listed or all(map(is_public, addresses))):
+        if not addresses or not (listed or all(is_public(a) and not is_near(a) for a in addresses)):
             where.refuse("is at a host that cannot be found" + ("" if listed else ", or is not public"))
         reader, writer = await self._connected(where, addresses)
         try:
@@ -158,7 +175,10 @@ class Fetching:
         tls = self.tls if where.scheme == "https" else None
         for address in addresses:
             try:
-                return await self.connect((address, where.port), tls, where.host)
+                # A share of the time, so that an address that swallows everything leaves some for the next.
+                share = self.seconds / len(addresses) if address != addresses[-1] else None
+                async with asyncio.timeout(share):
+                    return await self.connect((address, where.port), tls, where.host)
             except ssl.SSLError:
                 where.refuse("has no certificate that holds for its name")
             except OSError:
@@ -235,6 +255,20 @@ def is_public(text: str) -> bool:
         if address not in GLOBAL or address.sixtofour or address.teredo:
             return False
     return address.is_global and not (address.is_multicast or address.is_reserved)
+
+
+def is_near(text: str) -> bool:
+    """Whether an IP address is this machine's own or, with IPv6, one of its network's (/56).
+
+    In a house with IPv6 every machine has a public address, and only the router keeps strangers out.
+    """
+    there = ip_address(text)
+    family = socket.AF_INET6 if there.version == 6 else socket.AF_INET
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((text, 9))  # sends nothing, and chooses the address that we would have there
+        ours, others = ip_address(probe.getsockname()[0].partition("%")[0]), 72 if there.version == 6 else 0
+        return int(ours) >> others == int(there) >> others
+    return False
 
 
 async def _exchange(

@@ -140,7 +140,8 @@ def test_killed_it_leaves_nothing_that_loads_and_goes_on(tiny: Path, tmp_path: P
     command = [sys.executable, "-m", "mvlm_np", "convert", str(tiny), str(tmp_path / "out")]
     command += ["--precision", "int4", "--calibrate", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (tmp_path / "out.calibrating/layer-0.safetensors").exists():
+    work = Work(tmp_path / "out.calibrating", "")
+    while process.poll() is None and not ((state := work.read()) and state.done):
         sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()

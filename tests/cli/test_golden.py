@@ -105,7 +105,7 @@ def test_a_compact_golden_and_an_int4_candidate(run: Run, tmp_path: Path) -> Non
         (["compare", "{golden}", "missing.npz"], "missing.npz"),
         (
             ["compare", "{golden}", "{golden}", "--class", "fp8"],
-            "wanted float32, float16, bf16, int8 or int4",
+            "wanted float32, float16, bf16, int8, int4 or int8-static",
         ),
         (["compare", "{golden}", "{golden}", "--names", "missing.toml"], "missing.toml"),
         (["compare", "{golden}", "{golden}", "--html", "missing/page.html"], "missing/page.html"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mvlm_np import memory
 from mvlm_np.cli import main
 from mvlm_np.config import ImageConfig
 from mvlm_np.inputs.image import open_image, preprocess
@@ -86,3 +87,15 @@ def test_what_cannot_be_written_is_one_line(run: Run, tmp_path: Path) -> None:
     (tmp_path / "out.png").write_text("mine")
     code, _, err = run(CAT, "-o", tmp_path / "out.png")
     assert code == 2 and "exists already" in err and (tmp_path / "out.png").read_text() == "mine"
+
+
+def test_a_square_that_memory_does_not_hold_is_not_begun(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / "long.png"
+    Image.new("RGB", (9000, 10)).save(long)
+    monkeypatch.setattr(memory, "available", lambda: 300_000_000)
+    code, _, said = run(long, "-o", tmp_path / "out.png")
+    assert code == 2 and "its square takes" in said and "--size 336 makes it small" in said
+    assert run(long, "-o", tmp_path / "small.png", "--size", 336)[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["long.png", "small.png"]

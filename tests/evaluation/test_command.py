@@ -197,6 +197,12 @@ def test_what_is_wrong_shows_before_a_model_is_loaded(
     assert main(["evaluate", "gqa", "--data", "nothing", "--model", "m"]) == 2
     assert "nothing: is no folder" in capsys.readouterr().err
     assert main(["evaluate", "gqa", "--data", ALL, "--model", "m", "--html", "no/where.html"]) == 2
+    shutil.copytree(folder("gqa"), here / "whole")
+    (here / "whole" / "testdev_balanced_questions.json").unlink()
+    assert main(["evaluate", "gqa", "--data", "whole", "--model", "m"]) == 2
+    assert "testdev_balanced_questions.json" in capsys.readouterr().err
+    assert main(["evaluate", "gqa", "--data", ALL, "--model", "m", "--against", "none.jsonl"]) == 2
+    assert "none.jsonl" in capsys.readouterr().err
     assert list(here.glob("gqa-m.jsonl*")) == []
 
 

@@ -150,6 +150,8 @@ def test_missing_pictures_are_said_before_anything_is_asked(copy: Callable[[str]
         (lambda row: ["x", *row[1:]], r"line 4: has the index 'x', wanted a number"),
         (lambda row: ["11", *row[1:]], r"line 4: has the index 11, as a row before"),
         (lambda row: [*row[:9], "no picture"], r"line 4: found the image 'no picture'"),
+        (lambda row: [*row[:9], "é" * 80], r"line 4: found the image '\\xe9"),
+        (lambda row: [*row[:9], "²"], r"line 4: found the image '\\xb2'"),
         (lambda row: [*row[:9], "9999"], r"line 4: found the image '9999'"),
         (lambda row: row[:5], r"line 4: found the image ''"),
     ],

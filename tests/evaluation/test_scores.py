@@ -139,7 +139,8 @@ def test_an_answer_of_mme_to_another_question_is_left_out(prompt: str) -> None:
         found, "the published"
     )
     ending = [replace(one, prompt=one.prompt.split("\n")[0]) for one in given]  # which the converter cuts off
-    assert score(BENCHMARKS["mme"], folder("mme"), ending, as_published=True)[0].value == 1050
+    for as_published in (True, False):
+        assert score(BENCHMARKS["mme"], folder("mme"), ending, as_published=as_published)[0].value == 1050
 
 
 def test_an_answer_of_mme_may_hold_a_line_of_the_published_file() -> None:

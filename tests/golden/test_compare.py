@@ -34,7 +34,9 @@ def test_the_golden_itself_is_right_to_the_bit() -> None:
 
 
 def test_an_unknown_class_is_refused() -> None:
-    with pytest.raises(GoldenError, match=r"found 'fp8', wanted float32, .*, int4 or int8-static"):
+    with pytest.raises(
+        GoldenError, match=r"found 'fp8', wanted float32, float16, bf16, int8, int4 or int8-static"
+    ):
         against(recorded().golden, {"logits": np.zeros(1)}, "fp8")
 
 

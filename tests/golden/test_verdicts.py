@@ -10,7 +10,7 @@ import pytest
 from mvlm_np.golden.compare.candidates import Candidate, read_candidate
 from mvlm_np.golden.compare.comparison import Comparison, compare
 from mvlm_np.golden.compare.tolerance import CLASSES
-from mvlm_np.golden.compare.verdict import MISPLACED, RIGHT
+from mvlm_np.golden.compare.verdict import MISPLACED, RIGHT, WRONG
 from mvlm_np.golden.explain.explanation import explain, find_picture
 from mvlm_np.golden.explain.replay import Replay
 from mvlm_np.golden.explain.report import as_text
@@ -387,7 +387,7 @@ def test_an_input_that_was_not_dumped_is_not_called_right() -> None:
     }
     told = as_text(c.explain({"projector.mlp": noise["projector.mlp"]}))
     assert "All that goes into it is right" not in told
-    assert "No stage before it was given" in told
+    assert "No earlier stage is known to be right." in told
     given = {"vision.features": c.faultless["vision.features"][0], "projector.mlp": noise["projector.mlp"]}
     told = as_text(c.explain(given))
     assert "The fault is made after vision.features: projector.mlp.mlp.0" in told
@@ -428,11 +428,28 @@ def test_what_follows_takes_three_lines_at_most() -> None:
     assert "reproduced by bgr" in as_text(e)
 
 
+def test_a_port_without_a_block_is_wrong_although_the_next_part_was_fed_the_goldens_numbers() -> None:
+    """Without PEG its output is what the golden has before it; the decoder, fed by the golden, is right."""
+    c = case("ldpv2")
+    stages = {n: a[0] for n, a in c.faultless.items() if n != "projector.peg.peg"}
+    stages |= dict.fromkeys(("projector.peg", "projector.output"), stages["projector.dwn"])
+    result = against(c.golden, stages)
+    assert result.first_wrong is not None and result.first_wrong.name == "projector.peg"
+    layers = {n: a[0] for n, a in c.faultless.items()}
+    layers["decoder.keys.1"] = layers["decoder.keys.0"]  # the wrong slot of a cache, beside right values
+    only = {
+        n: layers[n]
+        for n in ("decoder.hidden_states.1", "decoder.keys.0", "decoder.keys.1", "decoder.values.1")
+    }
+    assert verdicts(against(c.golden, only))["decoder.keys.1"] == WRONG
+
+
 def test_other_weights_are_the_last_thing_to_be_thought_of(tmp_path: Path) -> None:
     r, c = recorded(), case("ldpv2")
     grid = r.stages["projector.dwn.dwn"]  # (D, 12, 12), read as tokens without a transpose
     result = against(r.golden, {"projector.dwn": grid.reshape(-1, len(grid))})
-    assert "other weights" not in notes_of(result) or "without a transpose" in notes_of(result)
+    assert "these are other weights" not in notes_of(result)
+    assert "these are other weights" not in as_text(c.explain(c.run({"grid": "before"})))
     for faults in ({"rope": "interleaved"}, {"rope": "none"}):
         told = as_text(c.explain(c.run(faults)))
         assert "other weights" not in told

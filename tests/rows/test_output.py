@@ -22,7 +22,7 @@ CALL = [sys.executable, str(ROOT / "tests" / "rows" / "pretended.py")]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 ROWS = 200
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.just("a\rb")
 several = st.lists(
     st.builds(
         lambda picture, question, answer: (picture, question, answer),

@@ -470,7 +470,86 @@ def test_all_pictures_of_a_request_have_the_time_of_one() -> None:
         urls = [f"http://127.0.0.1:{server.port}/{i}" for i in range(9)]
         began = time.monotonic()
         refused(*urls, hosts=["127.0.0.1"], seconds=0.5)
-        assert time.monotonic() - began < 5 and server.most == fetching.AT_ONCE
+        assert time.monotonic() - began < 5 and server.most == fetching.EACH
+
+
+def test_a_request_that_waits_for_others_pictures_is_not_told_that_its_own_is_late() -> None:
+    async def both(address: str) -> str:
+        ours = fetching.Fetching(hosts=["127.0.0.1"], seconds=0.5)
+        ours._places = asyncio.Semaphore(fetching.EACH)
+        one = [Link(f"{address}/{i}", f"pictures[{i}]") for i in range(fetching.EACH)]
+        first = asyncio.create_task(ours.all(one, lambda n: None))
+        await asyncio.sleep(0.1)
+        ours.seconds = 0.2
+        with pytest.raises(Refused) as error:
+            await ours.all([Link(f"{address}/x", "pictures[0]")], lambda n: None)
+        with pytest.raises(Refused):
+            await first
+        assert error.value.status == 503 and "retry-after" in error.value.headers
+        return str(error.value)
+
+    with stub(silent) as server:
+        assert asyncio.run(both(f"http://127.0.0.1:{server.port}")) == "server: is fetching too many pictures"
+
+
+def test_names_that_hang_are_not_looked_up_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: go_on.wait(30))
+    lookups = threading.BoundedSemaphore(2)
+    monkeypatch.setattr(fetching, "LOOKUPS", lookups)
+    before = threading.active_count()
+    for _ in range(2):
+        assert "has not come within" in refused("http://example.org/", seconds=0.1)
+    assert "cannot be found" in refused("http://example.org/", seconds=0.1)
+    assert threading.active_count() <= before + 2
+    go_on.set()
+    for _ in range(2):  # both have ended before the next test
+        assert lookups.acquire(timeout=20)
+
+
+def test_an_address_that_swallows_everything_leaves_time_for_the_next() -> None:
+    async def connect(address: fetching.Address, *rest: Any) -> Any:
+        if address[0] == "192.0.2.1":
+            await asyncio.sleep(60)
+        return await fetching.connect(address, *rest)
+
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["192.0.2.1", "127.0.0.1"]
+
+    with stub(reply()) as server:
+        address = f"http://camera:{server.port}/"
+        assert get(address, hosts=["camera"], resolve=resolve, connect=connect, seconds=3) == [PNG]
+
+
+def test_neighbours_with_public_addresses_are_private(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Probe:
+        def __init__(self, *kind: Any):
+            pass
+
+        def __enter__(self) -> "Probe":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def connect(self, address: tuple[str, int]) -> None:
+            self.there = address[0]
+
+        def getsockname(self) -> tuple[str, ...]:
+            return ("2a02:810:1:2300::17", "0") if ":" in self.there else ("93.184.216.34", "0")
+
+    monkeypatch.setattr(fetching.socket, "socket", Probe)
+    assert fetching.is_near("2a02:810:1:2300::1") and fetching.is_near("2a02:810:1:23ff::1")
+    assert not fetching.is_near("2a02:810:1:2400::1")
+    assert fetching.is_near("93.184.216.34") and not fetching.is_near("93.184.216.35")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(fetching, "is_near", lambda address: address == "2a02:810:1:2300::1")
+
+    async def home(host: str, port: int) -> list[str]:
+        return ["2a02:810:1:2300::1"]
+
+    assert "or is not public" in refused("http://router.example/", public=True, resolve=home)
 
 
 def test_three_at_once_and_each_address_once() -> None:

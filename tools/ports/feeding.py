@@ -34,6 +34,8 @@ def decoder_file(folder: Path) -> Path:
 def vision_stages(session: Session, golden: Golden) -> dict[str, np.ndarray]:
     """From the pixel values to the picture's tokens, without batch axis."""
     (name,) = session.inputs
+    if name != "pixel_values":
+        raise SystemExit(f"the vision graph takes {name}; export it without --input uint8 for a dump")
     pixels = golden.stages["pixel_values"][None].astype(session.inputs[name].dtype)
     return {stage: array[0] for stage, array in session({name: pixels}).items()}
 

@@ -14,6 +14,7 @@ from mvlm_np.golden.compare.notes import notes
 from mvlm_np.golden.compare.token_ids import compare_generated, compare_ids
 from mvlm_np.golden.compare.tolerance import CLASSES, MARGIN, Bound, bounds
 from mvlm_np.golden.compare.verdict import (
+    MISPLACED,
     MISSING,
     RIGHT,
     UNJUDGED,
@@ -61,13 +62,13 @@ class Comparison:
 
     @property
     def between(self) -> list[str]:
-        """Stages that were not given, between the last right one and the first wrong one."""
+        """Stages between the last right one and the first wrong one, of which nothing is known."""
         names = [s.name for s in self.stages]
         if self.first_wrong is None:
             return []
         start = names.index(self.last_right.name) + 1 if self.last_right else 0
         inside = self.stages[start : names.index(self.first_wrong.name)]
-        return [s.name for s in inside if s.verdict == MISSING]
+        return [s.name for s in inside if s.verdict in (MISSING, MISPLACED, UNJUDGED)]
 
 
 def compare(golden: Golden, candidate: Candidate, kind: str = "float32") -> Comparison:

@@ -56,7 +56,7 @@ def page(result: Comparison, golden: Golden) -> str:
         if key in about
     ]
     first = result.first_wrong
-    headline = "Right" if result.right else "Undecided: this golden can judge none of the stages"
+    headline = "Right" if result.right else "Undecided: none of the stages could be judged"
     if first is not None:
         headline = f"Wrong from <b>{_name(first.name)}</b> on"
     template = Template(Path(__file__).with_suffix(".html").read_text("utf-8"))

@@ -5,7 +5,7 @@ from math import isfinite
 from typing import Any
 
 from mvlm_np.golden.compare.comparison import Comparison
-from mvlm_np.golden.compare.verdict import MISSING, StageResult
+from mvlm_np.golden.compare.verdict import MISPLACED, MISSING, StageResult
 
 HEAD = ("stage", "verdict", "worst", "relative", "cosine", "SNR", "where")
 
@@ -35,10 +35,12 @@ def row(s: StageResult) -> tuple[str, ...]:
 
 
 def summary(result: Comparison) -> str:
-    given = [s for s in result.stages if s.verdict != MISSING]
+    given = [s for s in result.stages if s.verdict not in (MISSING, MISPLACED)]
+    left_out = sum(s.verdict == MISPLACED for s in result.stages)
     counted = f"{len(given)} of {len(result.stages)} stages compared, class {result.kind}"
+    counted += f", {left_out} left out" if left_out else ""
     if result.first_wrong is None and not result.right:
-        return f"UNDECIDED: {counted}; this golden can judge none of them."
+        return f"UNDECIDED: {counted}; none of them could be judged."
     if result.first_wrong is None:
         return f"RIGHT: {counted}; none is wrong."
     return f"WRONG from {result.first_wrong.name} on ({counted})."

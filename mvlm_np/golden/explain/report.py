@@ -67,7 +67,7 @@ def _sound(e: Explanation) -> str:
     last = e.comparison.last_right
     if e.comparison.first_wrong is None:
         return ""
-    return f"Sound as far as {last.name}." if last else "No stage before it was given and is right."
+    return f"Sound as far as {last.name}." if last else "No earlier stage is known to be right."
 
 
 def _unexplained(e: Explanation, f: Finding | None = None) -> list[str]:
@@ -89,7 +89,7 @@ def _unexplained(e: Explanation, f: Finding | None = None) -> list[str]:
     if last is not None and not between:
         lines.append("  All that goes into it is right: the fault is made in this step.")
     elif last is not None:
-        lines.append(f"  The fault is made after {last.name}: {some(between)} were not given.")
+        lines.append(f"  The fault is made after {last.name}: {some(between)} are not known.")
     if first.distance and first.distance.cosine < UNRELATED and not f.blank:
         lines.append("  If no layout differs, these are other weights than the golden's.")
     return lines
