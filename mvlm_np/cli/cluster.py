@@ -3,12 +3,14 @@
 import argparse
 import logging
 import os
+import socket
 import sys
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from mvlm_np.cli.calls import whole
 from mvlm_np.errors import UserError
@@ -92,6 +94,7 @@ def client(workers: int | None, address: str | None) -> Iterator[Any]:
         )
     if address is not None:
         try:
+            _knock(address)  # Dask's client would try for long, and say much
             found = Client(address, timeout=20, set_as_default=False)
         except (OSError, ValueError) as error:
             fix = "start it: dask scheduler, and on each machine: dask worker ADDRESS"
@@ -113,3 +116,11 @@ def client(workers: int | None, address: str | None) -> Iterator[Any]:
         Client(cluster, set_as_default=False) as here,
     ):
         yield here
+
+
+def _knock(address: str) -> None:
+    """OSError, ValueError: nobody listens there, or it is no address."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("tcp", "tls") or not parts.hostname or parts.port is None:
+        raise ValueError("wanted tcp://HOST:PORT")
+    socket.create_connection((parts.hostname, parts.port), timeout=10).close()

@@ -152,8 +152,7 @@ def _path(folder: Path) -> Path:
 
 def _table(path: Path) -> Iterator[_Line]:
     """The rows of a table with tabs, in which a cell in quotes may hold line breaks."""
-    csv.field_size_limit(MOST_LINE)
-    number = 0
+    usual, number = csv.field_size_limit(MOST_LINE), 0  # of the whole process, so it is put back
 
     def counted() -> Iterator[str]:
         nonlocal number
@@ -180,6 +179,8 @@ def _table(path: Path) -> Iterator[_Line]:
             yield _Line(where, index, cells)
     except csv.Error as reason:
         raise EvaluationError(f"{path}, line {number}", reason, "cells with tabs between them") from None
+    finally:
+        csv.field_size_limit(usual)
 
 
 def _pictures(table: Iterable[_Line]) -> dict[int, bytes]:

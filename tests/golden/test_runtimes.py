@@ -52,3 +52,5 @@ def test_a_graph_that_onnx_runtime_has_quantised_is_right(
     assert (result := against(r.golden, stages, "int8-static")).right, result.first_wrong
     assert any("256 even steps" in note for note in against(r.golden, stages).notes)
     assert not against(r.golden, stages, "float16").right
+    first = against(r.golden, stages).first_wrong
+    assert first is not None and first.name == "vision.hidden_states.0"

@@ -4,7 +4,6 @@ What is sound is called right. Of what is faulty the first wrong stage is named,
 one of the list.
 """
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -145,33 +144,6 @@ def test_openvino_is_right(exported: tuple[str, Path], precision: str) -> None:
     stages = port.dump(folder, golden(name), precision)
     assert stages.keys() == computed(name)
     assert_right(name, stages, "float32" if precision == "f32" else "bf16")
-
-
-class Calibration:
-    """The golden's picture, for ranges of activations."""
-
-    def __init__(self, name: str):
-        self.left: Iterator[Stages] = iter([{"pixel_values": golden(name).stages["pixel_values"][None]}])
-
-    def get_next(self) -> Stages | None:
-        return next(self.left, None)
-
-
-def test_statically_quantised_by_onnx_runtime(exported: tuple[str, Path], tmp_path: Path) -> None:
-    """QDQ, 8 bits, one range a tensor: right in its class, and not in float32."""
-    port = pytest.importorskip("tools.ports.onnx_runtime", reason="needs onnxruntime")
-    quantization = pytest.importorskip("onnxruntime.quantization")
-    name, folder = exported
-    quantization.quantize_static(
-        folder / "vision.onnx",
-        tmp_path / "int8.onnx",
-        Calibration(name),
-        per_channel=True,
-        reduce_range=True,  # 8 bits times 8 bits overflow where a processor lacks VNNI
-    )
-    stages = vision_stages(port.OnnxRuntime(tmp_path / "int8.onnx"), golden(name))
-    assert_right(name, stages, "int8-static")
-    assert first_wrong(name, stages) == "vision.hidden_states.0"
 
 
 @pytest.mark.parametrize("optimise", [True, False])

@@ -68,7 +68,7 @@ ADMITTED[STATIC] = ("float32", "float16", "bf16", "int8", STATIC)
 FACTORS = {"float32": 1, "float16": 2**11, "bf16": 2**14, "int8": 2**15, "int4": 2**18, STATIC: 2**17}
 
 PIXELS = "pixel_values"
-CLIP_LEVEL = 1 / 255 / 0.26130258  # of green, whose deviation is the smallest
+CLIP_LEVEL = 1 / 255 / 0.26130258  # of green, whose deviation is the smallest, so its level is the largest
 MARGIN, CLASS_MARGIN, SPREAD = 8, 4, 4
 U = 2.0**-24  # unit roundoff of float32
 LAST = (4 * U, 16 * U)  # rms, relative: of a stage's last operations, where the floor happens to be low
