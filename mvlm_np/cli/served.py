@@ -7,6 +7,7 @@ that speaks OpenAI's dialect.
 
 import http.client
 import json
+import os
 import re
 import subprocess
 import sys
@@ -182,7 +183,8 @@ class Server:
 def serving(arguments: Sequence[str]) -> Iterator[Server]:
     """While the block runs, `mvlm serve` with these arguments does. UserError: it does not start."""
     command = [sys.executable, "-m", "mvlm_np", "serve", "--port", "0", *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    environment = {name: value for name, value in os.environ.items() if name != "MVLM_API_KEY"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
         reader = Thread(target=process.stderr.read, daemon=True)  # a full pipe would stop it
         try:

@@ -51,6 +51,7 @@ def test_a_server_that_does_not_start_is_said(tmp_path: Path, capsys: pytest.Cap
         pass
 
 
-def test_what_a_server_refuses_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_server_refuses_is_said_and_no_key_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MVLM_API_KEY", "a-key-of-some-length")
     with served.serving(["--model", str(MODEL)]) as server, pytest.raises(UserError, match="answers 400: "):
         served.ask(server.url, b"no picture", 4)
