@@ -198,7 +198,6 @@ class Prefixes:
 
         once: nothing speaks for its being used again
         """
-        self.free(session)
         new = _Kept(session, owner, once)
         if new.nbytes > self._status.budget:
             return

@@ -16,7 +16,7 @@ import numpy as np
 from mvlm_np.answer import Answer, ends_answer
 from mvlm_np.batch import Batch
 from mvlm_np.errors import UserError
-from mvlm_np.generation import Choice, Drafted, Settings, log_softmax
+from mvlm_np.generation import Choice, Drafted, Settings, log_probabilities
 from mvlm_np.inputs.conversation import render, stop_string
 from mvlm_np.inputs.tokenizer import tokenize_prompt
 from mvlm_np.prompt_limits import within_context
@@ -126,7 +126,7 @@ class Scored(Choice):
     def take(self, logits: np.ndarray, drafted: Drafted | None = None) -> int:
         """See `Choice`."""
         token = super().take(logits, drafted)
-        self.logarithms.append(float(log_softmax(logits.astype(np.float64)[None])[0, token]))
+        self.logarithms.append(float(log_probabilities(logits)[token]))
         return token
 
 

@@ -288,19 +288,25 @@ def endless(text: str = "Go on", *shades: int, **options: Any) -> Request:
     return question(f"{text} \u221e", *shades, new=100, **options)
 
 
-def test_a_step_is_a_block_of_the_tower_and_a_pass_through_the_decoder(
-    fake: FakeModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def rows_of_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gets the number of rows of each pass through the decoder from here on."""
     rows, real = list[int](), decoder.forward
 
     def counted(x: np.ndarray, *rest: Any) -> np.ndarray:
         rows.append(len(x))
         return real(x, *rest)
 
+    monkeypatch.setattr(decoder, "forward", counted)
+    return rows
+
+
+def test_a_step_is_a_block_of_the_tower_and_a_pass_through_the_decoder(
+    fake: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours = made(fake, prefixes=0)
     ((_, job),) = placed(ours)
     assert job.reply
-    monkeypatch.setattr(decoder, "forward", counted)
+    rows = rows_of_passes(monkeypatch)
     ours.submit(question("What? " * 20, 10, 20), Listener())
     for block in range(1, 2 * (BLOCKS + 1) + 1):
         before = len(job.reply.tokens)
@@ -434,14 +440,8 @@ def test_what_was_computed_for_one_owner_is_of_use_to_no_other(fake: FakeModel) 
 def test_a_long_prompt_is_read_in_short_slices_whoever_waits(
     fake: FakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, real = list[int](), decoder.forward
-
-    def counted(x: np.ndarray, *rest: Any) -> np.ndarray:
-        rows.append(len(x))
-        return real(x, *rest)
-
     ours = made(fake, prefixes=0)
-    monkeypatch.setattr(decoder, "forward", counted)
+    rows = rows_of_passes(monkeypatch)
     end = ask(ours, question("a " * 190, new=1)).end
     assert isinstance(end, Finished)
     assert max(rows) == engine.PIECE and sum(rows) == end.prompt_tokens - end.cached_tokens > 150

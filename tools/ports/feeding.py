@@ -4,7 +4,7 @@ The vision graph gets the golden's pixel values, the decoder its embeddings, and
 one: so each part is judged by itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -56,6 +56,15 @@ def decoder_stages(session: Session, golden: Golden, folder: Path) -> dict[str, 
     ):
         stages[name] = np.concatenate([step[stage] for step in steps])
     return stages
+
+
+def all_stages(run: Callable[[Path], Session], folder: Path, golden: Golden) -> dict[str, np.ndarray]:
+    """Every stage that the graphs in a folder give for a golden's inputs.
+
+    run  makes a runtime's session of a graph's file
+    """
+    vision, decoder = run(folder / "vision.onnx"), run(decoder_file(folder))
+    return {**vision_stages(vision, golden), **decoder_stages(decoder, golden, folder)}
 
 
 def _forward(

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 
 from mvlm_np.golden.format import Golden, read_golden
-from tools.ports.feeding import Arrays, decoder_file, decoder_stages, vision_stages
+from tools.ports.feeding import Arrays, all_stages
 
 TYPES = {
     "tensor(float)": np.float32,
@@ -45,11 +45,7 @@ class OnnxRuntime:
 
 def dump(folder: Path, golden: Golden, optimise: bool = True) -> dict[str, np.ndarray]:
     """Every stage that the graphs in a folder give for a golden's inputs."""
-    vision, decoder = OnnxRuntime(folder / "vision.onnx", optimise), decoder_file(folder)
-    return {
-        **vision_stages(vision, golden),
-        **decoder_stages(OnnxRuntime(decoder, optimise), golden, folder),
-    }
+    return all_stages(lambda graph: OnnxRuntime(graph, optimise), folder, golden)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import openvino
 
 from mvlm_np.golden.format import Golden, read_golden
-from tools.ports.feeding import Arrays, decoder_file, decoder_stages, vision_stages
+from tools.ports.feeding import Arrays, all_stages
 
 
 class OpenVINO:
@@ -39,11 +39,7 @@ class OpenVINO:
 
 def dump(folder: Path, golden: Golden, precision: str = "f32") -> dict[str, np.ndarray]:
     """Every stage that the graphs in a folder give for a golden's inputs."""
-    vision, decoder = OpenVINO(folder / "vision.onnx", precision), decoder_file(folder)
-    return {
-        **vision_stages(vision, golden),
-        **decoder_stages(OpenVINO(decoder, precision), golden, folder),
-    }
+    return all_stages(lambda graph: OpenVINO(graph, precision), folder, golden)
 
 
 def main() -> None:
