@@ -316,7 +316,8 @@ def _peak_of_ask(arguments: Sequence[str], new: int) -> int:
         command += ["--max-new-tokens", str(new), *arguments]
         done = subprocess.run([sys.executable, "-S", "-c", _PEAK, *command], capture_output=True, text=True)
     if done.returncode:
-        raise UserError("--serve", f"mvlm ask failed: {done.stderr.strip().rpartition(chr(10))[2]}")
+        said = done.stderr.strip().rpartition("\n")[2].removeprefix("mvlm: ")
+        raise UserError("--serve", f"mvlm ask failed: {said}")
     return int(done.stdout) * 1024
 
 

@@ -46,6 +46,7 @@ def test_it_measures_a_real_server(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_server_that_does_not_start_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*WORDS, "--model", str(tmp_path)]) == 2
     assert str(tmp_path) in (said := capsys.readouterr().err) and said.count("\n") == 1
+    assert said.count("mvlm: ") == 1
     wanted = r"--serve: mvlm serve did not start: .*no-such-folder"
     with pytest.raises(UserError, match=wanted), served.serving(["--model=no-such-folder"]):
         pass
