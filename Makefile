@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL_TEST := $(PIP) install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check table test-serve test-evaluate test-ports test-prebuilt test-arm test-pythons test-clients soak wheels lint types axe fuzz clean
+.PHONY: help demo test check table test-serve test-evaluate test-ports test-train test-prebuilt test-arm test-pythons test-clients soak wheels lint types axe fuzz clean
 
 help:
 	@echo 'make demo    ask the small model that is in the box about the pictures that are in the box'
@@ -23,6 +23,7 @@ help:
 	@echo 'make test-serve    mvlm serve with its page in a browser, and mvlm watch'
 	@echo 'make test-evaluate    mvlm evaluate and mvlm batch'
 	@echo 'make test-ports    the model as ONNX graphs, and the verdicts on other runtimes'
+	@echo 'make test-train    training: tools/finetune.py and what it is made of'
 	@echo 'make test-prebuilt    the tests of the kernels, with the libraries of the wheels'
 	@echo 'make test-arm    the kernels on emulated ARM processors; needs Debian or Ubuntu with qemu-user'
 	@echo 'make test-pythons    the wheel on each Python from 3.11 to 3.14 that is here'
@@ -43,10 +44,11 @@ demo: $(VENV)/.installed
 SERVING := tests/serve tests/watch tests/cli/test_serve.py tests/cli/test_watch.py
 EVALUATING := tests/evaluation tests/rows tests/cli/test_batch.py
 PORTS := tests/export tests/ports tests/golden/test_verdicts.py tests/golden/test_runtimes.py
+TRAINING := tests/training
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test: lint types
-	$(PYTEST) $(addprefix --ignore=,$(SERVING) $(EVALUATING) $(PORTS))
+	$(PYTEST) $(addprefix --ignore=,$(SERVING) $(EVALUATING) $(PORTS) $(TRAINING))
 
 test-serve: $(VENV)/.installed-test
 	$(PYTEST) $(SERVING)
@@ -56,6 +58,9 @@ test-evaluate: $(VENV)/.installed-test
 
 test-ports: $(VENV)/.installed-test
 	$(PYTEST) $(PORTS)
+
+test-train: $(VENV)/.installed-test
+	$(PYTEST) $(TRAINING)
 
 check: test
 
