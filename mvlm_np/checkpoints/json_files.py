@@ -21,8 +21,11 @@ MAX_PARTS = 400_000  # lists and objects; a tokenizer.json of LLaMA's has a sixt
 MAX_JSON = 1 << 20  # bytes; the largest that is published, the 7B's index, has less than a tenth
 
 
-def read_json(path: Path, error: type[UserError] = ConfigError, most: int = MAX_JSON) -> Any:
-    """What a JSON file of at most so many bytes says. `error` is raised where it cannot be read."""
+def read_json(
+    path: Path, error: type[UserError] = ConfigError, most: int = MAX_JSON, parts: int = MAX_PARTS
+) -> Any:
+    """What a JSON file of at most so many bytes, lists and objects says. `error` is raised where it cannot
+    be read."""
     try:
         if path.exists() and not path.is_file():  # reading a pipe or a device may never end
             raise error(path, "is not a regular file", "a JSON file")
@@ -38,14 +41,14 @@ def read_json(path: Path, error: type[UserError] = ConfigError, most: int = MAX_
     if not raw.lstrip().startswith((b"{", b"[")):
         found, fix = what_is(raw[:HEAD]) if raw else ("is empty", "download it again")
         raise error(path, found, "a JSON file", fix)
-    return parse_json(raw, path, error)
+    return parse_json(raw, path, error, parts)
 
 
-def parse_json(raw: bytes, where: object, error: type[UserError]) -> Any:
+def parse_json(raw: bytes, where: object, error: type[UserError], parts: int = MAX_PARTS) -> Any:
     """The value of a JSON text in UTF-8. No object may have a key twice: readers differ in which counts."""
     try:
-        if raw.count(b"[") + raw.count(b"{") > MAX_PARTS:  # the costliest of what a text can hold
-            raise ValueError(f"it has more than {MAX_PARTS} lists and objects")
+        if raw.count(b"[") + raw.count(b"{") > parts:  # the costliest of what a text can hold
+            raise ValueError(f"it has more than {parts} lists and objects")
         return json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
     except RecursionError:
         reason = "it is nested too deeply"

@@ -1,1 +1,1 @@
-"""Training any MobileVLM on pictures of one's own: what tools/finetune.py is made of, from data to weights."""
+"""Training any MobileVLM on pictures of one's own: what tools/finetune.py is made of, data to weights."""
