@@ -22,10 +22,16 @@ MAX_JSON = 1 << 20  # bytes; the largest that is published, the 7B's index, has 
 
 
 def read_json(
-    path: Path, error: type[UserError] = ConfigError, most: int = MAX_JSON, parts: int = MAX_PARTS
+    path: Path,
+    error: type[UserError] = ConfigError,
+    most: int = MAX_JSON,
+    parts: int = MAX_PARTS,
+    fix: str = "download it again",
 ) -> Any:
-    """What a JSON file of at most so many bytes, lists and objects says. `error` is raised where it cannot
-    be read."""
+    """What a JSON file says that has at most `most` bytes and `parts` lists and objects.
+
+    `error` is raised where it cannot be read, and ends in `fix`, unless there is a better one.
+    """
     try:
         if path.exists() and not path.is_file():  # reading a pipe or a device may never end
             raise error(path, "is not a regular file", "a JSON file")
@@ -33,18 +39,24 @@ def read_json(
             raw = file.read(most + 1)
             size = os.fstat(file.fileno()).st_size
     except OSError as reason:
-        found, fix = why_unreadable(path, reason)
-        raise error(path, found, "a JSON file", fix) from None
+        found, remedy = why_unreadable(path, reason)
+        raise error(path, found, "a JSON file", remedy) from None
     if len(raw) > most:
-        raise error(path, f"has {size} bytes", f"at most {most}", "download it again")
+        raise error(path, f"has {size} bytes", f"at most {most}", fix)
     raw = raw.removeprefix(BOM)
     if not raw.lstrip().startswith((b"{", b"[")):
-        found, fix = what_is(raw[:HEAD]) if raw else ("is empty", "download it again")
-        raise error(path, found, "a JSON file", fix)
-    return parse_json(raw, path, error, parts)
+        found, remedy = what_is(raw[:HEAD]) if raw else ("is empty", fix)
+        raise error(path, found, "a JSON file", remedy)
+    return parse_json(raw, path, error, parts, fix)
 
 
-def parse_json(raw: bytes, where: object, error: type[UserError], parts: int = MAX_PARTS) -> Any:
+def parse_json(
+    raw: bytes,
+    where: object,
+    error: type[UserError],
+    parts: int = MAX_PARTS,
+    fix: str = "download it again",
+) -> Any:
     """The value of a JSON text in UTF-8. No object may have a key twice: readers differ in which counts."""
     try:
         if raw.count(b"[") + raw.count(b"{") > parts:  # the costliest of what a text can hold
@@ -54,7 +66,7 @@ def parse_json(raw: bytes, where: object, error: type[UserError], parts: int = M
         reason = "it is nested too deeply"
     except ValueError as problem:  # of UTF-8, of JSON, of `_once`, or a number of thousands of digits
         reason = str(problem)
-    raise error(where, f"cannot be read as JSON: {reason:.200}", fix="download it again") from None
+    raise error(where, f"cannot be read as JSON: {reason:.200}", fix=fix) from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

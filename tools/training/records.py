@@ -7,6 +7,7 @@ Anybody may have written such a file. What is wrong with it is one line, which n
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,15 +48,17 @@ def read_records(file: Path, images: Path, *, as_published: bool = False) -> lis
     Upstream never reads `id`. Here it is a name for messages, and one that several records have is logged.
     """
     entries = _entries(file)
-    records, bad = list[Record](), list[UserError]()
+    records, bad = list[Record](), dict[str, UserError]()
     for number, entry in enumerate(entries, 1):
         try:
             records.append(_record(entry, f"{file}: record {number}", images, as_published))
         except UserError as error:
-            bad.append(error)
+            bad[str(number)] = error
     if bad:
-        more = f" ({len(bad) - 1} more of the {len(entries)} records are bad, too)" if len(bad) > 1 else ""
-        raise UserError(file, f"{str(bad[0]).removeprefix(f'{file}: ')}{more}")
+        (_, first), *others = bad.items()
+        if not others:
+            raise first
+        raise UserError(first, f"records {some(name for name, _ in others)} are bad, too")
     names = Counter(str(entry["id"]) for entry in entries if isinstance(entry, Mapping) and "id" in entry)
     if twice := [f"{show(name)} {count} times" for name, count in names.items() if count > 1]:
         log.warning("%s: several records have the same id, which is only a name: %s", file, some(twice))
@@ -67,12 +70,12 @@ def _entries(file: Path) -> list[object]:
         raise UserError(file, "is a table", "upstream's JSON", "tools/make_data.py makes it of a table")
     if file.suffix.lower() in (".jsonl", ".ndjson"):
         raise UserError(file, "is JSON lines", "one JSON list", "make one: jq -s . IN.jsonl > OUT.json")
-    size = file.stat().st_size if file.is_file() else 0
+    size = os.path.getsize(file) if os.path.isfile(file) else 0
     free = memory.available()
     if free is not None and MEMORY * size > free:
         found = f"takes about {memory.text(MEMORY * size)} of memory"
         raise UserError(file, found, f"at most the {memory.text(free)} that are free", "split it")
-    found = read_json(file, UserError, most=size, parts=size)
+    found = read_json(file, UserError, size, size, "mend it, or make it again")
     if not isinstance(found, list):
         raise UserError(file, "is a JSON object", "a list of records", "put it in square brackets")
     if not found:
@@ -98,7 +101,9 @@ def _record(entry: object, where: str, images: Path, as_published: bool) -> Reco
 def _turn(turn: object, where: str) -> tuple[str, str]:
     if not isinstance(turn, Mapping):
         raise UserError(where, f"found {short(turn)}", 'an object with "from" and "value"')
-    speaker, text = turn.get("from"), turn.get("value")
+    if not {"from", "value"} <= {*turn}:
+        raise UserError(where, f"has {some(map(short, turn)) or 'nothing'}", '"from" and "value"')
+    speaker, text = turn["from"], turn["value"]
     if speaker not in SPEAKERS:
         raise UserError(where, f'"from" is {short(speaker)}', '"human" or "gpt"', "rename or remove it")
     if not isinstance(text, str):
@@ -109,12 +114,12 @@ def _turn(turn: object, where: str) -> tuple[str, str]:
 
 
 def _picture(name: object, where: str, images: Path) -> Path:
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name.isprintable() or not name:
         raise UserError(where, f"image is {short(name)}", "the name of one picture's file")
     path = images / name
-    if not path.is_file():
+    if not os.path.isfile(path):
         try:
-            open_file(str(path)).close()  # says what is wrong
+            open_file(name if "://" in name else str(path)).close()  # says what is wrong
         except UserError as error:
             raise UserError(where, error) from None
     return path
