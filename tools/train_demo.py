@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
 
+from mvlm_np.errors import UserError
 from tools.demo.recipe import RECIPES, train, write_data, write_pictures
 from tools.parts.arguments import at_least_1
 
@@ -60,14 +61,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.write_pictures:
         write_pictures(args.folder)
         return 0
+    try:
+        train_as_asked(args)
+    except UserError as error:
+        print(f"train_demo: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("train_demo: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train_as_asked(args: argparse.Namespace) -> None:
     if args.processes == 1:
         print(run(args))
-        return 0
+        return
     from torch.multiprocessing import spawn
 
     with TemporaryDirectory() as meeting:
         spawn(run_together, (args, f"file://{meeting}/point"), args.processes)
-    return 0
 
 
 def run(args: argparse.Namespace) -> Path:
@@ -83,6 +95,8 @@ def run_together(rank: int, args: argparse.Namespace, meeting: str) -> None:
     """One of several processes, which have a part of every batch each and take the same steps."""
     import torch.distributed as ranks
 
+    count = str(args.processes)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     patience = timedelta(hours=4)  # one of them may be paused, or render
     ranks.init_process_group("gloo", meeting, patience, args.processes, rank)
     args.threads = args.threads or max(1, (os.cpu_count() or 1) // args.processes)

@@ -20,10 +20,10 @@ from torch.nn.functional import cross_entropy
 from mvlm_np.inputs.conversation import render
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN, Tokenizer, tokenize_prompt
 from tools.demo.data import Pictures, numbers, path
-from tools.demo.fitting import device, fast_bfloat16, fit, rank, share, to_device
-from tools.demo.network import features, pixel_values
+from tools.demo.network import features, optimizer, pixel_values, to_device
 from tools.demo.questions import TASKS, Question, questions
 from tools.demo.scenes import WORDS, scene
+from tools.training.loop import History, accelerator, fit
 
 CAPTIONS = ("place", "about", "list", "describe")
 IGNORED = -100
@@ -166,7 +166,7 @@ def write_features(tower: Any, pictures: Pictures, shard: int, folder: Path) -> 
         return
     pixels, _ = pictures[shard]
     parts = []
-    with torch.autocast(device().type, torch.bfloat16, enabled=fast_bfloat16()):
+    with accelerator().autocast():
         for start in range(0, len(pixels), 128):
             (x,) = to_device(pixels[start : start + 128])
             parts.append(features(tower, pixel_values(x)).to(torch.float16).cpu().numpy())
@@ -185,10 +185,10 @@ class Seen:
         self.features = {s: np.load(file, mmap_mode="r") for s, file in enumerate(files) if file.exists()}
 
     def batch(
-        self, step: int, size: int, seed: int, tasks: Sequence[str], each: int
+        self, step: int, part: int, size: int, seed: int, tasks: Sequence[str], each: int
     ) -> tuple[np.ndarray, list[list[tuple[Question, ...]]]]:
         """Features (size, patches, V) and conversations, one to three turns each, about every picture."""
-        random = np.random.default_rng([seed, step, rank()])
+        random = np.random.default_rng([seed, step, part])
         shard = [*self.features][random.integers(len(self.features))]
         chosen = np.sort(random.choice(len(self.features[shard]), size, replace=False))
         talks = []
@@ -235,34 +235,45 @@ def train_language(
     rate: float,
     seed: int = 0,
     **options: Any,
-) -> list[float]:
-    """Stage 1 or 2: trains projector and decoder on the questions of `tasks`; see `fitting.fit`."""
-    prompts = Prompts(tokenizer)
+) -> History:
+    """Stage 1 or 2: trains projector and decoder on the questions of `tasks`; see `loop.fit`."""
+    prompts, parts = Prompts(tokenizer), accelerator().num_processes
+    learner = Learner(projector, decoder, len(prompts.prefix))
 
-    def loss_of(step: int) -> Tensor:
-        x, talks = seen.batch(step, share(size), seed, tasks, each)
+    def draw(step: int, part: int) -> tuple[Tensor, Packed]:
+        x, talks = seen.batch(step, part, size // parts, seed, tasks, each)
         tails = [[prompts.tail(*((q.text, q.answer) for q in turns)) for turns in of_one] for of_one in talks]
-        packed = pack(prompts, tails, image_tokens)
         (features,) = to_device(x)
-        h = hidden(decoder, projector, features, packed, len(prompts.prefix))
-        answers = packed.wanted != IGNORED
-        return cross_entropy(decoder.lm_head(h[answers]).float(), packed.wanted[answers])
+        return features, pack(prompts, tails, image_tokens)
 
-    modules: dict[str, nn.Module] = {"projector": projector, "decoder": decoder}
-    return fit(name, folder, modules, loss_of, steps, rate, **options)
+    groups = optimizer(learner, rate)
+    return fit(name, folder, learner, groups, draw, steps, micro_batches=parts, clip=1.0, **options)
+
+
+class Learner(nn.Module):
+    """The projector and the decoder, which give the loss of pictures with their questions."""
+
+    def __init__(self, projector: nn.Module, decoder: Any, before: int):
+        super().__init__()
+        self.projector, self.decoder, self.before = projector, decoder, before
+
+    def forward(self, batch: tuple[Tensor, Packed]) -> Tensor:
+        seen, packed = batch
+        h = hidden(self.decoder, self.projector, seen, packed, self.before)
+        answers = packed.wanted != IGNORED
+        return cross_entropy(self.decoder.lm_head(h[answers]).float(), packed.wanted[answers])
 
 
 # ---------------------------------------------------------------- a quick look at how it does
 
 
-@torch.inference_mode()
 def token_accuracy(
     prompts: Prompts, projector: nn.Module, decoder: Any, seen: Seen, image_tokens: int
 ) -> Mapping[str, float]:
     """The share of answers that are right in every token, each asked for after the right ones."""
     right: dict[str, list[bool]] = {task: [] for task in TASKS}
     for step in range(16):
-        x, talks = seen.batch(step, 16, 1234, TASKS, 1)
+        x, talks = seen.batch(step, 0, 16, 1234, TASKS, 1)
         single = [[q for turns in of_one for q in turns] for of_one in talks]
         tails = [[prompts.tail((q.text, q.answer)) for q in of_one] for of_one in single]
         packed = pack(prompts, tails, image_tokens)

@@ -12,6 +12,7 @@ from mvlm_np.config import ImageConfig
 from tools.demo.dense import HEADS
 from tools.parts.torch_projectors import LDPv2
 from tools.parts.torch_reference import llama_config
+from tools.training.loop import accelerator
 
 MEAN, STD = (torch.tensor(values).reshape(3, 1, 1) * 255 for values in (ImageConfig.mean, ImageConfig.std))
 
@@ -165,3 +166,21 @@ class DenseHeads(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, patches, V) -> for each question its logits (B, patches, answers)."""
         return self.answers(self.norm(x)).float().split([*HEADS.values()], dim=-1)
+
+
+def optimizer(model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """AdamW, with weight decay on matrices alone."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.02},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+
+
+def device() -> torch.device:
+    return accelerator().device
+
+
+def to_device(*arrays: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.tensor(a).to(device(), non_blocking=True) for a in arrays)

@@ -1,7 +1,7 @@
 """What is trained, on what, and for how long; and the whole run from nothing to a model folder."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -14,7 +14,6 @@ from mvlm_np.checkpoints.checkpoint import StoredTokenizer
 from mvlm_np.inputs.tokenizer import Tokenizer
 from mvlm_np.projector import LDPV2_GRID
 from tools.demo.data import Pictures, start_rendering, write_shard
-from tools.demo.fitting import device, processes, rank, to_device, wait_for_all
 from tools.demo.folder import model_config, write_model
 from tools.demo.language import (
     CAPTIONS,
@@ -25,10 +24,11 @@ from tools.demo.language import (
     train_tokenizer,
     write_features,
 )
-from tools.demo.network import build_decoder, build_projector
+from tools.demo.network import build_decoder, build_projector, device, to_device
 from tools.demo.questions import TASKS, questions, record
 from tools.demo.scenes import render, scene
 from tools.demo.stage0 import train_tower
+from tools.training.loop import accelerator
 
 IMAGE_TOKENS = LDPV2_GRID**2
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -115,21 +115,22 @@ def train(
     stop_at   per stage, end after so many steps as a kill would
     """
     folder.mkdir(parents=True, exist_ok=True)
+    run = accelerator()
     kept, (side, grid) = pictures or folder / "pictures", sides(recipe)
     kept.mkdir(parents=True, exist_ok=True)
     training, validation = Pictures(kept, "train", recipe.shards), Pictures(kept, "validation", 1)
     tokenizer_file, rendering = folder / "tokenizer.model", []
-    if rank() == 0:
+    if run.is_main_process:
         rendering = start_rendering(kept, "train", recipe.shards, side, grid, workers)
         write_shard(kept, "validation", 0, side, grid)
         if not tokenizer_file.exists():
             tokenizer_file.write_bytes(train_tokenizer(recipe.vocabulary))
-    wait_for_all()
+    run.wait_for_everyone()
     tokenizer = Tokenizer(StoredTokenizer(tokenizer_file.read_bytes()))
     config = model_config(recipe.vision, recipe.decoder, tokenizer.vocab_size)
 
     first, *later = recipe.stages
-    tower, heads, losses = train_tower(
+    tower, heads, history = train_tower(
         recipe.vision,
         folder,
         training,
@@ -141,17 +142,17 @@ def train(
         stop_at=stop_at[0],
         check_every=recipe.check_every,
     )
-    if len(losses) < first.steps:
+    if len(history.losses) < first.steps:
         return folder
     for process in rendering:
         process.join()
     tower.eval()
-    wait_for_all()
+    run.wait_for_everyone()
     for part in (training, validation):
         for shard in part.ready():
-            if shard % processes() == rank():
+            if shard % run.num_processes == run.process_index:
                 write_features(tower, part, shard, folder)
-    wait_for_all()
+    run.wait_for_everyone()
 
     seen, held_out = (Seen(folder, p.split, p.shards) for p in (training, validation))
     (sample,) = to_device(held_out.features[0].astype(np.float32))
@@ -160,12 +161,11 @@ def train(
     decoder = build_decoder(config).to(device())
     prompts = Prompts(tokenizer)
 
-    def check(step: int) -> str:
-        accuracy = token_accuracy(prompts, projector, decoder, held_out, IMAGE_TOKENS)
-        return " ".join(f"{task} {100 * share:.1f}" for task, share in accuracy.items())
+    def check() -> Mapping[str, float]:
+        return token_accuracy(prompts, projector, decoder, held_out, IMAGE_TOKENS)
 
     def write() -> None:
-        if rank() > 0:
+        if not run.is_main_process:
             return
         tokenizer_bytes = tokenizer_file.read_bytes()
         write_model(folder / "model", recipe.vision, config, tokenizer_bytes, tower, projector, decoder)
@@ -175,7 +175,7 @@ def train(
             write()
             decoder = with_adapter(decoder, lora)
             projector.requires_grad_(False)
-        losses = train_language(
+        history = train_language(
             f"stage{number}",
             folder,
             tokenizer,
@@ -193,9 +193,9 @@ def train(
             check=check,
             check_every=recipe.check_every,
         )
-        if len(losses) < stage.steps:
+        if len(history.losses) < stage.steps:
             return folder
-    if lora and rank() == 0:
+    if lora and run.is_main_process:
         decoder.save_pretrained(folder / "adapter")
     if not lora:
         write()

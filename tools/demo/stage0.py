@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from tools.demo.data import Pictures
 from tools.demo.dense import HEADS, NONE, TEXT
-from tools.demo.fitting import device, fit, rank, share, to_device
-from tools.demo.network import DenseHeads, build_tower, features, pixel_values
+from tools.demo.network import DenseHeads, build_tower, device, features, optimizer, pixel_values, to_device
+from tools.training.loop import History, accelerator, fit
 
 # Shapes are what takes longest, and nothing of what a shape names can be known before.
 WEIGHTS = {
@@ -29,11 +29,11 @@ WEIGHTS = {
 WEIGHTS |= {f"text{i}": 0.3 for i in range(TEXT)}
 
 
-def batch(pictures: Pictures, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Pictures and labels of one step, drawn from the shards that are there; waits only if there is none."""
+def batch(pictures: Pictures, step: int, part: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Pictures and labels of a part of a step, from shards that are there; waits only if there is none."""
     while not (ready := pictures.ready()):
         time.sleep(1)
-    random = np.random.default_rng([seed, step, rank()])
+    random = np.random.default_rng([seed, step, part])
     pixels, labels = pictures[ready[random.integers(len(ready))]]
     chosen = np.sort(random.choice(len(pixels), size, replace=False))
     x, y = to_device(pixels[chosen], labels[chosen].astype(np.int64))
@@ -57,7 +57,6 @@ def dense_loss(answers: tuple[Tensor, ...], labels: Tensor) -> Tensor:
     return total
 
 
-@torch.inference_mode()
 def patch_accuracy(tower: Any, heads: nn.Module, pictures: Pictures, limit: int = 512) -> dict[str, float]:
     """The share of right answers per question, on the patches that it makes sense for."""
     right, asked = np.zeros(len(HEADS)), np.zeros(len(HEADS))
@@ -83,21 +82,41 @@ def train_tower(
     seed: int = 0,
     stop_at: int | None = None,
     check_every: int = 250,
-) -> tuple[Any, DenseHeads, list[float]]:
-    """Returns the tower, the heads and the losses."""
+) -> tuple[Any, DenseHeads, History]:
+    """Returns the tower, the heads and how it went."""
     torch.manual_seed(seed)
-    tower, heads = build_tower(settings).to(device()), DenseHeads(settings["hidden_size"]).to(device())
+    learner = Learner(build_tower(settings), DenseHeads(settings["hidden_size"])).to(device())
+    parts = accelerator().num_processes
 
-    def loss_of(step: int) -> Tensor:
-        x, y = batch(training, step, share(size), seed)
-        return dense_loss(heads(features(tower, x)), y)
+    def draw(step: int, part: int) -> tuple[Tensor, Tensor]:
+        return batch(training, step, part, size // parts, seed)
 
-    def check(step: int) -> str:
-        accuracy = patch_accuracy(tower, heads, validation)
-        return " ".join(f"{name} {100 * share:.1f}" for name, share in accuracy.items())
+    def check() -> dict[str, float]:
+        return patch_accuracy(learner.tower, learner.heads, validation)
 
-    modules: dict[str, nn.Module] = {"tower": tower, "heads": heads}
-    losses = fit(
-        "stage0", folder, modules, loss_of, steps, rate, stop_at=stop_at, check=check, check_every=check_every
+    history = fit(
+        "stage0",
+        folder,
+        learner,
+        optimizer(learner, rate),
+        draw,
+        steps,
+        micro_batches=parts,
+        clip=1.0,
+        stop_at=stop_at,
+        check=check,
+        check_every=check_every,
     )
-    return tower, heads, losses
+    return learner.tower, learner.heads, history
+
+
+class Learner(nn.Module):
+    """The tower and the heads, which give the loss of pictures with their labels."""
+
+    def __init__(self, tower: Any, heads: DenseHeads):
+        super().__init__()
+        self.tower, self.heads = tower, heads
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, labels = batch
+        return dense_loss(self.heads(features(self.tower, x)), labels)
