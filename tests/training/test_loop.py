@@ -46,8 +46,8 @@ def batch(step: int, i: int) -> tuple[Tensor, Tensor]:
 def run(folder: Path, model: Line | None = None, **options: Any) -> tuple[Line, History]:
     model = model or Line()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 0.05)
-    options = {"batch": batch, "steps": 12, "micro_batches": 2} | options
-    return model, fit("line", folder, model, optimizer, **options)
+    given: dict[str, Any] = {"batch": batch, "steps": 12, "micro_batches": 2, **options}
+    return model, fit("line", folder, model, optimizer, **given)
 
 
 def test_a_step_is_that_of_the_whole_batch(tmp_path: Path) -> None:
@@ -163,9 +163,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_spoils_no_checkpoint(tmp_path
         def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
             return self.first.weight.sum() * math.nan
 
-    with pytest.raises(
-        UserError, match=r"^line: the loss of step 3 is nan, wanted a number; lower the learn"
-    ):
+    with pytest.raises(UserError, match=r"^line: the loss of step 3 is nan, wanted a number; lower the "):
         run(tmp_path, Nothing())
     assert (tmp_path / "line.pt").read_bytes() == before
     _, history = run(tmp_path / "silent", Nothing(), silent=True)
@@ -210,16 +208,10 @@ def start(folder: Path, slow: float = 0, steps: int = 12, processes: int = 1) ->
 
 
 def launch(processes: int) -> list[str]:
-    """`accelerate launch`, which starts several processes only under --multi_gpu; it needs no GPU for that."""
-    names: dict[str, Any] = {
-        "multi_gpu": None,
-        "num_processes": processes,
-        "num_machines": 1,
-        "main_process_port": 0,
-    }
-    names |= {"mixed_precision": "no", "dynamo_backend": "no"}
-    options = [f"--{name}" if value is None else f"--{name}={value}" for name, value in names.items()]
-    return ["-m", "accelerate.commands.launch", *options]
+    """`accelerate launch`, which starts several processes only under --multi_gpu; no GPU is needed."""
+    options = f"--multi_gpu --num_processes={processes} --num_machines=1 --main_process_port=0"
+    more = "--mixed_precision=no --dynamo_backend=no"
+    return ["-m", "accelerate.commands.launch", *options.split(), *more.split()]
 
 
 def wait_for(process: subprocess.Popen[str], file: Path) -> None:
