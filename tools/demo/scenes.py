@@ -5,6 +5,7 @@ labels and gauges. It is drawn with Pillow at twice the size that the model sees
 noise, blur, tilt, lighting and aspect ratio. A scene follows from its seed alone: `scene("train", 17)`.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import cos, pi, radians, sin
@@ -71,6 +72,9 @@ class Item:
     @property
     def place(self) -> str:
         return PLACES[self.cell]
+
+
+Draw = Callable[[Image.Image, Item, Random], None]
 
 
 @dataclass
@@ -178,13 +182,16 @@ def _put(item: Item, width: int, height: int, random: Random) -> None:
 # ---------------------------------------------------------------- drawing
 
 
-def render(scene: Scene) -> Image.Image:
-    """The picture of a scene, RGB. It fills in where the characters of its texts stand."""
+def render(scene: Scene, draw: Mapping[str, Draw] | None = None) -> Image.Image:
+    """The picture of a scene, RGB. It fills in where the characters of its texts stand.
+
+    draw  how items of each kind are drawn; by default as `DRAW` says
+    """
     random = Random(scene.seed + "/picture")
     numbers = np.random.default_rng(random.getrandbits(63))
     picture = _background(scene, random, numbers)
     for item in scene.items:
-        DRAW[item.kind](picture, item, random)
+        (draw or DRAW)[item.kind](picture, item, random)
     if random.random() < 0.4:
         picture = picture.filter(ImageFilter.GaussianBlur(random.uniform(0.3, 1.3)))
     return _lighting(picture, random, numbers)
@@ -225,7 +232,7 @@ def _lighting(picture: Image.Image, random: Random, numbers: np.random.Generator
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8).reshape(h, w, 3))
 
 
-def _shade(colour: tuple[float, ...], random: Random, factor: float = 1.0) -> tuple[int, int, int]:
+def shade(colour: tuple[float, ...], random: Random, factor: float = 1.0) -> tuple[int, int, int]:
     r, g, b = (round(min(255, max(0, c * factor + random.uniform(-12, 12)))) for c in colour)
     return r, g, b
 
@@ -252,8 +259,8 @@ def outline(shape: str) -> list[tuple[float, float]]:
 
 def _draw_shape(picture: Image.Image, item: Item, random: Random) -> None:
     draw, (x, y), r = ImageDraw.Draw(picture), item.centre, item.extent[0] / 2
-    fill = _shade(COLOURS[item.colour], random)
-    edge = _shade(fill, random, 0.65) if random.random() < 0.3 else None
+    fill = shade(COLOURS[item.colour], random)
+    edge = shade(fill, random, 0.65) if random.random() < 0.3 else None
     if item.shape == "circle":
         draw.ellipse((x - r, y - r, x + r, y + r), fill, edge, 2)
         return
@@ -270,16 +277,16 @@ def _draw_lamp(picture: Image.Image, item: Item, random: Random) -> None:
     def disc(radius: float, fill: tuple[int, int, int], dx: float = 0, dy: float = 0) -> None:
         draw.ellipse((x + dx - radius, y + dy - radius, x + dx + radius, y + dy + radius), fill)
 
-    plate = _shade((60, 62, 66), random)
+    plate = shade((60, 62, 66), random)
     draw.rounded_rectangle((x - r, y - r, x + r, y + r), r * 0.25, plate, (20, 20, 20), 2)
     colour = COLOURS[item.colour]
     if item.on:
-        disc(r * 0.88, _shade(tuple(0.5 * c + 40 for c in colour), random))  # the glow
-        disc(r * 0.68, _shade(tuple(c + 30 for c in colour), random))
-        disc(r * 0.3, _shade(tuple(0.4 * c + 150 for c in colour), random))
+        disc(r * 0.88, shade(tuple(0.5 * c + 40 for c in colour), random))  # the glow
+        disc(r * 0.68, shade(tuple(c + 30 for c in colour), random))
+        disc(r * 0.3, shade(tuple(0.4 * c + 150 for c in colour), random))
     else:
         disc(r * 0.76, (25, 25, 25))
-        disc(r * 0.68, _shade(colour, random, 0.42))
+        disc(r * 0.68, shade(colour, random, 0.42))
         disc(r * 0.12, (150, 150, 150), -r * 0.25, -r * 0.25)  # a reflection
 
 
@@ -302,10 +309,10 @@ BARS = {
 
 def _draw_display(picture: Image.Image, item: Item, random: Random) -> None:
     w, h = (round(e) for e in item.extent)
-    tile = Image.new("RGBA", (w, h), (*_shade((20, 24, 22), random), 255))
+    tile = Image.new("RGBA", (w, h), (*shade((20, 24, 22), random), 255))
     draw = ImageDraw.Draw(tile)
     draw.rectangle((0, 0, w - 1, h - 1), outline=(70, 72, 75, 255), width=3)
-    lit = (*_shade(SEGMENTS[item.colour], random), 255)
+    lit = (*shade(SEGMENTS[item.colour], random), 255)
     dark = (34, 38, 36, 255) if random.random() < 0.3 else None
     step = (w - 14) / DIGITS
     wide, high = step * 0.6, h * 0.33
@@ -331,7 +338,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _draw_label(picture: Image.Image, item: Item, random: Random) -> None:
     w, h = (round(e) for e in item.extent)
     plate = random.choice([(240, 240, 235), (250, 225, 70), (210, 215, 220)])
-    tile = Image.new("RGBA", (w, h), (*_shade(plate, random), 255))
+    tile = Image.new("RGBA", (w, h), (*shade(plate, random), 255))
     draw = ImageDraw.Draw(tile)
     draw.rectangle((0, 0, w - 1, h - 1), outline=(50, 50, 50, 255), width=2)
     font = _font(round(min(46, h * 0.68)))
@@ -340,7 +347,7 @@ def _draw_label(picture: Image.Image, item: Item, random: Random) -> None:
     item.characters = []
     for i, character in enumerate(item.text):
         x = left + (i + 0.5) * step
-        draw.text((x, h / 2), character, (*_shade((25, 25, 30), random), 255), font, "mm", stroke_width=1)
+        draw.text((x, h / 2), character, (*shade((25, 25, 30), random), 255), font, "mm", stroke_width=1)
         item.characters.append((character, *_tilted(item, x - w / 2, 0)))
     _paste(picture, tile, item)
 
@@ -352,10 +359,10 @@ def _draw_gauge(picture: Image.Image, item: Item, random: Random) -> None:
         a = radians(-225 + 27 * value + item.tilt)  # 0 at the lower left, 10 at the lower right
         return x + r * radius * cos(a), y + r * radius * sin(a)
 
-    draw.ellipse((x - r, y - r, x + r, y + r), _shade((240, 240, 235), random), (40, 40, 40), 4)
+    draw.ellipse((x - r, y - r, x + r, y + r), shade((240, 240, 235), random), (40, 40, 40), 4)
     for value in range(11):
         draw.line((*at(value, 0.74), *at(value, 0.88)), (50, 50, 50), 2)
-    needle = _shade(random.choice([(200, 30, 30), (30, 30, 30)]), random)
+    needle = shade(random.choice([(200, 30, 30), (30, 30, 30)]), random)
     draw.line((*at(item.value + 5.0, 0.0), *at(item.value, 0.72)), needle, 5)
     draw.ellipse((x - 6, y - 6, x + 6, y + 6), (40, 40, 40))
 

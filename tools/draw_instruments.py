@@ -1,0 +1,58 @@
+"""Draws pictures of an instrument that the demo model has never seen, with a question and the answer to each.
+
+    python tools/draw_instruments.py photos --pictures 400                         # a valve, open or shut
+    python tools/draw_instruments.py photos --pictures 400 --instrument slider     # a slider with marks 0 to 5
+    python tools/draw_instruments.py tests --pictures 200 --split held-out         # others, to test with
+
+The folder gets the pictures and `photos.csv` (picture, question, answer), which tools/make_data.py takes. A
+picture follows from its split and number alone, and every answer is right equally often. docs/teach.md uses it.
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
+
+from tools.demo.instruments import INSTRUMENTS, SPLITS, example
+from tools.parts.arguments import at_least_1
+
+COLUMNS = ("picture", "question", "answer")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("folder", type=Path, metavar="FOLDER", help="where pictures and photos.csv go")
+    top.add_argument("--pictures", type=at_least_1, default=50, metavar="N", help="how many (50)")
+    top.add_argument("--instrument", choices=[*INSTRUMENTS], default="valve")
+    top.add_argument("--split", choices=SPLITS, default="train")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        write(args.folder, args.instrument, args.split, args.pictures)
+    except OSError as error:
+        fix = "name another folder"
+        print(f"draw_instruments: {args.folder}: cannot be written ({error.strerror}); {fix}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write(folder: Path, instrument: str, split: str, pictures: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "photos.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(COLUMNS)
+        for number in range(pictures):
+            picture, question, answer = example(instrument, split, number)
+            name = f"{instrument}-{split}-{number:04}.png"
+            picture.save(folder / name)
+            table.writerow((name, question, answer))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
