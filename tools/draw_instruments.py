@@ -1,11 +1,11 @@
 """Draws pictures of an instrument that the demo model has never seen, with a question and the answer to each.
 
-    python tools/draw_instruments.py photos --pictures 400                         # a valve, open or shut
-    python tools/draw_instruments.py photos --pictures 400 --instrument slider     # a slider with marks 0 to 5
-    python tools/draw_instruments.py tests --pictures 200 --split held-out         # others, to test with
+    python tools/draw_instruments.py photos --pictures 400                     # a valve, open or shut
+    python tools/draw_instruments.py photos --pictures 400 --instrument slider # a slider with marks 0 to 5
+    python tools/draw_instruments.py kept --pictures 200 --split held-out      # others, to test with
 
 The folder gets the pictures and `photos.csv` (picture, question, answer), which tools/make_data.py takes. A
-picture follows from its split and number alone, and every answer is right equally often. docs/teach.md uses it.
+picture follows from its split and number alone, and every answer is right equally often; see docs/teach.md.
 """
 
 import argparse
@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         write(args.folder, args.instrument, args.split, args.pictures)
     except OSError as error:
-        fix = "name another folder"
-        print(f"draw_instruments: {args.folder}: cannot be written ({error.strerror}); {fix}", file=sys.stderr)
+        found = f"cannot be written ({error.strerror}); name another folder"
+        print(f"draw_instruments: {args.folder}: {found}", file=sys.stderr)
         return 2
     return 0
 

@@ -36,11 +36,12 @@ ANSWERS = {"valve": ("open", "shut"), "slider": tuple(map(str, range(MARKS)))}
 
 
 def example(kind: str, split: str, number: int) -> Example:
-    """The picture of this number, always the same. Answers take turns: each is right equally often."""
+    """The picture of this number, always the same. Each question comes with each answer equally often."""
     assert split in SPLITS
     seed = f"{kind}/{split}/{number}"
     random = Random(seed)
-    answer = ANSWERS[kind][number % len(ANSWERS[kind])]
+    turn, which = divmod(number, len(ANSWERS[kind]))
+    question, answer = QUESTIONS[kind][turn % len(QUESTIONS[kind])], ANSWERS[kind][which]
     width, height = random.choice([(256, 256), (256, 192), (192, 256)])
     item = Item(kind, 0, tilt=random.uniform(-5, 5))
     if kind == "valve":
@@ -57,7 +58,7 @@ def example(kind: str, split: str, number: int) -> Example:
         height / 2 + random.uniform(-0.4, 0.4) * max(0.0, spare_y),
     )
     picture = render(Scene(width, height, [item], seed), DRAW | INSTRUMENTS)
-    return Example(picture, random.choice(QUESTIONS[kind]), answer)
+    return Example(picture, question, answer)
 
 
 # ---------------------------------------------------------------- drawing
