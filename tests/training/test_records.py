@@ -3,9 +3,12 @@
 import json
 import logging
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mvlm_np import memory
 from mvlm_np.errors import UserError
@@ -151,3 +154,25 @@ def test_an_id_may_be_there_twice_and_is_logged(folder: Path, caplog: pytest.Log
     assert caplog.messages == [
         "data.json: several records have the same id, which is only a name: 'x' 3 times, 'y' 2 times"
     ]
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["human", "gpt"]),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.sampled_from(["id", "image", "conversations", "from", "value"]), inner)
+    ),
+)
+
+
+@given(content=ANY, as_published=st.booleans())
+def test_whatever_stands_in_a_file_it_is_records_or_one_line(content: Any, as_published: bool) -> None:
+    with TemporaryDirectory() as name:
+        file = Path(name, "data.json")
+        file.write_text(json.dumps(content))
+        try:
+            found = read_records(file, Path(name), as_published=as_published)
+        except UserError as error:
+            assert str(error).startswith(str(file)) and str(error).isprintable()
+        else:
+            assert len(found) == len(content)

@@ -40,7 +40,8 @@ def read_table(
         try:
             if isinstance(row, str):
                 raise UserError(where, row)
-            entry = {"id": row.get("id") or f"{file.stem}-{line}"} | _entry(where, row, images, question)
+            entry: Entry = {"id": row.get("id") or f"{file.stem}-{line}"}
+            entry |= _entry(where, row, images, question)
             asked, answered = (turn["value"] for turn in entry["conversations"])
             before, first = answers.setdefault((entry["image"], asked), (answered, line))
             if before != answered:
