@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL_TEST := $(PIP) install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check table test-serve test-evaluate test-ports test-train test-prebuilt test-arm test-pythons test-clients soak wheels lint types axe fuzz clean
+.PHONY: help demo test check table llama-cpp test-serve test-evaluate test-ports test-train test-prebuilt test-arm test-pythons test-clients soak wheels lint types axe fuzz clean
 
 help:
 	@echo 'make demo    ask the small model that is in the box about the pictures that are in the box'
@@ -30,6 +30,7 @@ help:
 	@echo 'make axe     get axe-core, which looks at the page of mvlm serve in its tests; needs npm'
 	@echo 'make test-clients    mvlm serve with the clients that people have: openai, ollama, llm, LangChain, litellm, curl'
 	@echo 'make table   what 4 to 8 bits cost a trained model, in our formats and llama.cpp'"'"'s; needs llama-quantize'
+	@echo 'make llama-cpp    llama.cpp from source, as it is and with the edits of docs/llama-cpp.md, and what each sees'
 	@echo 'make soak    mvlm serve with 2,000 requests of all kinds: memory, threads and files stay as they are'
 	@echo 'make fuzz    fuzz the readers of weight files and of requests to mvlm serve for twenty minutes'
 	@echo 'make clean   remove the virtual environment and all caches'
@@ -43,7 +44,7 @@ demo: $(VENV)/.installed
 
 SERVING := tests/serve tests/watch tests/cli/test_serve.py tests/cli/test_watch.py
 EVALUATING := tests/evaluation tests/rows tests/cli/test_batch.py
-PORTS := tests/export tests/ports tests/golden/test_verdicts.py tests/golden/test_runtimes.py
+PORTS := tests/export tests/ports tests/golden/test_verdicts.py tests/golden/test_runtimes.py tests/golden/test_guide.py
 TRAINING := tests/training
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
@@ -113,12 +114,29 @@ table: $(VENV)/.installed-test .cache/real/smollm2-moved .cache/real/smollm2-wid
 .cache/real/smollm2-wide: | $(VENV)/.installed-test
 	$(BIN)/python tools/real_model.py $@ --off-grid --widen
 
+# llama.cpp from source, twice, and what it makes of a picture: two cores build it in 12 minutes.
+LLAMA := .cache/llama.cpp
+LLAMA_MODELS := $(addprefix $(LLAMA)/models/,tiny tiny-ldp tiny-mlp)
+llama-cpp: $(VENV)/.installed-llama $(LLAMA_MODELS)
+	$(BIN)/python tools/llama_cpp_build.py $(LLAMA)
+	$(BIN)/python tools/llama_cpp_vision.py $(LLAMA_MODELS) --source $(LLAMA)/source --libraries $(LLAMA)/stock $(LLAMA)/changed
+
+$(LLAMA)/models/%: | $(VENV)/.installed-test
+	rm -rf $@.new
+	$(BIN)/python tools/make_checkpoint.py $* $@.new
+	$(BIN)/python tools/make_golden.py $@.new tests/data/golden/picture.png "What is it?" $@.new/golden-0.safetensors --cases
+	mv $@.new $@
+
 fuzz: $(VENV)/.installed-test
 	@$(INSTALL_TEST) -e '.[fuzz]' || echo 'atheris has no build for this machine: fuzzing without coverage guidance.'
 	$(BIN)/python -m tests.fuzz --seconds 1200
 
 $(VENV)/.installed-wheels: $(VENV)/.installed-test
 	$(INSTALL_TEST) -e '.[wheels]'
+	@touch $@
+
+$(VENV)/.installed-llama: $(VENV)/.installed-test
+	$(INSTALL_TEST) -e '.[llama]'
 	@touch $@
 
 $(CLIENTS)/.installed: .ci/clients.txt | $(BIN)/python

@@ -28,8 +28,9 @@ from mvlm_np.calibrating.reading import Reading, Sequences, reader
 from mvlm_np.checkpoints import packed
 from mvlm_np.checkpoints.checkpoint import Checkpoint
 from mvlm_np.checkpoints.gguf_blocks import TYPES_BY_NAME
+from mvlm_np.checkpoints.gguf_class_token import shared_out
 from mvlm_np.checkpoints.gguf_tokenizer import as_sentencepiece
-from mvlm_np.checkpoints.gguf_writer import Q4_K_WHOLE, write_gguf_pair
+from mvlm_np.checkpoints.gguf_writer import Q4_K_WHOLE, Weight, write_gguf_pair
 from mvlm_np.checkpoints.gguf_writer import Told as ToldOfGGUF
 from mvlm_np.checkpoints.json_files import read_json
 from mvlm_np.checkpoints.loader import kind
@@ -40,6 +41,7 @@ from mvlm_np.checkpoints.tensors import CHUNK, PLAIN, Tensor, float32_to_bfloat1
 from mvlm_np.config import Config
 from mvlm_np.errors import GenerationError, MemoryNeeded, NoTokenizer, TokenizerError, UserError
 from mvlm_np.inputs.conversation import as_jinja
+from mvlm_np.inputs.image import padding
 from mvlm_np.kernels import pack
 from mvlm_np.loading import bound_tensors, load, manifest, open_tokenizer, quantized, require_memory
 from mvlm_np.precisions import FLOATS, FOLDER, FOUR_BIT_KINDS, FOUR_BITS, GGUF, PACKED
@@ -138,7 +140,7 @@ def convert_to_gguf(
     ):
         write_gguf_pair(
             part,
-            rounded,
+            {**rounded, **_class_token(checkpoint.config, rounded)},
             checkpoint.config,
             as_sentencepiece(checkpoint.read_tokenizer()),
             GGUF[precision],
@@ -151,6 +153,14 @@ def convert_to_gguf(
             told=told,
         )
         write_record(part, {**_origin(checkpoint), "precision": precision})
+
+
+def _class_token(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Weight]:
+    """The two tensors of the class token, for a place before the patches and for one behind them."""
+    if not config.vision:
+        return {}
+    colour = np.array(padding(config.image)) / 255
+    return shared_out(tensors, (colour - config.image.mean) / config.image.std)
 
 
 def _sound(

@@ -1,12 +1,13 @@
 """What llama.cpp makes of a picture, beside what the model makes of it: the table in docs/llama-cpp.md.
 
-    python tools/llama_cpp_vision.py FOLDER --source llama.cpp --libraries stock/bin changed/bin
+    python tools/llama_cpp_vision.py FOLDER ... --source llama.cpp --libraries stock/bin changed/bin
 
-FOLDER has a model, a golden (golden-0.safetensors), its picture, and cases.json, which names it, as in
+Each FOLDER has a model, a golden (golden-0.safetensors), its picture, and cases.json, which names it, as in
 tests/data/golden. Its GGUF pair is written as `mvlm convert --to gguf --precision float16` does; --pair takes
 another one. --source is llama.cpp's source, --libraries are folders with its built libmtmd, libllama and
-libggml: one as it is, say, and one with the edits of docs/llama-cpp.md. The picture is given as it is, and as
-`mvlm prepare` pads it. It needs a C++ compiler.
+libggml: one as it is, say, and one with the edits of docs/llama-cpp.md. The picture is given as it is
+("photo"), as `mvlm prepare` pads it ("square"), and as it does with --class-token-last ("moved"). It needs a
+C++ compiler. `make llama-cpp` runs it, on small random models.
 """
 
 import argparse
@@ -23,27 +24,28 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
 
 import numpy as np
+from PIL import Image
 
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.converting import convert_to_gguf
 from mvlm_np.golden.compare.candidates import read_candidate
 from mvlm_np.golden.compare.comparison import compare
 from mvlm_np.golden.format import read_golden
-from mvlm_np.inputs.image import open_image, padded
+from mvlm_np.inputs.image import one_patch_on, open_image, padded, padding, scaled
 
 PROGRAM = Path(__file__).parent / "parts" / "llama_cpp" / "embeddings.cpp"
 
 
-def compiled(source: Path, libraries: Path, out: Path) -> Path:
-    """The program that writes a picture's embeddings; which libraries it takes is settled when it runs."""
+def compiled(source: Path, libraries: Path, out: Path, program: Path = PROGRAM) -> Path:
+    """A program, made against llama.cpp; which build's libraries it takes is settled when it runs."""
     includes = [f"-I{source / folder}" for folder in ("include", "ggml/include", "tools/mtmd")]
     linked = ["-lmtmd", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath-link,{libraries}"]
-    subprocess.run(["c++", "-O1", *includes, PROGRAM, "-o", out, f"-L{libraries}", *linked], check=True)
+    subprocess.run(["c++", "-O1", *includes, program, "-o", out, f"-L{libraries}", *linked], check=True)
     return out
 
 
 class Row(NamedTuple):
-    """What a build made of a picture ("photo", or "square": padded before), against the golden."""
+    """What a build made of a picture ("photo", "square" or "moved"), against the golden."""
 
     libraries: Path
     picture: str
@@ -64,12 +66,20 @@ def table(
         if pair is None:
             convert_to_gguf(checkpoint, here / "pair", "float16")
             pair = here / "pair" / "model-F16.gguf", here / "pair" / "mmproj-model-f16.gguf"
-        square = here / "square.png"
-        padded(open_image(picture, exif=False), checkpoint.config.image).save(square)
+        pictures = {"photo": picture, "square": here / "square.png", "moved": here / "moved.png"}
+        photo, image, vision = (
+            open_image(picture, exif=False),
+            checkpoint.config.image,
+            checkpoint.config.vision,
+        )
+        assert vision, folder
+        padded(photo, image).save(pictures["square"])
+        moved = one_patch_on(scaled(photo, image).transpose(1, 2, 0), vision.patch_size, padding(image))
+        Image.fromarray(moved).save(pictures["moved"])
         program, out = compiled(source, libraries[0], here / "embeddings"), here / "embeddings.bin"
         for build in libraries:
             environment = {**os.environ, "LD_LIBRARY_PATH": str(build)}
-            for name, path in (("photo", picture), ("square", square)):
+            for name, path in pictures.items():
                 command = [program, *pair, path, out]
                 subprocess.run(command, env=environment, check=True, capture_output=True)
                 right = compare(golden, read_candidate(out, golden.names), "float16").right
@@ -84,14 +94,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--libraries", type=Path, nargs="+", required=True)
     parser.add_argument("--pair", type=Path, nargs=2, metavar=("MODEL", "MMPROJ"))
     args = parser.parse_args()
-    for row in table(args.folder, args.source, args.libraries, args.pair):
-        verdict = f"{'right' if row.right else 'wrong'}, cosine {row.cosine:.3f}, {row.decibels:.0f} dB"
-        print(f"{row.libraries!s:30} {row.picture:7} {verdict}", flush=True)
+    for folder in args.folders:
+        for row in table(folder, args.source, args.libraries, args.pair):
+            verdict = f"{'right' if row.right else 'wrong'}, cosine {row.cosine:.3f}, {row.decibels:.0f} dB"
+            print(f"{folder.name:12} {row.libraries.name:10} {row.picture:7} {verdict}", flush=True)
 
 
 if __name__ == "__main__":

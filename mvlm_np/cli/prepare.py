@@ -3,16 +3,21 @@
 Give it to a runtime that pads otherwise, or not at all, such as llama.cpp. With --size it is scaled to N x N
 too, to the bit as the model does it, for a runtime that scales otherwise: nothing is left but to normalise.
 
+With --class-token-last it is for llama.cpp as it is: scaled, and all patches moved by one place. With files
+that `mvlm convert --to gguf` wrote, llama.cpp then sees what the model sees; see docs/llama-cpp.md.
+
 A photo is turned upright as its camera noted. The file is a PNG, which loses nothing.
 
 examples:
   mvlm prepare photo.jpg -o square.png
   mvlm prepare photo.jpg -o small.png --size 336
   mvlm prepare photo.jpg -o seen.png --size 224 --model FOLDER
+  mvlm prepare photo.jpg -o for-llama-cpp.png --class-token-last
 """
 
 import argparse
 import os
+import sys
 
 from mvlm_np.cli.calls import place, whole
 from mvlm_np.errors import UserError
@@ -26,6 +31,11 @@ def describe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model", metavar="PATH", help="a model that pads or crops otherwise than the published ones"
+    )
+    parser.add_argument(
+        "--class-token-last",
+        action="store_true",
+        help="for llama.cpp, which puts the class token behind the patches: a patch of padding before them",
     )
     parser.add_argument(
         "--no-exif", action="store_true", help="do not turn it, as the published code does not"
@@ -45,10 +55,18 @@ def run(args: argparse.Namespace) -> int:
 
     from mvlm_np import memory
     from mvlm_np.checkpoints.opening import open_checkpoint
-    from mvlm_np.config import ImageConfig
-    from mvlm_np.inputs.image import open_image, padded, scaled
+    from mvlm_np.config import ImageConfig, VisionConfig
+    from mvlm_np.inputs.image import one_patch_on, open_image, padded, padding, scaled
 
-    config = open_checkpoint(args.model).config.image if args.model else ImageConfig()
+    config, vision = ImageConfig(), VisionConfig()
+    if args.model:
+        model = open_checkpoint(args.model).config
+        config, vision = model.image, model.vision or vision
+    if args.class_token_last:
+        if args.size not in (None, config.crop[1]) or config.crop[0] != config.crop[1]:
+            found = "--size N" if args.size else f"a model that sees {config.crop[0]} x {config.crop[1]}"
+            raise UserError("--class-token-last", f"found {found}", "the model's own size, a square")
+        args.size = config.crop[1]
     picture = open_image(args.picture, exif=not args.no_exif, adapt=not args.no_exif)
     if args.size is None:
         needed, free = 4 * max(picture.size) ** 2, memory.available()
@@ -62,7 +80,16 @@ def run(args: argparse.Namespace) -> int:
             if config.crop != (config.resize, config.resize):  # it crops, which another size has no rule for
                 raise UserError("--size", f"found {args.size}", f"{config.crop[0]}, this model's")
             config = replace(config, resize=args.size, crop=size)
-        picture = Image.fromarray(scaled(picture, config).transpose(1, 2, 0).copy())
+        pixels = scaled(picture, config).transpose(1, 2, 0).copy()
+        if args.class_token_last:
+            p, colour = vision.patch_size, padding(config)
+            if (pixels[-p:, -p:] != colour).any():
+                print(
+                    f"mvlm: note: the lower right {p} x {p} of {args.size} x {args.size} pixels are lost",
+                    file=sys.stderr,
+                )
+            pixels = one_patch_on(pixels, p, colour)
+        picture = Image.fromarray(pixels)
     part = args.output.with_name(f"{args.output.name}.part-{os.getpid()}")
     try:
         picture.save(part, "PNG")

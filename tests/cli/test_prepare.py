@@ -99,3 +99,33 @@ def test_a_square_that_memory_does_not_hold_is_not_begun(
     assert code == 2 and "its square takes" in said and "--size 336 makes it small" in said
     assert run(long, "-o", tmp_path / "small.png", "--size", 336)[0] == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.png", "small.png"]
+
+
+def patches(path: Path) -> np.ndarray:
+    """(576, 14, 14, 3), row by row."""
+    return np.asarray(Image.open(path)).reshape(24, 14, 24, 14, 3).swapaxes(1, 2).reshape(-1, 14, 14, 3)
+
+
+def test_for_a_class_token_behind_the_patches_all_move_on_by_one(run: Run, tmp_path: Path) -> None:
+    assert run(CAT, "-o", tmp_path / "plain.png", "--size", 336)[0] == 0
+    code, out, err = run(CAT, "-o", tmp_path / "moved.png", "--class-token-last")
+    assert (code, out, err) == (0, f"wrote {tmp_path / 'moved.png'}: 336 x 336\n", "")
+    plain, moved = patches(tmp_path / "plain.png"), patches(tmp_path / "moved.png")
+    np.testing.assert_array_equal(moved[1:], plain[:-1])
+    for patch in (moved[0], plain[-1]):
+        assert (patch == (122, 116, 104)).all()
+
+
+def test_what_is_lost_of_a_square_photo_is_said(run: Run, tmp_path: Path) -> None:
+    Image.new("RGB", (50, 50), (1, 2, 3)).save(tmp_path / "photo.png")
+    _, _, err = run(tmp_path / "photo.png", "-o", tmp_path / "moved.png", "--class-token-last")
+    assert err == "mvlm: note: the lower right 14 x 14 of 336 x 336 pixels are lost\n"
+    moved = patches(tmp_path / "moved.png")
+    assert (moved[1:] == (1, 2, 3)).all() and (moved[0] == (122, 116, 104)).all()
+
+
+def test_a_class_token_behind_the_patches_goes_with_the_models_size_alone(run: Run, tmp_path: Path) -> None:
+    code, _, err = run(CAT, "-o", tmp_path / "out.png", "--class-token-last", "--size", 224)
+    assert code == 2 and err.endswith("wanted the model's own size, a square\n")
+    small = (CAT, "-o", tmp_path / "small.png", "--class-token-last", "--model", SETS["own/ldpv2"])
+    assert run(*small)[1].endswith("52 x 52\n")

@@ -128,6 +128,8 @@ MEMBERS: dict[str, tuple[Json, Json]] = {
     "MobileVLM_V2-3B": (V2 | _3B | {"org": "meta"}, {}),
     "MobileVLM_V2-7B": (V2 | _7B, {}),
     "tiny": small("ldpnetv2", llama(64, 128, 2, 4, 2), 512, (32, 64, 3, 2)),
+    "tiny-ldp": small("ldpnet", llama(64, 128, 2, 4, 2), 512, (32, 64, 3, 2)),
+    "tiny-mlp": small("mlp2x_gelu", llama(64, 128, 2, 4, 2), 512, (32, 64, 3, 2)),
     # For the golden files in tests/data, as small as they can be: grids that do not halve, a squeeze width
     # that is rounded up, shared key-value heads, the class token kept, a picture that is cropped.
     "golden-ldpv2": small("ldpnetv2", llama(16, 24, 2, 4, 2), 72, (12, 20, 3, 2), (52, 4)),
