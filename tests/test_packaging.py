@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.xdist_group("packaging")  # one worker, so that the wheel is built once
 
 DEPENDENCIES = {"numpy", "numba", "safetensors", "sentencepiece", "pillow", "tqdm", "threadpoolctl"}
-EXTRAS = {*"dask evaluate gguf hub llama mqtt onnx ports real serve test fuzz wheels".split()}
+EXTRAS = {*"dask evaluate gguf hub llama mqtt onnx ports real serve test train fuzz wheels".split()}
 
 
 def run(*command: str, cwd: Path) -> str:

@@ -1,5 +1,6 @@
 """The class token in a GGUF: right before the patches, as in the model, and behind them, as in llama.cpp."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from mvlm_np.inputs.image import one_patch_on, padding, preprocess, scaled
 from tests.conftest import DATA
 
 
-def values(tensors: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+def values(tensors: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """The class embedding and the positions."""
     return tensors[CLASS].float32(), tensors[POSITIONS].float32()
 
