@@ -65,6 +65,13 @@ def test_the_published_training_turns_no_photo(photo: Path) -> None:
     assert opened(record(photo), as_published=True).size == (64, 40)
 
 
+def test_the_published_training_cuts_off_deep_grey(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((8, 8), 1 << 14, np.uint16)).save(path)
+    assert opened(record(path), as_published=True).getpixel((0, 0)) == (255, 255, 255)
+    assert opened(record(path)).getpixel((0, 0)) == (64, 64, 64)
+
+
 def test_a_picture_is_padded_for_fine_tuning_and_cropped_for_pretraining(photo: Path) -> None:
     padded, cropped = (pixels(record(photo), config, as_published=True) for config in (CONFIG, SQUARE))
     assert np.ptp(padded[:, 0], axis=1).max() < 1e-6 < np.ptp(cropped[:, 0], axis=1).max()

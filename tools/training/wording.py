@@ -126,21 +126,20 @@ def _rounds(record: Record) -> tuple[list[tuple[list[Stretch], str]], tuple[str,
         notes.append("the last question has no answer and is left out")
         turns = turns[:-1]
     questions, answers = ([text for _, text in turns[i::2]] for i in (0, 1))
-    if record.image is None:
-        return [([Text(q)] if q else [], a) for q, a in zip(questions, answers, strict=True)], tuple(notes)
-    tagged = [i for i, question in enumerate(questions) if IMAGE_MARK in question]
-    if questions and not tagged:
+    has_picture = record.image is not None
+    tagged = [i for i, question in enumerate(questions) if has_picture and IMAGE_MARK in question]
+    if has_picture and questions and not tagged:
         notes.append(f"has a picture and no {IMAGE_MARK}: the picture stands before the first question")
     if len(tagged) > 1:
         notes.append(f"has one picture and {IMAGE_MARK} in several questions: the first counts")
-    shown = min(tagged, default=0)
+    shown = min(tagged, default=0) if has_picture else None
     rounds = list[tuple[list[Stretch], str]]()
     for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         text = _untagged(question) if i in tagged else question
+        stretches: list[Stretch] = [Text(text)] if text else []
         if i == shown:
-            rounds.append(([IMAGE_MARK, Text("\n" + text)] if text else [IMAGE_MARK], answer))
-        else:
-            rounds.append(([Text(text)] if text else [], answer))
+            stretches = [IMAGE_MARK + "\n" * bool(text), *stretches]
+        rounds.append((stretches, answer))
     return rounds, tuple(notes)
 
 
@@ -172,7 +171,7 @@ def published_plain(record: Record, tokenizer: Tokenizer, limit: int) -> Sample:
         found = f"has {len(turns)} turns" if len(turns) != 2 else f"has no {IMAGE_MARK} in its first turn"
         raise UserError(record.where, found, f"two turns, {IMAGE_MARK} in the first", STOPS)
     ids = tokenize_prompt(IMAGE_MARK + turns[1][1] + PLAIN.sep, tokenizer)
-    return Sample(ids, [IGNORED] * 2 + ids[2:])
+    return _published(ids, [IGNORED] * 2 + ids[2:], limit)
 
 
 def published_v1(record: Record, tokenizer: Tokenizer, limit: int) -> Sample:
@@ -195,7 +194,13 @@ def published_v1(record: Record, tokenizer: Tokenizer, limit: int) -> Sample:
     counted = sum(i != PAD for i in ids)
     if cursor < limit and cursor != counted:
         return Sample(ids, [IGNORED] * len(ids), f"tokenization mismatch: {cursor} vs. {counted}")
-    return Sample(ids, labels, None if _learned(labels) else "no token is learned")
+    return _published(ids, labels, limit)
+
+
+def _published(ids: list[int], labels: list[int], limit: int) -> Sample:
+    return Sample(
+        ids, labels, None if _learned(labels[:limit]) else f"no token up to the {limit}th is learned"
+    )
 
 
 def _tidied(record: Record) -> Turns:
