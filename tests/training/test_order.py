@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mvlm_np.errors import UserError
 from tests.conftest import DATA, SHARED
 from tests.training.fixtures import load
-from tools.training.order import by_kind_and_length, deal, epoch, length
+from tools.training.order import deal, epoch, length
 from tools.training.records import Record
 
 TWIN = load(DATA / "training" / "sampler.json")
@@ -35,14 +34,10 @@ def test_the_twin_is_the_reference_material() -> None:
 
 @pytest.mark.parametrize("case", TWIN["cases"], ids=lambda case: f"seed {case['seed']}")
 def test_orders_are_the_published_codes(case: dict) -> None:
-    torch.manual_seed(case["seed"])
-    found = epoch(
-        records(*case["lengths"]), case["batch_size"], case["world_size"], grouped=True, as_published=True
-    )
-    assert found == case["indices"]
-    generator = torch.Generator().manual_seed(case["seed"])
-    args = case["lengths"], case["batch_size"], case["world_size"]
-    assert by_kind_and_length(*args, generator) == case["indices"]
+    data = records(*case["lengths"])
+    for as_published in (True, False):
+        options = {"seed": case["seed"], "grouped": True, "as_published": as_published}
+        assert epoch(data, case["batch_size"], case["world_size"], **options) == case["indices"]
 
 
 @pytest.mark.parametrize("case", TWIN["split_to_even_chunks"], ids=str)

@@ -1,15 +1,13 @@
 """In which order an epoch goes through the records.
 
 Records of one kind and of like length come together: a step with pictures alone, or with none, wastes neither
-the tower nor padding. The rule is the published code's (commit 688fdec), and so are its random numbers, if
-they are drawn from a generator in the same state.
+the tower nor padding. The rule is the published code's (commit 688fdec); with the same seed so is the order.
 """
 
 from collections.abc import Sequence
 from itertools import chain
 
 import torch
-from torch.utils.data import RandomSampler
 
 from mvlm_np.errors import UserError
 from tools.training.records import Record
@@ -27,21 +25,18 @@ def epoch(
 ) -> list[int]:
     """The indices of one epoch's records.
 
-    size       records that a process takes at a time; accumulated steps do not count as one
-    grouped    by kind and length, as the published fine-tuning has it; its pretraining has not
-    seed       with the epoch's `number`, from which the order follows. With `as_published` it follows from
-               torch's global generator instead, and what the published code stops at is a UserError
+    size          records that a process takes at a time; accumulated steps do not count as one
+    grouped       by kind and length, as the published fine-tuning has it; its pretraining has not
+    seed          the order follows from it and the epoch's `number`
+    as_published  what the published code stops at is a UserError
     """
-    if as_published:
-        lengths = [length(record) for record in records]
-        if grouped:
-            _check(records, lengths)
-        return by_kind_and_length(lengths, size, processes) if grouped else [*RandomSampler(records)]
     generator = torch.Generator().manual_seed(seed + number)
     if not grouped:
         return torch.randperm(len(records), generator=generator).tolist()
-    lengths = [length(record) or 1 for record in records]
-    return by_kind_and_length(lengths, size, processes, generator)
+    lengths = [length(record) for record in records]
+    if as_published:
+        _check(records, lengths)
+    return by_kind_and_length([n or 1 for n in lengths], size, processes, generator)
 
 
 def length(record: Record) -> int:
@@ -60,7 +55,7 @@ def _check(records: Sequence[Record], lengths: Sequence[int]) -> None:
 
 
 def by_kind_and_length(
-    lengths: Sequence[int], size: int, processes: int, generator: torch.Generator | None = None
+    lengths: Sequence[int], size: int, processes: int, generator: torch.Generator
 ) -> list[int]:
     """Indices, in mega-batches of `size` for each process.
 
@@ -87,7 +82,7 @@ def _mega_batches(
     lengths: Sequence[int],
     size: int,
     processes: int,
-    generator: torch.Generator | None,
+    generator: torch.Generator,
 ) -> list[list[int]]:
     drawn = [kind[i] for i in torch.randperm(len(kind), generator=generator)]
     mega = size * processes
