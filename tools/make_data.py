@@ -132,7 +132,8 @@ def check(args: argparse.Namespace, file: Path) -> int:
         samples = []
         for record in records:
             made = sample(record, tokenizer, args.version, args.limit, as_published=args.as_published)
-            samples.append(made)
+            # A batch cuts off what is longer; here that has been done already, but not as published.
+            samples.append(replace(made, ids=made.ids[: args.limit], labels=made.labels[: args.limit]))
             shown.update()
     count = min(args.samples, len(records))
     chosen = [i * len(records) // count for i in range(count)]

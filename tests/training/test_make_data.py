@@ -223,6 +223,8 @@ def test_what_the_published_training_loses_is_shown(folder: Path, capsys: pytest
     assert "[[ a</s>b</s>]]" in capsys.readouterr().out
     assert make_data.main([*check, "--as-published"]) == 1
     assert "1 of 2 records: teaches nothing: tokenization mismatch: " in capsys.readouterr().out
+    assert make_data.main([*check, "--as-published", "--limit", "42"]) == 1
+    assert "teaches nothing: no token up to the 42th is learned" in capsys.readouterr().out
     assert make_data.main([*check, "--version", "plain"]) == 0
     assert "<s><image>[[ a\n    ]]" in capsys.readouterr().out
 
