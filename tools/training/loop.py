@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +41,30 @@ class History:
     checks: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # steps done, what was measured
 
 
-@cache
 def accelerator(precision: str | None = None) -> Accelerator:
     """The processes that train together, as `accelerate launch` has started them, and this one's device.
 
     precision: one of PRECISIONS, what products of matrices are computed in; None takes what the machine is
-    quick in. A process can have one only.
+    quick in. The first call settles it for the process.
     """
-    found = Accelerator(
-        mixed_precision=precision or quick_precision(),
-        cpu=not torch.cuda.is_available(),
-        # The vision tower's last layer is never run.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-    if found.distributed_type not in KINDS:
-        kind, wanted = found.distributed_type.value, "MULTI_GPU or MULTI_CPU, the whole model in each process"
-        raise UserError("accelerate", kind, wanted, "run `accelerate config` anew")
-    return found
+    if not _made:
+        found = Accelerator(
+            mixed_precision=precision or quick_precision(),
+            cpu=not torch.cuda.is_available(),
+            # The vision tower's last layer is never run.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        if found.distributed_type not in KINDS:
+            kind, wanted = (
+                found.distributed_type.value,
+                "MULTI_GPU or MULTI_CPU, the whole model in each process",
+            )
+            raise UserError("accelerate", kind, wanted, "run `accelerate config` anew")
+        _made.append(found)
+    return _made[0]
+
+
+_made: list[Accelerator] = []
 
 
 def quick_precision() -> str:
@@ -111,7 +117,7 @@ def fit(
     settings       a checkpoint of a run with others is refused
     stop_at        end early, after a checkpoint
     silent         a step in which nothing is learned has a loss that is not a number; else it ends the run
-    check          called in every process each `check_every` steps, and after the last
+    check          measures; called in every process, at first, each `check_every` steps, and at the end
     workers        threads that prepare micro-batches ahead
     """
     run, settings = accelerator(), {**(settings or {}), "steps": steps}
@@ -134,8 +140,22 @@ def fit(
             saved_at = time.monotonic()
             saving = saved_at - began
 
+    def measure() -> None:
+        if not check:
+            return
+        model.eval()
+        with torch.inference_mode():
+            measured = {what: float(value) for what, value in check().items()}
+        done = len(history.losses)
+        history.checks.append((done, measured))
+        if run.is_main_process:
+            said = " ".join(f"{what} {value:.3f}" for what, value in measured.items())
+            bar.write(f"{name} step {done}: {said}", file=sys.stderr)
+
     bar = tqdm(total=steps, initial=first, desc=name, mininterval=1, disable=not run.is_main_process)
     with bar, _Stop() as stop:
+        if first == 0:
+            measure()
         for step in range(first, end):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(step, steps, math.ceil(warmup * steps))
@@ -143,8 +163,13 @@ def fit(
             total = torch.zeros(2, device=run.device)
             for i in mine:
                 torch.manual_seed(hash((seed, step, i)))  # for dropout: the same, whoever computes it
+                try:
+                    taken = next(ahead)
+                except UserError:
+                    save()
+                    raise
                 with nullcontext() if i == mine[-1] else run.no_sync(prepared):
-                    loss = prepared(next(ahead)) * (share(step, i) if share else 1 / micro_batches)
+                    loss = prepared(taken) * (share(step, i) if share else 1 / micro_batches)
                     run.backward(loss * run.num_processes)  # of the processes' gradients the mean is taken
                 total[0] += loss.detach()
             if clip:
@@ -160,14 +185,8 @@ def fit(
             recent = history.losses[-50:]
             bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", refresh=False)
             bar.update()
-            if check and (step + 1 == steps or (check_every and (step + 1) % check_every == 0)):
-                model.eval()
-                with torch.inference_mode():
-                    measured = {what: float(value) for what, value in check().items()}
-                history.checks.append((step + 1, measured))
-                said = " ".join(f"{what} {value:.3f}" for what, value in measured.items())
-                if run.is_main_process:
-                    bar.write(f"{name} step {step + 1}: {said}", file=sys.stderr)
+            if step + 1 == steps or (check_every and (step + 1) % check_every == 0):
+                measure()
             # Large models take long to save: no more than a tenth of the time goes into that.
             if asked or time.monotonic() - saved_at > max(CHECKPOINT_SECONDS, 10 * saving):
                 save()
@@ -195,9 +214,13 @@ def _ahead(
 
 
 class _Stop:
-    """A first Ctrl-C, or a request to end, is heeded after the step and a checkpoint; a second at once."""
+    """Ctrl-C, or a request to end, is heeded after the step and a checkpoint; another, later one at once.
+
+    Of one Ctrl-C a process may hear twice: from the terminal, and from the launcher.
+    """
 
     asked = False
+    at = 0.0
 
     def __enter__(self) -> "_Stop":
         self.before = {}
@@ -206,9 +229,9 @@ class _Stop:
         return self
 
     def ask(self, *_: object) -> None:
-        if self.asked:
+        if self.asked and time.monotonic() - self.at > 1:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self.at = True, time.monotonic()
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():

@@ -1,0 +1,326 @@
+"""tools/finetune.py on the model in the box: what it teaches, how it goes on, what it says of bad calls."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+import mvlm_np
+from mvlm_np import demo
+from mvlm_np.cli import main as mvlm
+from mvlm_np.config import ImageConfig
+from mvlm_np.inputs.tokenizer import make
+from tests.training.test_loop import launch, wait_for
+from tools.finetune import main
+from tools.training.batch import collate
+from tools.training.features import Features
+from tools.training.lessons import Lessons, hold_out, lessons
+from tools.training.loop import accelerator
+from tools.training.network import load, open_for_training
+from tools.training.pictures import pixels
+from tools.training.records import Record, read_records
+from tools.training.scoring import score
+from tools.training.stages import STAGES
+from tools.training.wording import IGNORED, sample
+
+QUESTION, COLOURS = "Which wine is it?", {"darkred": "top left", "gold": "bottom right"}
+TOOL = Path(__file__).parents[2] / "tools" / "finetune.py"
+FEW = "--rank 4 --rate 5e-3 --batch 4 --micro-batch 4 --held-out 0.25".split()
+
+
+def write(folder: Path, count: int = 16) -> Path:
+    """Pictures of a colour each and what to answer about them, and two records of text alone."""
+    folder.mkdir(exist_ok=True)
+    records: list[dict[str, Any]] = []
+    for i in range(count):
+        colour = [*COLOURS][i % 2]
+        Image.new("RGB", (40 + i, 30), colour).save(folder / f"{i}.png")
+        said = [("human", f"<image>\n{QUESTION}"), ("gpt", COLOURS[colour])]
+        records.append({"id": i, "image": f"{i}.png", "conversations": said})
+    records += [{"conversations": [("human", "Who are you?"), ("gpt", "no")]} for _ in range(2)]
+    for record in records:
+        record["conversations"] = [{"from": who, "value": text} for who, text in record["conversations"]]
+    (folder / "data.json").write_text(json.dumps(records))
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """The tests have a processor each, as a rule."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("wine"))
+
+
+def call(data: Path, out: Path, *options: object) -> list[str]:
+    given = [demo.MODEL, data / "data.json", "--images", data, "-o", out, *FEW, *options]
+    return [*map(str, given)]
+
+
+def kept(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(out / "finetune.pt", weights_only=True)
+    return found
+
+
+# ---------------------------------------------------------------- what it teaches
+
+
+def test_an_adapter_teaches_something_new(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From nothing to every held-out answer right; merged by mvlm convert, the model says it."""
+    assert main(call(data, tmp_path / "run", "--epochs", 3)) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path / 'run' / 'adapter'}\n"
+    assert "v2-lora: 13 records, 5 held out; 12 steps of 4 samples, 4 at once" in said.err
+    state = kept(tmp_path / "run")
+    assert np.mean(state["losses"][-3:]) < 0.1 * np.mean(state["losses"][:3])
+    (first, *_, last) = state["checks"]
+    assert (first[0], first[1]["exact"]) == (0, 0) and (last[0], last[1]["exact"]) == (12, 1)
+    assert sorted(f.name for f in (tmp_path / "run").iterdir()) == ["adapter", "finetune.png", "finetune.pt"]
+    tuned = tmp_path / "tuned"
+    merge = ["convert", str(demo.MODEL), str(tuned), "--lora", str(tmp_path / "run" / "adapter")]
+    assert mvlm([*merge, "--precision", "float32"]) == 0
+    model = mvlm_np.load(tuned)
+    for colour, answer in COLOURS.items():
+        assert model.ask(Image.new("RGB", (77, 50), colour), QUESTION) == answer
+
+
+@pytest.mark.parametrize(("stage", "moved"), [("finetune", True), ("pretrain", True)])
+def test_whole_weights_become_a_model_like_any_other(
+    data: Path, tmp_path: Path, stage: str, moved: bool
+) -> None:
+    assert main(call(data, tmp_path, "--stage", stage, "--epochs", 1, "--checkpointing")) == 0
+    before, after = mvlm_np.load(demo.MODEL), mvlm_np.load(tmp_path / "model")
+    assert after.config.image.aspect_ratio == ("pad" if stage == "finetune" else "square")
+    eye = np.eye(192, dtype=np.float32)
+    a, b = (m.decoder.layers[0].qkv.layers[0](eye) for m in (before, after))
+    assert (np.abs(a - b).max() > 0) == moved
+    picture = Image.new("RGB", (40, 40), "gold")
+    assert after.ask(picture, "What is it?", max_new_tokens=4) is not None
+
+
+def test_published_faults_on_demand(data: Path, tmp_path: Path) -> None:
+    """All records are in, also those that teach nothing; none is held out; the loss may be no number."""
+    bad = json.loads((data / "data.json").read_text())
+    bad[0]["conversations"][1]["value"] = ""
+    file = tmp_path / "bad.json"
+    file.write_text(json.dumps(bad))
+    settings = json.loads((demo.MODEL / "clip" / "config.json").read_text())
+    CLIPVisionModel(CLIPVisionConfig(**settings)).save_pretrained(tmp_path / "clip")
+    shutil.copy(demo.MODEL / "clip" / "preprocessor_config.json", tmp_path / "clip")
+    given = [demo.MODEL, file, "--images", data, "-o", tmp_path / "run", "--vision-tower", tmp_path / "clip"]
+    options = "--as-published --batch 18 --micro-batch 1 --rank 4"
+    assert main([*map(str, given), *options.split()]) == 0
+    state = kept(tmp_path / "run")
+    assert len(state["losses"]) == 1 and np.isnan(state["losses"][0]) and state["checks"] == []
+
+
+# ---------------------------------------------------------------- the same, however it is run
+
+
+def test_what_is_computed_at_once_changes_nothing(data: Path, tmp_path: Path) -> None:
+    """Nor does it whether the tower's features are kept."""
+    found = []
+    for i, options in enumerate((["--micro-batch", 1], ["--no-features"])):
+        one = call(data, tmp_path / str(i), "--epochs", 1, "--no-grouped", "--dropout", 0, *options)
+        assert main(one) == 0
+        found.append(kept(tmp_path / str(i)))
+    np.testing.assert_allclose(found[0]["losses"], found[1]["losses"], rtol=2e-3)  # features are float16
+    assert found[0]["checks"][-1][1]["loss"] == pytest.approx(found[1]["checks"][-1][1]["loss"], rel=2e-3)
+
+
+def test_two_processes_and_a_stop_give_what_one_run_gives(data: Path, tmp_path: Path) -> None:
+    """Two processes are stopped by Ctrl-C, which is one line; one goes on alone, to the same weights."""
+    options = call(data, tmp_path / "two", "--epochs", 3)
+    process = subprocess.Popen(
+        [sys.executable, *launch(2), str(TOOL), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    wait_for(process, tmp_path, "two/features/*.npy")
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    done = len(kept(tmp_path / "two")["losses"])
+    assert 0 < done < 12, said
+    assert "finetune: stopped; the same command goes on" in said and 'finetune.py"' not in said
+    assert main(options) == 0
+    assert main(call(data, tmp_path / "one", "--epochs", 3)) == 0
+    two, one = kept(tmp_path / "two"), kept(tmp_path / "one")
+    np.testing.assert_allclose(two["losses"][:done], one["losses"][:done], rtol=1e-3)
+    for name, tensor in one["model"].items():
+        torch.testing.assert_close(two["model"][name], tensor, rtol=0.05, atol=5e-3)
+
+
+def test_a_finished_run_is_left_alone(data: Path, tmp_path: Path) -> None:
+    assert main(call(data, tmp_path, "--epochs", 1)) == 0
+    times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    assert main(call(data, tmp_path, "--epochs", 1)) == 0
+    assert times == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+
+
+# ---------------------------------------------------------------- bad calls, one line each
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        (["--rank", "0"], "--rank: found '0', wanted a number, at least 1"),
+        (["--rate", "nan"], "--rate: found 'nan', wanted a number, more than 0"),
+        (["--rate", "inf"], "--rate: found 'inf', wanted a number, more than 0"),
+        (["--epochs", "0"], "--epochs: found '0', wanted a number, more than 0"),
+        (["--dropout", "1.5"], "--dropout: found '1.5', wanted a number, at least 0 and at most 1"),
+        (["--batch", "many"], "--batch: found 'many', wanted a number, at least 1"),
+        (["--held-out", "1"], "--held-out: 1 is no share, wanted at least 0 and less than 1, or a file"),
+        (["--held-out", "none.json"], "none.json: "),
+        (["--stage", "dance"], "--stage: invalid choice: 'dance'"),
+        (["--images", "/nowhere"], "record 1 (id 0): /nowhere/0.png: "),
+        (["-o", "/proc/none"], "/proc/none: cannot be made"),
+        (["-o", str(TOOL)], f"{TOOL}: cannot be made"),
+        (["-o", str(demo.MODEL)], f"{demo.MODEL}: is MODEL itself"),
+        (["--projector", "mlp"], "has a projector already"),
+        (["--features", str(TOOL)], f"{TOOL}: cannot be made"),
+        (["--limit", "9"], "none of 13 records teaches anything"),
+        (["--wine"], "unrecognized arguments: --wine"),
+    ],
+)
+def test_bad_calls(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], rule: str
+) -> None:
+    assert main([*call(data, tmp_path / "run", "--epochs", 1), *options]) == 2
+    said = capsys.readouterr().err
+    last = said.splitlines()[-1]
+    assert last.startswith("finetune: ") and rule in last
+    assert "Traceback" not in said
+    assert not (tmp_path / "run" / "finetune.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (["--rate", "0.1"], "its run had rate 0.005, wanted 0.1; go on with that, or name another folder"),
+        (["--stage", "finetune"], "its run had name v2-lora, wanted v2-finetune"),
+    ],
+)
+def test_another_run_in_the_same_folder(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], rule: str
+) -> None:
+    assert main(call(data, tmp_path, "--epochs", 1)) == 0
+    assert main([*call(data, tmp_path, "--epochs", 1), *change]) == 2
+    assert rule in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_foreign_result_is_not_touched(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "adapter").mkdir()
+    assert main(call(data, tmp_path)) == 2
+    assert f"{tmp_path / 'adapter'}: is there, and not of this run" in capsys.readouterr().err
+
+
+def test_a_picture_that_breaks_off_is_named_and_what_was_learned_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "wine")
+    whole = (data / "3.png").read_bytes()
+    (data / "3.png").write_bytes(whole[: len(whole) // 2])
+    assert main(call(data, tmp_path / "run", "--held-out", 0, "--epochs", 1)) == 2
+    assert "record 4 (id 3)" in capsys.readouterr().err.splitlines()[-1]
+    done = len(kept(tmp_path / "run")["losses"])
+    (data / "3.png").write_bytes(whole)
+    assert main(call(data, tmp_path / "run", "--held-out", 0, "--epochs", 1)) == 0
+    assert len(kept(tmp_path / "run")["losses"]) == 5 and done < 5
+
+
+# ---------------------------------------------------------------- parts
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return make(open_for_training(demo.MODEL, False, None, None).read_tokenizer())
+
+
+def test_an_epoch_has_each_record_and_shares_are_those_of_tokens(data: Path, tokenizer: Any) -> None:
+    said: list[str] = []
+    records = read_records(data / "data.json", data)
+    silent = Record("the silent one", None, (("human", "Why?"),))
+    stage = STAGES["v2-lora"]
+    plan = lessons([*records, silent], tokenizer, stage, 4, 2, told=said.append)
+    assert len(plan.records) == 18 and plan.batch == 24 and plan.steps == 1
+    assert any("1 of 19 records: teaches nothing: " in line and "the silent one" in line for line in said)
+    small = Lessons(plan.records, plan.learned, 8, 4, 2, [[*range(18)], [*range(17, -1, -1)]], False)
+    assert small.steps == 6
+    for start in (0, 3):
+        chosen = [i for step in range(start, start + 3) for n in (0, 1) for i in small.chosen(step, n)]
+        assert {*chosen} == {*range(18)} and len(chosen) == 24
+    for step in range(6):
+        assert sum(small.share(step, n) for n in (0, 1)) == pytest.approx(1)
+        tokens = [sum(plan.learned[i] for i in small.chosen(step, n)) for n in (0, 1)]
+        assert small.share(step, 0) / small.share(step, 1) == pytest.approx(tokens[0] / tokens[1])
+
+
+def test_no_picture_is_both_trained_with_and_held_out() -> None:
+    turns = (("human", "a"), ("gpt", "b"))
+    records = [Record(str(i), Path(f"{i % 7}.png") if i % 3 else None, turns) for i in range(60)]
+    for share in (0.01, 0.3, 0.99):
+        training, held = hold_out(records, share, 1)
+        assert {*training} | {*held} == {*records} and len(training) + len(held) == 60
+        assert training and held
+        assert not {r.image for r in training if r.image} & {r.image for r in held if r.image}
+    assert hold_out(records, 0.3, 1) == hold_out(records, 0.3, 1) != hold_out(records, 0.3, 2)
+
+
+def test_an_exact_match_is_what_greedy_decoding_gives(tokenizer: Any) -> None:
+    trainee = load(demo.MODEL).eval()
+    entries = json.loads((demo.PICTURES / "questions.json").read_text())[:2]
+    records = [
+        Record("", demo.PICTURES / entry["picture"], (("human", f"<image>\n{q}"), ("gpt", answer)))
+        for entry in entries
+        for q, answer in entry["questions"].items()
+    ]
+    right, seen = 0, torch.from_numpy(np.stack([pixels(r, trainee.config.image) for r in records]))
+    samples = [sample(record, tokenizer, "v1") for record in records]
+    samples[0].labels[-2] = samples[0].ids[-2] = 300  # an answer that it does not give
+    for i, one in enumerate(samples):
+        start = next(k for k, label in enumerate(one.labels) if label != IGNORED)
+        (answer,) = trainee.answer([one.ids[:start]], seen[i : i + 1], 40)
+        right += answer == one.ids[start:-1]
+    assert 0 < right < len(records)
+    found = score(trainee, [lambda: collate(samples, seen, 2048)])
+    assert found["exact"] == pytest.approx(right / len(records))
+    with torch.no_grad():
+        assert found["loss"] == pytest.approx(trainee(collate(samples, seen, 2048)).item(), rel=1e-5)
+
+
+def test_features_are_kept_and_follow_from_what_they_are_made_of(data: Path, tmp_path: Path) -> None:
+    trainee, record = load(demo.MODEL), read_records(data / "data.json", data)[0]
+    features = Features(trainee, trainee.config.image, tmp_path)
+    first = features[record]
+    wanted = trainee.features(torch.from_numpy(pixels(record, trainee.config.image))[None])[0]
+    torch.testing.assert_close(first.float(), wanted, rtol=2**-10, atol=1e-3)
+    assert torch.equal(first, features[record]) and len([*tmp_path.iterdir()]) == 1
+    square = ImageConfig(**{**vars(trainee.config.image), "aspect_ratio": "square"})
+    Features(trainee, square, tmp_path)[record]
+    with torch.no_grad():
+        next(trainee.tower.parameters()).add_(1)
+    Features(trainee, trainee.config.image, tmp_path)[record]
+    assert len([*tmp_path.iterdir()]) == 3 and accelerator().num_processes == 1
