@@ -244,14 +244,15 @@ def finetune(args: argparse.Namespace) -> None:
 
     def check() -> dict[str, float]:
         parts = [held_out[i : i + plan.micro] for i in range(0, len(held_out), plan.micro)]
-        return score(trainee, [lambda part=part: batch(part) for part in parts])  # type: ignore[misc]
+        return score(trainee, [lambda part=part: batch(part) for part in parts])
 
     settings = asdict(stage) | {
         "model": str(args.model.resolve()),
         "data": digest(args.data),
         "held-out": digest(share) if isinstance(share, Path) else share,
         "images": str(args.images.resolve()),
-        "samples at once": plan.micro,
+        "batch": plan.batch,
+        "samples at once": plan.micro if args.as_published else None,
         "precision": args.precision or f"{precision}, {dtype}",
         "as published": args.as_published,
         **{name: value and str(value) for name, value in source.items()},

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from tqdm import tqdm
 
@@ -84,19 +85,10 @@ def lessons(
     if batch != stage.batch:
         told(f"a step has {batch} samples, not {stage.batch}: {len(taught)} records, {micro} at once")
     kept = [records[i] for i in taught]
-    orders = []
-    for number in range(math.ceil(stage.epochs)):
-        orders.append(
-            epoch(
-                kept,
-                micro,
-                batch // micro,
-                grouped=stage.grouped,
-                seed=stage.seed,
-                number=number,
-                as_published=as_published,
-            )
-        )
+    # As published, processes get lengths of all kinds; else micro-batches get like ones, as many as there are.
+    size, parts = (micro, batch // micro) if as_published else (batch, 1)
+    more: dict[str, Any] = {"grouped": stage.grouped, "seed": stage.seed, "as_published": as_published}
+    orders = [epoch(kept, size, parts, number=n, **more) for n in range(math.ceil(stage.epochs))]
     return Lessons(kept, [learned[i] for i in taught], batch, micro, stage.epochs, orders, as_published)
 
 
