@@ -85,7 +85,7 @@ def lessons(
     if batch != stage.batch:
         told(f"a step has {batch} samples, not {stage.batch}: {len(taught)} records, {micro} at once")
     kept = [records[i] for i in taught]
-    # As published, processes get lengths of all kinds; else micro-batches get like ones, as many as there are.
+    # As published, each process gets short and long ones; else a micro-batch gets those of like length.
     size, parts = (micro, batch // micro) if as_published else (batch, 1)
     more: dict[str, Any] = {"grouped": stage.grouped, "seed": stage.seed, "as_published": as_published}
     orders = [epoch(kept, size, parts, number=n, **more) for n in range(math.ceil(stage.epochs))]
