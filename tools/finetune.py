@@ -85,6 +85,15 @@ def parser() -> argparse.ArgumentParser:
         help="a share of the data, or another file, that is not trained with but scored as it goes (0.05)",
     )
     top.add_argument(
+        "--mix",
+        nargs=2,
+        type=Path,
+        action="append",
+        default=[],
+        metavar=("DATA.json", "FOLDER"),
+        help="more records and their pictures, of what must not be forgotten; none is held out",
+    )
+    top.add_argument(
         "--check-every", type=number(int, 1), metavar="STEPS", help="score it so often (ten times in all)"
     )
     top.add_argument("--precision", choices=PRECISIONS, help=describe_precisions())
@@ -117,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
     recipe = top.add_argument_group("numbers of the recipe, in place of the published ones")
     above, share = number(float, 0, open_=True), number(float, 0, 1)
     recipe.add_argument("--rate", type=above, metavar="X", help="highest learning rate")
-    recipe.add_argument("--projector-rate", type=above, metavar="X", help="the projector's own")
+    recipe.add_argument("--projector-rate", type=number(float, 0), metavar="X", help="its own; 0: frozen")
     recipe.add_argument("--batch", type=number(int, 1), metavar="N", help="samples of a step, all processes'")
     recipe.add_argument("--epochs", type=above, metavar="X", help="times that each record is seen")
     recipe.add_argument("--warmup", type=share, metavar="SHARE", help="of the steps, in which the rate rises")
@@ -192,6 +201,9 @@ def finetune(args: argparse.Namespace) -> None:
     elif share:
         records, held_out = hold_out(records, share, stage.seed)
 
+    for file, images in args.mix:
+        records += read_records(file, images, as_published=args.as_published)
+
     precision, dtype = choose_precision(args.precision, stage.trains)
     run = accelerator(precision)
     tell: Callable[[str], object] = lambda line: run.print(f"finetune: {line}", file=sys.stderr)  # noqa: E731
@@ -251,6 +263,7 @@ def finetune(args: argparse.Namespace) -> None:
         "data": digest(args.data),
         "held-out": digest(share) if isinstance(share, Path) else share,
         "images": str(args.images.resolve()),
+        "mix": [(digest(file), str(images.resolve())) for file, images in args.mix],
         "batch": plan.batch,
         "samples at once": plan.micro if args.as_published else None,
         "precision": args.precision or f"{precision}, {dtype}",

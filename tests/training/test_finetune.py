@@ -170,10 +170,15 @@ def test_two_processes_and_a_stop_give_what_one_run_gives(data: Path, tmp_path: 
         torch.testing.assert_close(two["model"][name], tensor, rtol=0.05, atol=5e-3)
 
 
-def test_a_finished_run_is_left_alone(data: Path, tmp_path: Path) -> None:
-    assert main(call(data, tmp_path, "--epochs", 1)) == 0
+def test_a_finished_run_is_left_alone(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It mixes in other records; of those, none is held out."""
+    again = call(data, tmp_path, "--epochs", 1, "--mix", data / "data.json", data, "--projector-rate", 0)
+    assert main(again) == 0
+    assert "31 records, 5 held out; 8 steps of 4 samples, 4 at once" in capsys.readouterr().err
+    before, after = load(demo.MODEL).projector.state_dict(), kept(tmp_path)["model"]
+    assert all(torch.equal(after[f"projector.{name}"], tensor) for name, tensor in before.items())
     times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
-    assert main(call(data, tmp_path, "--epochs", 1)) == 0
+    assert main(again) == 0
     assert times == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
 
 
@@ -191,6 +196,7 @@ def test_a_finished_run_is_left_alone(data: Path, tmp_path: Path) -> None:
         (["--batch", "many"], "--batch: found 'many', wanted a number, at least 1"),
         (["--held-out", "1"], "--held-out: 1 is no share, wanted at least 0 and less than 1, or a file"),
         (["--held-out", "none.json"], "none.json: "),
+        (["--mix", "none.json", "."], "none.json: "),
         (["--stage", "dance"], "--stage: invalid choice: 'dance'"),
         (["--images", "/nowhere"], "record 1 (id 0): /nowhere/0.png: "),
         (["-o", "/proc/none"], "/proc/none: cannot be made"),
