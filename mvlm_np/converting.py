@@ -41,7 +41,7 @@ from mvlm_np.checkpoints.tensors import CHUNK, PLAIN, Tensor, float32_to_bfloat1
 from mvlm_np.config import Config
 from mvlm_np.errors import GenerationError, MemoryNeeded, NoTokenizer, TokenizerError, UserError
 from mvlm_np.inputs.conversation import as_jinja
-from mvlm_np.inputs.image import padding
+from mvlm_np.inputs.image import padding_seen
 from mvlm_np.kernels import pack
 from mvlm_np.loading import bound_tensors, load, manifest, open_tokenizer, quantized, require_memory
 from mvlm_np.precisions import FLOATS, FOLDER, FOUR_BIT_KINDS, FOUR_BITS, GGUF, PACKED
@@ -159,8 +159,7 @@ def _class_token(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Wei
     """The two tensors of the class token, for a place before the patches and for one behind them."""
     if not config.vision:
         return {}
-    colour = np.array(padding(config.image)) / 255
-    return shared_out(tensors, (colour - config.image.mean) / config.image.std)
+    return shared_out(tensors, padding_seen(config.image))
 
 
 def _sound(

@@ -42,12 +42,8 @@ def shared_out(tensors: Mapping[str, Weight], padding: np.ndarray) -> dict[str, 
     """
 
     def first() -> tuple[np.ndarray, np.ndarray]:
-        """The class embedding and position 0, whose sum stays."""
         token = tensors[CLASS].float32() + tensors[POSITIONS].float32()[0]
-        patch = tensors[PATCH].float32().sum((2, 3)) @ padding
-        with np.errstate(over="ignore"):  # infinity, which the writer refuses
-            position = (token - patch).astype(np.float16)
-        return (token - position).astype(np.float32), position
+        return shares(token, tensors[PATCH].float32(), padding)
 
     def positions() -> np.ndarray:
         held = tensors[POSITIONS].float32().copy()
@@ -58,3 +54,12 @@ def shared_out(tensors: Mapping[str, Weight], padding: np.ndarray) -> dict[str, 
         CLASS: Shared(tensors[CLASS].shape, lambda: first()[0]),
         POSITIONS: Shared(tensors[POSITIONS].shape, positions),
     }
+
+
+def shares(
+    token: np.ndarray, patch_embedding: np.ndarray, padding: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The class embedding and position 0, whose sum is `token`; the latter in float16's steps. (V,) each"""
+    with np.errstate(over="ignore"):  # infinity, which the writer refuses
+        position = (token - patch_embedding.sum((2, 3)) @ padding).astype(np.float16).astype(np.float32)
+    return token - position, position

@@ -130,6 +130,11 @@ def padding(config: ImageConfig) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def padding_seen(config: ImageConfig) -> np.ndarray:
+    """The same as the encoder sees it, normalised: float32 (3,)."""
+    return ((np.array(padding(config)) / 255 - config.mean) / config.std).astype(np.float32)
+
+
 def _decode(source: object, adapt: bool) -> Image.Image:
     """Any source -> a new RGB image, not yet turned."""
     if isinstance(source, np.ndarray):

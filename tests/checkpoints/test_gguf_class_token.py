@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mvlm_np import ops
 from mvlm_np.checkpoints.gguf_class_token import CLASS, PATCH, POSITIONS
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.converting import convert_to_gguf
 from mvlm_np.inputs.image import one_patch_on, padding, preprocess, scaled
+from mvlm_np.loading import load
 from tests.conftest import DATA
+from tools.check_explain import Case, named
 
 
 def values(tensors: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
@@ -46,3 +49,16 @@ def test_tokens_are_the_models_with_the_class_token_in_either_place(tmp_path: Pa
     np.testing.assert_allclose(llama_cpp, model, rtol=0, atol=2**-10)
     usual = np.concatenate([patches(picture), held[None]]) + shared
     assert np.abs(usual - model).max() > 0.1
+
+
+def test_explain_knows_what_llama_cpp_makes_of_it_from_the_folder_too(tmp_path: Path) -> None:
+    case = Case(DATA / "golden" / "ldpv2")
+    convert_to_gguf(open_checkpoint(case.folder), tmp_path / "pair", "float16")
+    model = load(tmp_path / "pair" / "model-F16.gguf", "float32", "numpy")
+    assert model.vision and model.config.vision
+    p, eps = model.config.vision.patch_size, model.config.vision.layer_norm_eps
+    pixels, kernel = case.golden.stages["pixel_values"], model.vision.patch_embedding
+    patches = ops.patches(pixels, p) @ kernel.reshape(len(kernel), -1).T
+    behind = np.concatenate([patches, model.vision.class_embedding[None]]) + model.vision.position_embedding
+    found = case.explain({"vision.hidden_states.0": ops.layer_norm(behind, *model.vision.pre_layrnorm, eps)})
+    assert named(found) == {"class-token-last"}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mvlm_np.checkpoints.gguf_class_token import shares
 from mvlm_np.golden.explain.changes import (
     ACTIVATIONS,
     EPS,
@@ -23,6 +24,7 @@ from mvlm_np.golden.explain.changes import (
 from mvlm_np.golden.explain.mistake import Variant, dial, mistake
 from mvlm_np.golden.explain.parts import Change, Parts
 from mvlm_np.golden.explain.scene import Scene
+from mvlm_np.inputs.image import padding_seen
 from mvlm_np.linear import Norm
 from mvlm_np.projector import LDP, NORM_EPS
 from mvlm_np.vision import VisionWeights
@@ -100,8 +102,19 @@ def class_token_last(scene: Scene) -> Iterator[Variant]:
     if not scene.parts.vision:
         return
     last = edit_stage("vision.hidden_states.0", lambda x, _: np.roll(x, -1, axis=0))
-    yield Variant("embed", both(_positions(lambda p: np.roll(p, 1, axis=0)), last))
+    behind = both(_positions(lambda p: np.roll(p, 1, axis=0)), last)
+    yield Variant("embed", behind)
     yield Variant("embed", last, "with the positions of the right order")
+    padding = padding_seen(scene.parts.config.image)
+
+    def as_in_gguf(w: VisionWeights) -> VisionWeights:
+        token, first = shares(w.class_embedding + w.position_embedding[0], w.patch_embedding, padding)
+        return replace(
+            w, class_embedding=token, position_embedding=np.vstack([first, w.position_embedding[1:]])
+        )
+
+    shared = both(weights("vision", as_in_gguf), behind)
+    yield Variant("embed", shared, "in a GGUF that mvlm convert has written")
 
 
 @mistake(
