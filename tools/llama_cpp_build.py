@@ -10,6 +10,7 @@ two cores; the second build compiles one file.
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,10 +38,13 @@ OPTIONS = {
 def run(*command: object) -> None:
     """Runs a program to its end, which must be a good one; one of this environment goes before others."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    try:
-        subprocess.run([str(part) for part in command], check=True, env={**os.environ, "PATH": path})
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise SystemExit(f"llama_cpp_build: {error}") from None
+    words = [str(part) for part in command]
+    if shutil.which(words[0], path=path) is None:
+        raise SystemExit(f"llama_cpp_build: {words[0]}: not found; pip install -e '.[llama]' brings it")
+    if code := subprocess.run(words, env={**os.environ, "PATH": path}).returncode:
+        raise SystemExit(
+            f"llama_cpp_build: {shlex.join(words)}: ended with {code}; its own lines above say why"
+        )
 
 
 def unpack(folder: Path) -> None:
