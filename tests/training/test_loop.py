@@ -170,6 +170,25 @@ def test_a_loss_that_is_no_number_ends_the_run_and_spoils_no_checkpoint(tmp_path
     assert len(history.losses) == 12
 
 
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, stop_at=2)
+    before = (tmp_path / "line.pt").read_bytes()
+
+    def full(state: object, file: Path) -> None:
+        file.write_bytes(b"the first half")
+        raise RuntimeError("PytorchStreamWriter failed writing file\nand where")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(
+        UserError, match=r"line.pt: cannot be written \(PytorchStreamWriter failed writing \w+\)"
+    ):
+        run(tmp_path, stop_at=4)
+    assert (tmp_path / "line.pt").read_bytes() == before
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["line.png", "line.pt"]
+
+
 # ---------------------------------------------------------------- several processes, stops and kills
 
 SCRIPT = """

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 import torch
@@ -42,10 +43,9 @@ class Features:
         x = torch.from_numpy(pixels(record, self.image))[None].to(accelerator().device)
         with torch.inference_mode(), accelerator().autocast():
             found = self.trainee.features(x)[0].to("cpu", torch.float16)
-        partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
-        with open(partial, "wb") as file:
+        with NamedTemporaryFile(dir=self.folder, suffix=".partial", delete=False) as file:
             np.save(file, found.numpy())
-        os.replace(partial, place)
+        os.replace(file.name, place)  # whoever else computes it at the same time writes the same
         return found.clone()
 
     def _key(self, record: Record) -> str:

@@ -165,7 +165,7 @@ def fit(
                 torch.manual_seed(hash((seed, step, i)))  # for dropout: the same, whoever computes it
                 try:
                     taken = next(ahead)
-                except UserError:
+                except (UserError, OSError):
                     save()
                     raise
                 with nullcontext() if i == mine[-1] else run.no_sync(prepared):
@@ -264,8 +264,13 @@ def _write(
         "settings": settings,
     }
     partial = place.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, place)
+    try:
+        torch.save(state, partial)
+        os.replace(partial, place)
+    except (OSError, RuntimeError) as error:  # torch has one of its own for a full disk
+        partial.unlink(missing_ok=True)
+        found = f"cannot be written ({str(error).splitlines()[0]})"
+        raise UserError(place, found, fix="make room on the disk, then the same command goes on") from None
 
 
 def _load(place: Path, model: nn.Module, optimizer: Any, settings: Mapping[str, Any]) -> History:
