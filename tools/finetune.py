@@ -29,7 +29,7 @@ KINDS = ("lora", "finetune", "pretrain")
 PRECISIONS = {
     "float32": "all in float32",
     "mixed": "what is trained in float32, what is frozen and the products of matrices in 16 bits",
-    "bfloat16": "all in 16 bits, the optimizer's state too: the least memory, and small steps are lost",
+    "bf16": "all in 16 bits, the optimizer's state too: the least memory, and small steps are lost",
 }
 
 
@@ -171,7 +171,7 @@ def run(args: argparse.Namespace) -> None:
     except RuntimeError as error:
         if "allocate" not in str(error):  # so torch says of a processor's memory, and of a GPU's
             raise
-        fix = "take a smaller --micro-batch, --checkpointing, --precision bfloat16 or --stage lora"
+        fix = "take a smaller --micro-batch, --checkpointing, --precision bf16 or --stage lora"
         raise UserError("memory", "there is not enough", fix=fix) from None
 
 

@@ -123,7 +123,7 @@ def test_whole_weights_become_a_model_like_any_other(
 def test_in_16_bits(tmp_path: Path) -> None:
     """What is frozen is kept in bfloat16, what is trained in float32; and all in bfloat16."""
     data = write(tmp_path / "wine", 2)
-    for wanted, kind in (("mixed", torch.float32), ("bfloat16", torch.bfloat16)):
+    for wanted, kind in (("mixed", torch.float32), ("bf16", torch.bfloat16)):
         AcceleratorState._reset_state(reset_partial_state=True)
         accelerators.clear()
         options = "--epochs 3 --held-out 0 --clip 1 --precision".split()
@@ -291,7 +291,7 @@ def test_an_epoch_has_each_record_and_shares_are_those_of_tokens(data: Path, tok
     plan = lessons([*records, silent], tokenizer, stage, 4, 2, told=said.append)
     assert len(plan.records) == 18 and plan.batch == 24 and plan.steps == 1
     assert any("1 of 19 records: teaches nothing: " in line and "the silent one" in line for line in said)
-    small = Lessons(plan.records, plan.learned, 8, 4, 2, [[*range(18)], [*range(17, -1, -1)]], False)
+    small = Lessons(plan.records, plan.learned, 99, 8, 4, 2, [[*range(18)], [*range(17, -1, -1)]], False)
     assert small.steps == 6
     for start in (0, 3):
         chosen = [i for step in range(start, start + 3) for n in (0, 1) for i in small.chosen(step, n)]

@@ -41,6 +41,7 @@ def finetune(args: argparse.Namespace) -> None:
     result = args.out / ("adapter" if stage.trains == "lora" else "model")
     make_folders(args, result)
     records, held_out = read_data(args, stage)
+    args.precision = args.precision or ("float32" if quick_precision() == "no" else "mixed")
     computed, stored = precision(args.precision, stage)
     run = accelerator(computed)
     tokenizer = make(checkpoint.read_tokenizer(), checkpoint.config.decoder.vocab_size)
@@ -154,13 +155,11 @@ def read_data(args: argparse.Namespace, stage: Stage) -> tuple[list[Record], lis
     return records, held_out
 
 
-def precision(wanted: str | None, stage: Stage) -> tuple[str, torch.dtype]:
+def precision(wanted: str, stage: Stage) -> tuple[str, torch.dtype]:
     """What accelerate computes in, and the type of the weights as they are loaded."""
-    quick = quick_precision()
-    wanted = wanted or ("float32" if quick == "no" else "mixed")
     if wanted != "mixed":
-        return "no", getattr(torch, wanted)
-    half = "bf16" if quick == "no" else quick
+        return "no", {"float32": torch.float32, "bf16": torch.bfloat16}[wanted]
+    half = "fp16" if quick_precision() == "fp16" else "bf16"
     return half, torch.float32 if stage.trains == "all" else HALF[half]
 
 
@@ -180,7 +179,7 @@ def ready(trainee: Trainee, stage: Stage, args: argparse.Namespace) -> torch.opt
         torch.manual_seed(stage.seed)
         add_adapter(trainee, stage)
     groups = parameter_groups(trainee, stage)
-    if args.precision != "bfloat16":  # what moves in small steps needs float32
+    if args.precision != "bf16":  # what moves in small steps needs float32
         for parameter in trainee.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()

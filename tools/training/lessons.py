@@ -1,8 +1,8 @@
 """What is taught in which step: samples of the training part in their order, and those that are held out."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -21,6 +21,7 @@ class Lessons:
     """The records of a run, of which each teaches something, or with `as_published` all.
 
     learned  of each record, its learned tokens
+    longest  ids of the longest sample
     batch    samples of a step, a whole number of micro-batches
     micro    samples that are computed at once
     orders   of each epoch, the records
@@ -28,6 +29,7 @@ class Lessons:
 
     records: Sequence[Record]
     learned: Sequence[int]
+    longest: int
     batch: int
     micro: int
     epochs: float
@@ -72,10 +74,14 @@ def lessons(
     told: Callable[[str], object] = print,
 ) -> Lessons:
     """Reads all records once, says which teach nothing, and leaves those out; as published they stay."""
-    samples = [*worded(records, tokenizer, stage, as_published, "reading the data")]
+    samples, lengths, learned = list[Sample](), list[int](), list[int]()
+    for record in tqdm(records, "reading the data", delay=2, leave=False):
+        one = sample(record, tokenizer, stage.version, stage.limit, as_published=as_published)
+        lengths.append(min(stage.limit, len(one.ids)))
+        learned.append(sum(label != IGNORED for label in one.labels))
+        samples.append(replace(one, ids=[], labels=[]))  # all ids of large data are too many to keep
     for line in report(records, samples):
         told(line)
-    learned = [sum(label != IGNORED for label in one.labels) for one in samples]
     taught = [i for i in range(len(records)) if as_published or not samples[i].silent]
     if not any(learned):
         raise UserError("the data", f"none of {len(records)} records teaches anything", "at least one")
@@ -89,15 +95,10 @@ def lessons(
     size, parts = (micro, batch // micro) if as_published else (batch, 1)
     more: dict[str, Any] = {"grouped": stage.grouped, "seed": stage.seed, "as_published": as_published}
     orders = [epoch(kept, size, parts, number=n, **more) for n in range(math.ceil(stage.epochs))]
-    return Lessons(kept, [learned[i] for i in taught], batch, micro, stage.epochs, orders, as_published)
-
-
-def worded(
-    records: Sequence[Record], tokenizer: Tokenizer, stage: Stage, as_published: bool, what: str
-) -> Iterator[Sample]:
-    """The samples of records, with a progress bar if it takes long."""
-    for record in tqdm(records, what, delay=2, leave=False):
-        yield sample(record, tokenizer, stage.version, stage.limit, as_published=as_published)
+    longest = max(lengths[i] for i in taught)
+    return Lessons(
+        kept, [learned[i] for i in taught], longest, batch, micro, stage.epochs, orders, as_published
+    )
 
 
 def hold_out(records: Sequence[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
