@@ -95,11 +95,12 @@ def run_together(rank: int, args: argparse.Namespace, meeting: str) -> None:
     """One of several processes, which have a part of every batch each and take the same steps."""
     import torch.distributed as ranks
 
-    count = str(args.processes)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    args.threads = args.threads or max(1, (os.cpu_count() or 1) // args.processes)
+    this, all_ = ("RANK", "LOCAL_RANK"), ("WORLD_SIZE", "LOCAL_WORLD_SIZE")  # by these accelerate knows them
+    os.environ |= dict.fromkeys(this, str(rank)) | dict.fromkeys(all_, str(args.processes))
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # else accelerate sets a number of its own
     patience = timedelta(hours=4)  # one of them may be paused, or render
     ranks.init_process_group("gloo", meeting, patience, args.processes, rank)
-    args.threads = args.threads or max(1, (os.cpu_count() or 1) // args.processes)
     run(args)
     ranks.destroy_process_group()
 

@@ -25,6 +25,7 @@ from mvlm_np.config import ImageConfig
 from mvlm_np.inputs.tokenizer import make
 from tests.training.test_loop import launch, wait_for
 from tools.finetune import main
+from tools.training import finetuning
 from tools.training.batch import collate
 from tools.training.features import Features
 from tools.training.lessons import Lessons, hold_out, lessons
@@ -236,6 +237,30 @@ def test_bad_calls(
     assert last.startswith("finetune: ") and rule in last
     assert "Traceback" not in said
     assert not (tmp_path / "run" / "finetune.pt").exists()
+
+
+def test_what_is_not_installed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    for name in ("finetuning", "adapter"):
+        monkeypatch.delitem(sys.modules, f"tools.training.{name}", raising=False)
+    assert main(call(data, tmp_path)) == 2
+    assert capsys.readouterr().err == "finetune: peft: is not installed; pip install -e '.[train]'\n"
+
+
+def test_too_little_memory(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What torch says when it gets none, of a GPU or of the machine, is one line too."""
+
+    def greedy(*args: object, **more: object) -> None:
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    monkeypatch.setattr(finetuning, "load", greedy)
+    assert main(call(data, tmp_path)) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("finetune: memory: there is not enough; take a smaller --micro-batch")
 
 
 @pytest.mark.parametrize(

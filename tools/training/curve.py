@@ -37,14 +37,15 @@ def draw_curve(
         draw.line((at(0, power), at(steps, power)), "lightgrey")
         draw.text((4, at(0, power)[1] - 6), f"{10.0**power:g}", "black")
     draw.text((MARGIN, HEIGHT - MARGIN + 8), f"0 .. {steps} steps", "black")
-    named = ("training", "held out"), (TRAINING, HELD_OUT), (training, held_out), lines
-    for number, (name, colour, points, line) in enumerate(zip(*named, strict=True)):
-        if points:
-            place = MARGIN + 220 * (number + 1), HEIGHT - MARGIN + 8
-            draw.text(place, f"{name}: loss {points[-1][1]:.4f}", colour)
+    for line, colour in zip(lines, (TRAINING, HELD_OUT), strict=True):
         draw.line([at(*point) for point in line], colour, 2)
-        for x, y in (at(*point) for point in line if points is held_out):
-            draw.ellipse((x - 3, y - 3, x + 3, y + 3), colour)
+    for x, y in (at(*point) for point in lines[1]):
+        draw.ellipse((x - 3, y - 3, x + 3, y + 3), HELD_OUT)
+    if training:
+        draw.text((MARGIN + 160, HEIGHT - MARGIN + 8), f"training: loss {training[-1][1]:.4f}", TRAINING)
+    if held_out:
+        said = ", ".join(f"{what} {value:.3f}" for what, value in checks[-1][1].items())
+        draw.text((MARGIN + 360, HEIGHT - MARGIN + 8), f"held out: {said}", HELD_OUT)
     partial = path.with_suffix(".partial.png")
     picture.save(partial)
     os.replace(partial, path)
