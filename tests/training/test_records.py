@@ -64,7 +64,7 @@ def test_records_are_read_as_they_stand(folder: Path) -> None:
         (b"[" + b"9" * 5000 + b"]", "cannot be read as JSON: Exceeds the limit"),
         ('["é"]'.encode("latin-1"), "cannot be read as JSON: 'utf-8' codec can't decode byte 0xe9"),
         (b'[{"image": "a", "image": "b"}]', "cannot be read as JSON: the key 'image' is there twice"),
-        ({"data": []}, "is a JSON object, wanted a list of records; put it in square brackets"),
+        ({"data": []}, "is a JSON object, wanted a list of records; put the records in square brackets"),
         ([], "is an empty list, wanted at least one record"),
     ],
 )

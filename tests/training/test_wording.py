@@ -160,6 +160,15 @@ def test_what_is_too_long_is_cut_off_and_noted() -> None:
     assert sample(long, SMALL[True], "v1", 100).silent == "its answer lies behind the 100th token"
 
 
+def test_records_that_stop_a_published_batch_are_noted() -> None:
+    two = record("<image>One?", "1", "<image>Two?", "2", image=True)
+    whole = sample(two, SMALL[True], "v1", as_published=True)
+    assert whole.notes == ("has <image> in several turns: the published code stops at any batch with it",)
+    first = whole.ids.index(IMAGE_TOKEN)
+    second = whole.ids.index(IMAGE_TOKEN, first + 1)
+    assert sample(two, SMALL[True], "v1", second, as_published=True).notes == ()
+
+
 def test_a_caption_is_learned_with_its_line_break_and_without_an_end() -> None:
     found = sample(record("Describe.", "a cat</s> <image>", image=True), SMALL[True], "plain")
     assert learned(found, SMALL[True]) == ["a cat</s> <image>\n"]

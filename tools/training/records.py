@@ -75,7 +75,7 @@ def _entries(file: Path) -> list[object]:
         raise UserError(file, found, f"at most the {memory.text(free)} that are free", "split it")
     found = read_json(file, UserError, size, size, "mend it, or make it again")
     if not isinstance(found, list):
-        raise UserError(file, "is a JSON object", "a list of records", "put it in square brackets")
+        raise UserError(file, "is a JSON object", "a list of records", "put the records in square brackets")
     if not found:
         raise UserError(file, "is an empty list", "at least one record")
     return found

@@ -198,9 +198,10 @@ def published_v1(record: Record, tokenizer: Tokenizer, limit: int) -> Sample:
 
 
 def _published(ids: list[int], labels: list[int], limit: int) -> Sample:
-    return Sample(
-        ids, labels, None if _learned(labels[:limit]) else f"no token up to the {limit}th is learned"
-    )
+    silent = None if _learned(labels[:limit]) else f"no token up to the {limit}th is learned"
+    several = ids[:limit].count(IMAGE_TOKEN) > 1
+    notes = (f"has {IMAGE_MARK} in several turns: the published code stops at any batch with it",) * several
+    return Sample(ids, labels, silent, notes)
 
 
 def _tidied(record: Record) -> Turns:
