@@ -246,7 +246,7 @@ def test_a_picture_is_shown_as_the_model_sees_it(folder: Path) -> None:
 
     Image.new("RGB", (60, 20), "red").save("photos/wide.png")
     one = Record("", Path("photos/wide.png"), ())
-    shown = look(one, Sample([], []), ImageConfig(resize=30, crop=(30, 30)))
+    shown = look(one, Sample([], []), ImageConfig(resize=30, crop=(30, 30)), as_published=False)
     assert shown.picture is not None and shown.picture.size == (30, 30)
     assert [shown.picture.getpixel((15, y)) for y in (2, 15, 28)] == [
         (122, 116, 104),

@@ -55,10 +55,10 @@ def test_pictures_are_the_published_trainings() -> None:
 def test_a_picture_is_what_the_engine_sees_when_it_is_asked(photo: Path) -> None:
     for path in (photo, DATA / "golden" / "picture.png"):
         for config in (CONFIG, SQUARE):
-            found = pixels(record(path), config)
+            found = pixels(record(path), config, as_published=False)
             np.testing.assert_array_equal(found, preprocess(open_image(path), config))
             assert found.dtype == np.float32
-    assert opened(record(photo)).size == (40, 64)
+    assert opened(record(photo), as_published=False).size == (40, 64)
 
 
 def test_the_published_training_turns_no_photo(photo: Path) -> None:
@@ -69,7 +69,7 @@ def test_the_published_training_cuts_off_deep_grey(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((8, 8), 1 << 14, np.uint16)).save(path)
     assert opened(record(path), as_published=True).getpixel((0, 0)) == (255, 255, 255)
-    assert opened(record(path)).getpixel((0, 0)) == (64, 64, 64)
+    assert opened(record(path), as_published=False).getpixel((0, 0)) == (64, 64, 64)
 
 
 def test_a_picture_is_padded_for_fine_tuning_and_cropped_for_pretraining(photo: Path) -> None:
@@ -78,14 +78,16 @@ def test_a_picture_is_padded_for_fine_tuning_and_cropped_for_pretraining(photo: 
 
 
 def test_no_picture_is_zeros() -> None:
-    np.testing.assert_array_equal(pixels(record(None), CONFIG), np.zeros((3, 32, 32), np.float32))
+    np.testing.assert_array_equal(
+        pixels(record(None), CONFIG, as_published=False), np.zeros((3, 32, 32), np.float32)
+    )
 
 
 def test_of_a_file_that_is_cut_off_the_published_training_sees_the_upper_part(photo: Path) -> None:
     whole = np.asarray(opened(record(photo), as_published=True))
     photo.write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
     with pytest.raises(UserError) as error:
-        pixels(record(photo), CONFIG)
+        pixels(record(photo), CONFIG, as_published=False)
     assert str(error.value).startswith(
         f"data.json: record 3: {photo}: cannot be read (image file is truncated"
     )
@@ -94,7 +96,7 @@ def test_of_a_file_that_is_cut_off_the_published_training_sees_the_upper_part(ph
     np.testing.assert_array_equal(found[:8], whole[:8])
     assert np.ptp(found[-1].astype(int), axis=0).max() == 0
     with pytest.raises(UserError):  # as before
-        pixels(record(photo), CONFIG)
+        pixels(record(photo), CONFIG, as_published=False)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd8\xff\xe0"])

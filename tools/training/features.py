@@ -40,7 +40,7 @@ class Features:
         place = self.folder / f"{self._key(record)}.npy"
         if place.exists():
             return torch.from_numpy(np.load(place))
-        x = torch.from_numpy(pixels(record, self.image))[None].to(accelerator().device)
+        x = torch.from_numpy(pixels(record, self.image, as_published=False))[None].to(accelerator().device)
         with torch.inference_mode(), accelerator().autocast():
             found = self.trainee.features(x)[0].to("cpu", torch.float16)
         with NamedTemporaryFile(dir=self.folder, suffix=".partial", delete=False) as file:

@@ -15,7 +15,7 @@ from tools.training.records import Record
 _CUT_OFF = threading.Lock()  # held while Pillow reads files that are cut off
 
 
-def pixels(record: Record, config: ImageConfig, *, as_published: bool = False) -> np.ndarray:
+def pixels(record: Record, config: ImageConfig, *, as_published: bool) -> np.ndarray:
     """float32 (3, h, w); zeros for a record without a picture.
 
     config  its aspect_ratio is the stage's: "pad" in fine-tuning, "square" in pretraining, which crops
@@ -29,7 +29,7 @@ def pixels(record: Record, config: ImageConfig, *, as_published: bool = False) -
     return preprocess(opened(record, as_published=as_published), config)
 
 
-def opened(record: Record, *, as_published: bool = False) -> Image.Image:
+def opened(record: Record, *, as_published: bool) -> Image.Image:
     """The picture of a record that has one, of mode RGB; see `pixels`."""
     assert record.image is not None
     try:

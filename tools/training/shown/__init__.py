@@ -35,7 +35,7 @@ class Shown:
     size: tuple[int, int] | None
 
 
-def look(record: Record, sample: Sample, config: ImageConfig, *, as_published: bool = False) -> Shown:
+def look(record: Record, sample: Sample, config: ImageConfig, *, as_published: bool) -> Shown:
     """UserError: the record's picture cannot be read."""
     if record.image is None:
         return Shown(record, sample, None, None)
