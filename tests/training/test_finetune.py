@@ -346,7 +346,8 @@ def test_an_exact_match_is_what_greedy_decoding_gives(tokenizer: Any) -> None:
         for entry in entries
         for q, answer in entry["questions"].items()
     ]
-    right, seen = 0, torch.from_numpy(np.stack([pixels(r, trainee.config.image) for r in records]))
+    pictures = [pixels(r, trainee.config.image, as_published=False) for r in records]
+    right, seen = 0, torch.from_numpy(np.stack(pictures))
     samples = [sample(record, tokenizer, "v1") for record in records]
     samples[0].labels[-2] = samples[0].ids[-2] = 300  # an answer that it does not give
     for i, one in enumerate(samples):
@@ -366,7 +367,8 @@ def test_features_are_kept_and_follow_from_what_they_are_made_of(data: Path, tmp
     with ThreadPoolExecutor(4) as pool:
         first, *others = pool.map(features.__getitem__, [record] * 4)
     assert all(torch.equal(first, other) for other in others)
-    wanted = trainee.features(torch.from_numpy(pixels(record, trainee.config.image))[None])[0]
+    picture = torch.from_numpy(pixels(record, trainee.config.image, as_published=False))
+    wanted = trainee.features(picture[None])[0]
     torch.testing.assert_close(first.float(), wanted, rtol=2**-10, atol=1e-3)
     assert torch.equal(first, features[record]) and len([*tmp_path.iterdir()]) == 1
     square = ImageConfig(**{**vars(trainee.config.image), "aspect_ratio": "square"})
