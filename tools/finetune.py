@@ -10,7 +10,10 @@ where it was. Beside the result, run/finetune.png shows how the loss falls, and 
 where the second rises again, the model learns the pictures by heart. docs/teach.md tells the whole story.
 
 The stages are the published recipes; each number is an option. What a step does depends neither on how many
-processes there are nor on how many samples are computed at once. It needs the extra "train".
+processes there are nor on how many samples are computed at once. With --multi_gpu --num_processes N, which
+needs no GPU, accelerate starts several on any machine, and see `accelerate config` for many machines, which
+must share the folder OUT. A checkpoint is written each minute, or as often as a tenth of the time allows.
+It needs the extra "train".
 """
 
 import argparse
@@ -121,14 +124,19 @@ def parser() -> argparse.ArgumentParser:
         help="MODEL is a language model, which gets a new projector of this kind: ldpnetv2, ldpnet, ...",
     )
     top.add_argument(
-        "--workers", type=number(int, 1), default=2, metavar="N", help="threads that read pictures (2)"
+        "--workers", type=number(int, 1, 64), default=2, metavar="N", help="threads that read pictures (2)"
     )
     recipe = top.add_argument_group("numbers of the recipe, in place of the published ones")
     above, share = number(float, 0, open_=True), number(float, 0, 1)
     recipe.add_argument("--rate", type=above, metavar="X", help="highest learning rate")
     recipe.add_argument("--projector-rate", type=number(float, 0), metavar="X", help="its own; 0: frozen")
     recipe.add_argument("--batch", type=number(int, 1), metavar="N", help="samples of a step, all processes'")
-    recipe.add_argument("--epochs", type=above, metavar="X", help="times that each record is seen")
+    recipe.add_argument(
+        "--epochs",
+        type=number(float, 0, 1000, open_=True),
+        metavar="X",
+        help="times that each record is seen",
+    )
     recipe.add_argument("--warmup", type=share, metavar="SHARE", help="of the steps, in which the rate rises")
     recipe.add_argument("--decay", type=number(float, 0), metavar="X", help="weight decay")
     recipe.add_argument("--betas", type=share, nargs=2, metavar="X", help="Adam's")

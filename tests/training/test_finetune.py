@@ -194,7 +194,9 @@ def test_a_finished_run_is_left_alone(data: Path, tmp_path: Path, capsys: pytest
     """It mixes in other records; of those, none is held out."""
     again = call(data, tmp_path, "--epochs", 1, "--mix", data / "data.json", data, "--projector-rate", 0)
     assert main(again) == 0
-    assert "31 records, 5 held out; 8 steps of 4 samples, 4 at once" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "31 records, 5 held out; 8 steps of 4 samples, 4 at once" in said
+    assert "the held-out part says too much: 5 of its pictures are trained with, too" in said
     before, after = load(demo.MODEL).projector.state_dict(), kept(tmp_path)["model"]
     assert all(torch.equal(after[f"projector.{name}"], tensor) for name, tensor in before.items())
     times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
@@ -211,7 +213,7 @@ def test_a_finished_run_is_left_alone(data: Path, tmp_path: Path, capsys: pytest
         (["--rank", "0"], "--rank: found '0', wanted a number, at least 1"),
         (["--rate", "nan"], "--rate: found 'nan', wanted a number, more than 0"),
         (["--rate", "inf"], "--rate: found 'inf', wanted a number, more than 0"),
-        (["--epochs", "0"], "--epochs: found '0', wanted a number, more than 0"),
+        (["--epochs", "0"], "--epochs: found '0', wanted a number, more than 0 and at most 1000"),
         (["--dropout", "1.5"], "--dropout: found '1.5', wanted a number, at least 0 and at most 1"),
         (["--batch", "many"], "--batch: found 'many', wanted a number, at least 1"),
         (["--held-out", "1"], "--held-out: 1 is no share, wanted at least 0 and less than 1, or a file"),

@@ -40,10 +40,10 @@ def finetune(args: argparse.Namespace) -> None:
     stage = recipe(args, checkpoint)
     result = args.out / ("adapter" if stage.trains == "lora" else "model")
     make_folders(args, result)
-    records, held_out = read_data(args, stage)
     args.precision = args.precision or ("float32" if quick_precision() == "no" else "mixed")
     computed, stored = precision(args.precision, stage)
     run = accelerator(computed)
+    records, held_out = read_data(args, stage)
     tokenizer = make(checkpoint.read_tokenizer(), checkpoint.config.decoder.vocab_size)
     plan = lessons(
         records,
@@ -152,6 +152,8 @@ def read_data(args: argparse.Namespace, stage: Stage) -> tuple[list[Record], lis
         records, held_out = hold_out(records, args.held_out, stage.seed)
     for file, images in args.mix:
         records += read_records(file, images, as_published=args.as_published)
+    if both := {r.image for r in records if r.image} & {r.image for r in held_out}:
+        tell(f"the held-out part says too much: {len(both)} of its pictures are trained with, too")
     return records, held_out
 
 
