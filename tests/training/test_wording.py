@@ -164,6 +164,9 @@ def test_records_that_stop_a_published_batch_are_noted() -> None:
     two = record("<image>One?", "1", "<image>Two?", "2", image=True)
     whole = sample(two, SMALL[True], "v1", as_published=True)
     assert whole.notes == ("has <image> in several turns: the published code stops at any batch with it",)
+    ended = record("<image>One?", "1</s>", "<image>Two?", "2", image=True)
+    silent = sample(ended, SMALL[True], "v1", as_published=True)
+    assert silent.silent and silent.notes == whole.notes
     first = whole.ids.index(IMAGE_TOKEN)
     second = whole.ids.index(IMAGE_TOKEN, first + 1)
     assert sample(two, SMALL[True], "v1", second, as_published=True).notes == ()

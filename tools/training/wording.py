@@ -6,8 +6,9 @@ question, and what is learned of them is what it would have to answer. `publishe
 do what the published code does (commit 688fdec), which teaches nothing of many a record, without a word.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 from mvlm_np.errors import UserError, some
@@ -30,7 +31,7 @@ class Sample:
     ids     with IMAGE_TOKEN in place of the picture
     labels  of the same length: the id, or IGNORED where nothing is learned
     silent  why it teaches nothing; None if it does
-    notes   what of the record is not taught, or otherwise than written, though the rest is
+    notes   what else of the record is not taught, or otherwise than written
     """
 
     ids: list[int]
@@ -59,7 +60,7 @@ def report(records: Sequence[Record], samples: Sequence[Sample]) -> list[str]:
     """What is not taught, a line for each reason: how many records, and which come first."""
     found: dict[str, list[str]] = {}
     for record, one in zip(records, samples, strict=True):
-        for reason in [f"teaches nothing: {one.silent}"] if one.silent else one.notes:
+        for reason in (*([f"teaches nothing: {one.silent}"] if one.silent else []), *one.notes):
             found.setdefault(reason, []).append(record.where)
     return [
         f"{len(where)} of {len(records)} records: {reason} ({some(where, 3)})"
@@ -104,7 +105,9 @@ def v1(record: Record, tokenizer: Tokenizer) -> Sample:
         ids += said
         labels += [IGNORED] * start + said[start:]
         before, skip = END, len(tokenize_prompt(END, tokenizer))
-    return Sample(ids, labels, None if rounds else "it has no question with an answer", notes)
+    if not rounds:
+        return Sample([], [], "it has no question with an answer")
+    return Sample(ids, labels, notes=notes)
 
 
 def _rounds(record: Record) -> tuple[list[tuple[list[Stretch], str]], tuple[str, ...]]:
@@ -153,9 +156,10 @@ def _cut(whole: Sample, limit: int) -> Sample:
     if len(whole.ids) <= limit:
         return whole
     ids, labels = whole.ids[:limit], whole.labels[:limit]
+    if not _learned(labels):
+        return Sample(ids, labels, whole.silent or f"its answer lies behind the {limit}th token")
     note = f"is longer than {limit} tokens, and what follows is cut off"
-    silent = whole.silent or (None if _learned(labels) else f"its answer lies behind the {limit}th token")
-    return Sample(ids, labels, silent, (*whole.notes, note))
+    return Sample(ids, labels, notes=(*whole.notes, note))
 
 
 def _learned(labels: Sequence[int]) -> bool:
@@ -176,11 +180,9 @@ def published_plain(record: Record, tokenizer: Tokenizer, limit: int) -> Sample:
 
 def published_v1(record: Record, tokenizer: Tokenizer, limit: int) -> Sample:
     """Walks through the text by counting tokens; where the count is wrong at the end, nothing is learned."""
-    encode: Callable[[str], list[int]] = tokenizer.encode
-    if record.image is not None:
-        encode = lambda text: tokenize_prompt(text, tokenizer)  # noqa: E731
-    text = _published_text(record)
-    ids = encode(text) if record.image is not None else encode(text)[:limit]
+    has_picture, text = record.image is not None, _published_text(record)
+    encode = partial(tokenize_prompt, tokenizer=tokenizer) if has_picture else tokenizer.encode
+    ids = encode(text) if has_picture else encode(text)[:limit]
     labels, cursor = [IGNORED] * len(ids), int(tokenizer.add_bos)
     for said in text.split(END):
         parts = said.split(f" {V1.roles[1]}: ")
@@ -193,12 +195,13 @@ def published_v1(record: Record, tokenizer: Tokenizer, limit: int) -> Sample:
         cursor = end
     counted = sum(i != PAD for i in ids)
     if cursor < limit and cursor != counted:
-        return Sample(ids, [IGNORED] * len(ids), f"tokenization mismatch: {cursor} vs. {counted}")
+        labels = [IGNORED] * len(ids)
+        return _published(ids, labels, limit, f"tokenization mismatch: {cursor} vs. {counted}")
     return _published(ids, labels, limit)
 
 
-def _published(ids: list[int], labels: list[int], limit: int) -> Sample:
-    silent = None if _learned(labels[:limit]) else f"no token up to the {limit}th is learned"
+def _published(ids: list[int], labels: list[int], limit: int, mismatch: str | None = None) -> Sample:
+    silent = None if _learned(labels[:limit]) else mismatch or f"no token up to the {limit}th is learned"
     several = ids[:limit].count(IMAGE_TOKEN) > 1
     notes = (f"has {IMAGE_MARK} in several turns: the published code stops at any batch with it",) * several
     return Sample(ids, labels, silent, notes)
