@@ -64,7 +64,11 @@ def run(args: argparse.Namespace) -> int:
         config, vision = model.image, model.vision or vision
     if args.class_token_last:
         if args.size not in (None, config.crop[1]) or config.crop[0] != config.crop[1]:
-            found = "--size N" if args.size else f"a model that sees {config.crop[0]} x {config.crop[1]}"
+            found = (
+                f"--size {args.size}"
+                if args.size
+                else f"a model that sees {config.crop[0]} x {config.crop[1]}"
+            )
             raise UserError("--class-token-last", f"found {found}", "the model's own size, a square")
         args.size = config.crop[1]
     picture = open_image(args.picture, exif=not args.no_exif, adapt=not args.no_exif)
@@ -83,11 +87,10 @@ def run(args: argparse.Namespace) -> int:
         pixels = scaled(picture, config).transpose(1, 2, 0).copy()
         if args.class_token_last:
             p, colour = vision.patch_size, padding(config)
-            if (pixels[-p:, -p:] != colour).any():
-                print(
-                    f"mvlm: note: the lower right {p} x {p} of {args.size} x {args.size} pixels are lost",
-                    file=sys.stderr,
-                )
+            last = slice((args.size // p - 1) * p, args.size // p * p)
+            if (pixels[last, last] != colour).any():
+                lost = f"the lower right {p} x {p} of {args.size} x {args.size} pixels are lost"
+                print(f"mvlm: note: {lost}", file=sys.stderr)
             pixels = one_patch_on(pixels, p, colour)
         picture = Image.fromarray(pixels)
     part = args.output.with_name(f"{args.output.name}.part-{os.getpid()}")

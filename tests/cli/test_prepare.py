@@ -126,6 +126,6 @@ def test_what_is_lost_of_a_square_photo_is_said(run: Run, tmp_path: Path) -> Non
 
 def test_a_class_token_behind_the_patches_goes_with_the_models_size_alone(run: Run, tmp_path: Path) -> None:
     code, _, err = run(CAT, "-o", tmp_path / "out.png", "--class-token-last", "--size", 224)
-    assert code == 2 and err.endswith("wanted the model's own size, a square\n")
+    assert code == 2 and err.endswith("found --size 224, wanted the model's own size, a square\n")
     small = (CAT, "-o", tmp_path / "small.png", "--class-token-last", "--model", SETS["own/ldpv2"])
     assert run(*small)[1].endswith("52 x 52\n")
