@@ -139,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
     )
     recipe.add_argument("--warmup", type=share, metavar="SHARE", help="of the steps, in which the rate rises")
     recipe.add_argument("--decay", type=number(float, 0), metavar="X", help="weight decay")
-    recipe.add_argument("--betas", type=share, nargs=2, metavar="X", help="Adam's")
+    recipe.add_argument("--betas", type=number(float, 0, 1 - 1e-6), nargs=2, metavar="X", help="Adam's")
     recipe.add_argument("--epsilon", type=above, metavar="X", help="Adam's")
     recipe.add_argument("--clip", type=above, metavar="X", help="largest norm of the gradients")
     recipe.add_argument("--limit", type=number(int, 8), metavar="N", help="tokens of a sample")

@@ -215,6 +215,7 @@ def test_a_finished_run_is_left_alone(data: Path, tmp_path: Path, capsys: pytest
         (["--rate", "inf"], "--rate: found 'inf', wanted a number, more than 0"),
         (["--epochs", "0"], "--epochs: found '0', wanted a number, more than 0 and at most 1000"),
         (["--dropout", "1.5"], "--dropout: found '1.5', wanted a number, at least 0 and at most 1"),
+        (["--betas", "0.9", "1"], "--betas: found '1', wanted a number, at least 0 and at most 0.999999"),
         (["--batch", "many"], "--batch: found 'many', wanted a number, at least 1"),
         (["--held-out", "1"], "--held-out: 1 is no share, wanted at least 0 and less than 1, or a file"),
         (["--held-out", "none.json"], "none.json: "),
@@ -227,6 +228,7 @@ def test_a_finished_run_is_left_alone(data: Path, tmp_path: Path, capsys: pytest
         (["--projector", "mlp"], "has a projector already"),
         (["--features", str(TOOL)], f"{TOOL}: cannot be made"),
         (["--limit", "9"], "none of 13 records teaches anything"),
+        (["--rate", "1e30", "--seed", "1"], "its loss is nan, wanted a number; lower the learning rate"),
         (["--wine"], "unrecognized arguments: --wine"),
     ],
 )
@@ -316,7 +318,7 @@ def test_an_epoch_has_each_record_and_shares_are_those_of_tokens(data: Path, tok
     silent = Record("the silent one", None, (("human", "Why?"),))
     stage = STAGES["v2-lora"]
     plan = lessons([*records, silent], tokenizer, stage, 4, 2, told=said.append)
-    assert len(plan.records) == 18 and plan.batch == 24 and plan.steps == 1
+    assert len(plan.records) == 18 and plan.batch == 16 and plan.steps == 2
     assert any("1 of 19 records: teaches nothing: " in line and "the silent one" in line for line in said)
     small = Lessons(plan.records, plan.learned, 99, 8, 4, 2, [[*range(18)], [*range(17, -1, -1)]], False)
     assert small.steps == 6

@@ -87,7 +87,7 @@ def lessons(
         raise UserError("the data", f"none of {len(records)} records teaches anything", "at least one")
     batch = min(stage.batch, len(taught))
     micro = max(1, min(micro, batch // processes))
-    batch = math.ceil(batch / (micro * processes)) * micro * processes
+    batch = max(1, batch // (micro * processes)) * micro * processes
     if batch != stage.batch:
         told(f"a step has {batch} samples, not {stage.batch}: {len(taught)} records, {micro} at once")
     kept = [records[i] for i in taught]

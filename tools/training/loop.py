@@ -179,8 +179,9 @@ def fit(
             total[1] = stop.asked
             now, asked = run.reduce(total, "sum").tolist()
             if not (math.isfinite(now) or silent):
-                found = f"the loss of step {step + 1} is {now}"
-                raise UserError(name, found, "a number", "lower the learning rate")
+                raise UserError(
+                    f"step {step + 1}", f"its loss is {now}", "a number", "lower the learning rate"
+                )
             history.losses.append(now)
             recent = history.losses[-50:]
             bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", refresh=False)
@@ -263,6 +264,9 @@ def _write(
         "checks": history.checks,
         "settings": settings,
     }
+    if not all(tensor.isfinite().all() for tensor in state["model"].values()):
+        found = f"has made weights that are no numbers, by step {len(history.losses)}"
+        raise UserError("training", found, fix="lower the learning rate")
     partial = place.with_suffix(".partial")
     try:
         torch.save(state, partial)
@@ -276,10 +280,10 @@ def _write(
 def _load(place: Path, model: nn.Module, optimizer: Any, settings: Mapping[str, Any]) -> History:
     run = accelerator()
     try:
-        saved = torch.load(place, map_location=run.device, weights_only=True)
+        saved = torch.load(place, map_location="cpu", weights_only=True)
         before = saved["settings"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
-        found = "not readable"
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        found = f"not readable ({str(error).partition('. ')[0]})"
         raise UserError(place, found, "a checkpoint of this run", "remove it to begin anew") from None
     for name in sorted({*settings, *before}):
         if (was := before.get(name)) != (now := settings.get(name)):
