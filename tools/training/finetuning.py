@@ -20,6 +20,7 @@ from tools.training.batch import Batch, collate
 from tools.training.features import Features, fits
 from tools.training.lessons import hold_out, lessons
 from tools.training.loop import accelerator, fit, quick_precision
+from tools.training.memory import Run, require
 from tools.training.network import Trainee, load, open_for_training
 from tools.training.pictures import pixels
 from tools.training.records import Record, read_records
@@ -57,6 +58,8 @@ def finetune(args: argparse.Namespace) -> None:
     counted = f"{len(plan.records)} records, {len(held_out)} held out"
     tell(f"{stage.name}: {counted}; {plan.steps} steps of {plan.batch} samples, {plan.micro} at once")
 
+    needed = Run(checkpoint, stage, args.precision, plan.micro, plan.longest, args.checkpointing)
+    tell(require(needed))
     trainee = load(args.model, as_published=args.as_published, dtype=stored, seed=stage.seed, **source)
     optimizer = ready(trainee, stage, args)
     image = replace(checkpoint.config.image, aspect_ratio=stage.aspect)

@@ -6,6 +6,7 @@ said in the same words. How a picture takes its place among the words, and what 
 published code's rules, see `docs/training-as-published.md`.
 """
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,19 +20,20 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaForCausalLM
 
 from mvlm_np.binder import VISION_TOWER
 from mvlm_np.checkpoints.checkpoint import Checkpoint
-from mvlm_np.checkpoints.config_files import image_config, vision_config
+from mvlm_np.checkpoints.config_files import image_config, model_config, vision_config
 from mvlm_np.checkpoints.folder import find_tower, tower_weights
 from mvlm_np.checkpoints.json_files import read_json
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.checkpoints.tensors import Tensor as Stored
 from mvlm_np.config import Config
-from mvlm_np.errors import CheckpointError, UserError
+from mvlm_np.errors import CheckpointError
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN
 from mvlm_np.loading import bound_tensors
 from tools.parts.torch_projectors import build_projector
 from tools.parts.torch_reference import PROJECTOR, llama_config
+from tools.training.batch import Batch, splice
+from tools.training.wording import IGNORED
 
-IGNORED = -100  # the label of a position at which nothing is learned
 CLIP = f"{VISION_TOWER}vision_model."
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 
@@ -75,7 +77,7 @@ class Trainee(nn.Module):
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All parameters under the names that they have in upstream's training, in its order."""
         outer = "base_model.model." * (self.decoder is not self.llama)
-        decoder = [*self.decoder.named_parameters()]
+        decoder = [(n.replace(".base_layer.", "."), p) for n, p in self.decoder.named_parameters()]
         last = [entry for entry in decoder if entry[0].startswith(f"{outer}lm_head.")]
         yield from (entry for entry in decoder if entry not in last)
         for part, prefix in ((self.tower, CLIP), (self.projector, PROJECTOR)):
@@ -84,17 +86,16 @@ class Trainee(nn.Module):
 
     # ------------------------------------------------------------ what is learned
 
-    def forward(self, batch: Any, count: int | Tensor | None = None) -> Tensor:
+    def forward(self, batch: Batch, count: int | Tensor | None = None) -> Tensor:
         """The loss: cross entropy, its mean over the learned tokens.
 
-        batch  a `batch.Batch`
         count  divide the sum by this instead, for a batch that is one part of a larger one
 
         A batch in which nothing is learned has the loss 0; as published, NaN. Both have gradients of 0.
         Logits are computed only where something is learned, and raised to float32; as published they
         stay what the weights are.
         """
-        x, labels, mask = self.splice(batch.ids, batch.labels, batch.mask, batch.pixels)
+        x, labels, mask = self.splice(batch)
         hidden = self.llama.model(inputs_embeds=x, attention_mask=mask, use_cache=False).last_hidden_state
         learned = labels[:, 1:] != IGNORED
         logits, wanted = self.llama.lm_head(hidden[:, :-1][learned]), labels[:, 1:][learned]
@@ -105,55 +106,30 @@ class Trainee(nn.Module):
             count = len(wanted) if self.as_published else max(1, len(wanted))
         return total / count
 
-    def splice(
-        self, ids: Tensor, labels: Tensor, mask: Tensor, pixels: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings (B, T', D), labels (B, T') and mask (B, T') of a batch, its pictures among the words.
+    def splice(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings (B, T', D), labels (B, T') and mask (B, T') of a batch, its pictures among the words."""
+        pictured = (batch.ids == IMAGE_TOKEN).any(dim=1)
+        pictures = self.image_tokens(batch.pixels, pictured)  # (pictures, N, D)
+        batch = splice(batch, pictures.shape[1])
+        words = self.llama.model.embed_tokens(batch.ids.clamp(min=0))
+        places = (batch.ids == IMAGE_TOKEN)[:, :, None]
+        return words.masked_scatter(places, pictures.to(words.dtype)), batch.labels, batch.mask
 
-        Each IMAGE_TOKEN becomes the N tokens of the row's picture, at which nothing is learned; what then is
-        missing at the ends of shorter rows is padding. As published, the mask is too long in front instead of
-        where the picture is, which is the same unless a position before the picture is masked.
-        """
-        pictured = (ids == IMAGE_TOKEN).any(dim=1)
-        words = self.llama.model.embed_tokens(ids.clamp(min=0))
-        pictures, rows = iter(self.image_tokens(pictured, pixels)), []
-        for is_picture, x, learned, seen in zip(ids == IMAGE_TOKEN, words, labels, mask, strict=True):
-            places = is_picture.nonzero()[:, 0].tolist()
-            if len(places) > 1:
-                raise UserError("batch", f"found a sample with {len(places)} places for its picture", "one")
-            for at in places:
-                image = next(pictures).to(x.dtype)
-                new, after = len(image), at + 1
-                x = torch.cat([x[:at], image, x[after:]])
-                learned = torch.cat([learned[:at], learned.new_full((new,), IGNORED), learned[after:]])
-                if self.as_published:
-                    seen = torch.cat([seen.new_ones(new - 1), seen])
-                else:
-                    seen = torch.cat([seen[:at], seen.new_ones(new), seen[after:]])
-            rows.append((x, learned, seen))
-        fill = (0.0, IGNORED, False)
-        x, labels, mask = (
-            nn.utils.rnn.pad_sequence(column, batch_first=True, padding_value=value)
-            for column, value in zip(zip(*rows, strict=True), fill, strict=True)
-        )
-        return x, labels, mask
-
-    def image_tokens(self, pictured: Tensor, pixels: Tensor | None) -> Tensor:
+    def image_tokens(self, pixels: Tensor | None, pictured: Tensor) -> Tensor:
         """The projector's tokens (pictures, N, D) for the rows of a batch that have a picture.
 
-        pixels  of every row, (B, 3, h, w), or their features (B, patches, V)
+        pixels    of every row, (B, 3, h, w), or their features (B, patches, V)
+        pictured  (B,), which rows have one
 
-        If no row has one, none; but the projector still gets gradients, of 0, as in the published code: other
+        If none has, none; but the projector still gets gradients, of 0, as in the published code: other
         processes, whose batches have pictures, wait for them.
         """
         if pixels is None:
             assert not pictured.any(), "a picture's place without a picture"
-            D = self.config.decoder.hidden_size
-            return torch.zeros(0, 1, D) * sum(p.sum() for p in self.projector.parameters())
+            nothing = sum(p.sum() for p in self.projector.parameters())
+            return nothing * torch.zeros(0, 1, self.config.decoder.hidden_size, device=pictured.device)
         rows = pictured if pictured.any() else torch.arange(len(pictured), device=pictured.device) < 1
-        seen = pixels[rows]
-        if seen.ndim == 4:
-            seen = self.features(seen)
+        seen = self.features(pixels[rows]) if pixels.ndim == 4 else pixels[rows]
         tokens = self.projector(seen.to(next(self.projector.parameters()).dtype))
         return tokens if pictured.any() else tokens[:0]
 
@@ -218,13 +194,15 @@ class Trainee(nn.Module):
         row = torch.tensor([[*ids]], device=device)
         picture = None if pixels is None else pixels[None].to(device)
         x, _, _ = self.splice(
-            row, torch.full_like(row, IGNORED), torch.ones_like(row, dtype=torch.bool), picture
+            Batch(row, torch.full_like(row, IGNORED), torch.ones_like(row, dtype=torch.bool), picture)
         )
         return x[0]
 
     def checkpoint_activations(self) -> None:
         """Gradient checkpointing: a layer's activations are computed once more instead of kept."""
-        self.llama.gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # transformers 5.0, too, knows this name
+            self.llama.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 # ---------------------------------------------------------------- from files
@@ -271,8 +249,7 @@ def load(
     take(decoder, "", tensors, dtype)
     if projector is None:
         take(mapper, PROJECTOR, tensors, dtype)
-    trainee = Trainee(checkpoint, tower, mapper.to(dtype), decoder, as_published)
-    return trainee
+    return Trainee(checkpoint, tower, mapper.to(dtype), decoder, as_published)
 
 
 def open_for_training(
@@ -307,13 +284,14 @@ def open_for_training(
             folder, "is a language model", "the folder of a CLIP model", "name vision_tower"
         )
     vision_file, image_file = tower / "config.json", tower / "preprocessor_config.json"
-    config = replace(
-        checkpoint.config,
-        vision=vision_config(read_json(vision_file), vision_file),
-        image=image_config(read_json(image_file), "pad", image_file),
-        mm_projector_type=projector,
-        mm_vision_tower=str(tower),
+    where = checkpoint.path / "config.json"
+    config = model_config(
+        read_json(where) | {"mm_vision_tower": str(tower), "mm_projector_type": projector},
+        where,
+        vision_config(read_json(vision_file), vision_file),
+        image_config(read_json(image_file), "pad", image_file),
     )
+    config = replace(config, decoder=checkpoint.config.decoder)
     return with_tower(checkpoint, config, tower)
 
 

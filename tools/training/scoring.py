@@ -24,7 +24,7 @@ def score(trainee: Trainee, batches: Sequence[Callable[[], Batch]]) -> dict[str,
     for make in batches[run.process_index :: run.num_processes]:
         batch = make()
         with run.autocast():
-            x, labels, mask = trainee.splice(batch.ids, batch.labels, batch.mask, batch.pixels)
+            x, labels, mask = trainee.splice(batch)
             hidden = trainee.llama.model(inputs_embeds=x, attention_mask=mask, use_cache=False)
             wanted = labels[:, 1:]
             learned = wanted != IGNORED
