@@ -44,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--write-data", type=at_least_1, metavar="N", help="only write N scenes, in upstream's form"
     )
+    top.add_argument(
+        "--turns", type=at_least_1, metavar="N", help="questions in each conversation written (all)"
+    )
     top.add_argument("--write-pictures", action="store_true", help="only write the pictures of `mvlm demo`")
     return top
 
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"train_demo: {args.folder}: cannot be made ({error.strerror}); name another", file=sys.stderr)
         return 2
     if args.write_data:
-        write_data(args.folder, "train", args.write_data)
+        write_data(args.folder, "train", args.write_data, args.turns)
         return 0
     if args.write_pictures:
         write_pictures(args.folder)

@@ -145,6 +145,16 @@ def test_the_data_is_in_upstreams_format(tmp_path: Path) -> None:
     ]
 
 
+def test_written_conversations_can_be_short(tmp_path: Path) -> None:
+    write_data(tmp_path / "all", "train", 3)
+    write_data(tmp_path / "short", "train", 3, turns=2)
+    all_, short = (json.loads((tmp_path / name / "data.json").read_text()) for name in ("all", "short"))
+    for long, entry in zip(all_, short, strict=True):
+        answers = [turn["value"] for turn in entry["conversations"]][1::2]
+        assert len(answers) == 2 < len(long["conversations"]) / 2
+        assert set(answers) <= {turn["value"] for turn in long["conversations"]}
+
+
 def test_questions_behind_one_picture_are_read_as_if_each_stood_alone() -> None:
     import torch
 

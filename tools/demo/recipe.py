@@ -225,13 +225,19 @@ def write_pictures(folder: Path, count: int = 10, each: int = 4) -> None:
     (folder / "questions.json").write_text(json.dumps(entries, indent=1) + "\n")
 
 
-def write_data(folder: Path, split: str, count: int) -> None:
-    """Pictures and conversations in upstream's format: `data.json` and one PNG for each scene."""
+def write_data(folder: Path, split: str, count: int, turns: int | None = None) -> None:
+    """Pictures and conversations in upstream's format: `data.json` and one PNG for each scene.
+
+    turns  questions of a conversation, at most, chosen at random; None: all there are about the scene
+    """
     folder.mkdir(parents=True, exist_ok=True)
     records = []
     for number in range(count):
         shown = scene(split, number)
         name = f"{split}-{number}"
         render(shown).save(folder / f"{name}.png")
-        records.append(record(name, list(questions(shown, Random(shown.seed)))))
+        asked = list(questions(shown, Random(shown.seed)))
+        if turns is not None:
+            asked = Random(f"{shown.seed}/turns").sample(asked, min(turns, len(asked)))
+        records.append(record(name, asked))
     (folder / "data.json").write_text(json.dumps(records, indent=1) + "\n")
