@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from mvlm_np.config import ImageConfig
 from mvlm_np.inputs.tokenizer import make
 from tests.training.test_loop import launch, wait_for
 from tools.finetune import main
-from tools.training import finetuning
+from tools.training import finetuning, memory
 from tools.training.batch import collate
 from tools.training.features import Features
 from tools.training.lessons import Lessons, hold_out, lessons
@@ -256,12 +257,19 @@ def test_what_is_not_installed(
 def test_too_little_memory(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What torch says when it gets none, of a GPU or of the machine, is one line too."""
+    """It is said before anything is loaded, with what would fit; torch's own word for it is one line, too."""
+    assert main(call(data, tmp_path / "run", "--epochs", 0.1)) == 0
+    assert "finetune: needs " in capsys.readouterr().err
 
     def greedy(*args: object, **more: object) -> None:
         torch.empty(1 << 60, dtype=torch.uint8)
 
     monkeypatch.setattr(finetuning, "load", greedy)
+    with monkeypatch.context() as patched:
+        patched.setattr(memory, "available", lambda: 1_000_000)
+        assert main(call(data, tmp_path)) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert re.match(r"finetune: .*: training needs .* of memory .*, wanted no more than the .*; ", said)
     assert main(call(data, tmp_path)) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("finetune: memory: there is not enough; take a smaller --micro-batch")
