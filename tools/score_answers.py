@@ -13,19 +13,22 @@ import argparse
 import json
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
 
+from mvlm_np.checkpoints.sniff import show
 from mvlm_np.errors import UserError
 from mvlm_np.evaluation.scores import Judged
 from mvlm_np.evaluation.statistics import Estimate, difference, estimate
+from mvlm_np.paths import local
 from mvlm_np.rows.sources import Lines, decoded, header, named_as, opened, records
-from tools.parts.arguments import at_least_1
+from tools.parts.arguments import at_least_1, share
 
 Wanted = dict[str, tuple[str, str, str]]  # a row's name -> its picture, question and right answer
+Given = dict[str, tuple[str | None, str, str | None]]  # a row's name -> its picture, question and answer
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("answers", type=Path, metavar="ANSWERS.jsonl", help="what mvlm batch wrote about it")
     top.add_argument("--against", metavar="FILE", type=Path, help="compare, paired, with these answers")
     top.add_argument("--wrong", metavar="N", type=at_least_1, default=5, help="wrong answers to show (5)")
-    top.add_argument("--least", metavar="SHARE", type=float, default=0.0, help="exit with 1 below this score")
+    top.add_argument("--least", metavar="SHARE", type=share, default=0.0, help="exit with 1 below this score")
     return top
 
 
@@ -89,11 +92,11 @@ def read_table(file: Path) -> Wanted:
             if any(fields):
                 if not (picture and question and answer):
                     raise UserError(where, f"found {fields!r:.80}", "a picture, a question and an answer")
-                wanted[named.get(named_as("id", named) or "") or f"{file.name}:{number}"] = (
-                    picture,
-                    question,
-                    answer,
-                )
+                name = named.get(named_as("id", named) or "") or f"{file.name}:{number}"
+                if name in wanted:
+                    found = f"has the id {show(name)}, as a row before it"
+                    raise UserError(where, found, "an id that no other row has")
+                wanted[name] = picture, question, answer
     if not wanted:
         raise UserError(file, "has no rows", "a picture, a question and an answer in each")
     return wanted
@@ -101,34 +104,44 @@ def read_table(file: Path) -> Wanted:
 
 def judge(wanted: Wanted, table: Path, file: Path) -> list[Judged]:
     """Every row of the table with its answer. UserError: answers are missing, or are to other questions."""
-    answers = read_answers(file)
+    answers = read_answers(file, table)
     if missing := [name for name in wanted if name not in answers]:
         found = f"has no answer to {missing[0]}, nor to {len(missing) - 1} more of {len(wanted)} rows"
         raise UserError(file, found, "one to each", f"run mvlm batch {table} -o {file} again")
     judged = []
     for name, (picture, question, gold) in wanted.items():
-        asked, answer = answers[name]
+        shown, asked, answer = answers[name]
+        fix = "give the table it is of"
         if asked != question:
-            fix = "give the table it is of"
             raise UserError(file, f"{name} asks {asked!r:.60}", f"{question!r:.60}", fix)
+        if shown and Path(shown).name != Path(local(picture.strip())).name:
+            raise UserError(file, f"{name} is about {shown!r:.200}", f"{picture!r:.60}", fix)
         one = Judged(name, name, gold, picture, question, answer, gold, 0.0)
         judged.append(replace(one, right=float((answer or "").strip() == gold)))
     return judged
 
 
-def read_answers(file: Path) -> Mapping[str, tuple[str, str | None]]:
-    """Row -> question and answer. A row that its table does not name has the table's name and its line."""
-    found = {}
+def read_answers(file: Path, table: Path) -> Given:
+    """A row without an id has been named by its table's path and its line; the folder does not count."""
+    found: Given = {}
+    fix = f"write it by mvlm batch {table} -o {file}"
     with opened(str(file)) as stream:
         lines = Lines(stream)
         for text in lines:
             where = f"{file}:{lines.number}"
             try:
                 row = json.loads(decoded(text))
-                found[Path(row["id"]).name] = row["question"], row["answer"]
+                name, picture, question, answer = (row[of] for of in ("id", "picture", "question", "answer"))
+                texts = isinstance(name, str) and isinstance(question, str)
+                if not (texts and isinstance(picture, str | None) and isinstance(answer, str | None)):
+                    raise TypeError
             except (ValueError, TypeError, KeyError, RecursionError):
-                fix = "write it by mvlm batch TABLE.csv -o ANSWERS.jsonl"
                 raise UserError(where, "is no answer", "a line of mvlm batch's JSON lines", fix) from None
+            if Path(name).name.startswith(f"{table.name}:"):
+                name = Path(name).name
+            if name in found:
+                raise UserError(where, f"is a second answer to {show(name)}", "one to each row", fix)
+            found[name] = picture, question, answer
     return found
 
 
