@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
 
+from mvlm_np.errors import UserError
 from tools.demo.instruments import INSTRUMENTS, SPLITS, example
 from tools.parts.arguments import at_least_1
 
@@ -39,19 +40,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = f"cannot be written ({error.strerror}); name another folder"
         print(f"draw_instruments: {args.folder}: {found}", file=sys.stderr)
         return 2
+    except UserError as error:
+        print(f"draw_instruments: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("draw_instruments: stopped; the same command draws them again", file=sys.stderr)
+        return 130
     return 0
 
 
 def write(folder: Path, instrument: str, split: str, pictures: int) -> None:
+    """The table comes last, when all its pictures are there. UserError: there is one already."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "photos.csv", "w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(COLUMNS)
-        for number in range(pictures):
-            picture, question, answer = example(instrument, split, number)
-            name = f"{instrument}-{split}-{number:04}.png"
-            picture.save(folder / name)
-            table.writerow((name, question, answer))
+    table = folder / "photos.csv"
+    if table.exists():
+        raise UserError(table, "is there already", "a new folder", "name another, or remove the table")
+    rows = []
+    for number in range(pictures):
+        picture, question, answer = example(instrument, split, number)
+        name = f"{instrument}-{split}-{number:04}.png"
+        picture.save(folder / name)
+        rows.append((name, question, answer))
+    with open(table, "x", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
 
 
 if __name__ == "__main__":

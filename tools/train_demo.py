@@ -58,14 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"train_demo: {args.folder}: cannot be made ({error.strerror}); name another", file=sys.stderr)
         return 2
-    if args.write_data:
-        write_data(args.folder, "train", args.write_data, args.turns)
-        return 0
-    if args.write_pictures:
-        write_pictures(args.folder)
-        return 0
     try:
-        train_as_asked(args)
+        if args.write_data:
+            write_data(args.folder, "train", args.write_data, args.turns)
+        elif args.write_pictures:
+            write_pictures(args.folder)
+        else:
+            train_as_asked(args)
     except UserError as error:
         print(f"train_demo: {error}", file=sys.stderr)
         return 2

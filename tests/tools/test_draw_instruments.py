@@ -42,6 +42,26 @@ def test_the_table_names_the_pictures_that_are_there(tmp_path) -> None:
             assert picture.tobytes() == example("slider", "held-out", number).picture.tobytes()
 
 
+def test_a_table_that_is_there_is_kept(tmp_path, capsys) -> None:
+    (tmp_path / "photos.csv").write_text("mine")
+    assert main([str(tmp_path), "--pictures", "2"]) == 2
+    said = f"draw_instruments: {tmp_path}/photos.csv: is there already, wanted a new folder; "
+    assert capsys.readouterr().err == said + "name another, or remove the table\n"
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("photos.csv", "mine")]
+
+
+def test_what_was_stopped_can_be_done_again(tmp_path, capsys, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", interrupted)
+        assert main([str(tmp_path), "--pictures", "2"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main([str(tmp_path), "--pictures", "2"]) == 0
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_folder_that_cannot_be_is_one_line(tmp_path, capsys) -> None:
     (tmp_path / "a").write_text("")
     assert main([str(tmp_path / "a")]) == 2

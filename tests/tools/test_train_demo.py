@@ -17,6 +17,7 @@ from tools.demo.evaluation import evaluate
 from tools.demo.questions import TASKS, Question, description, facts, questions, record, score
 from tools.demo.recipe import RECIPES, Stage, train, write_data
 from tools.demo.scenes import COLOURS, INSTRUMENTS, LAMPS, SHAPES, SPLITS, UNSEEN, render, scene
+from tools.train_demo import main
 
 # ---------------------------------------------------------------- pictures
 
@@ -145,6 +146,14 @@ def test_the_data_is_in_upstreams_format(tmp_path: Path) -> None:
     ]
 
 
+def test_data_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data.json").write_text("mine")
+    assert main([str(tmp_path), "--write-data", "1"]) == 2
+    said = f"train_demo: {tmp_path}/data.json: is there already, wanted a new folder; "
+    assert capsys.readouterr().err == said + "name another, or remove the file\n"
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("data.json", "mine")]
+
+
 def test_written_conversations_can_be_short(tmp_path: Path) -> None:
     write_data(tmp_path / "all", "train", 3)
     write_data(tmp_path / "short", "train", 3, turns=2)
@@ -256,7 +265,7 @@ def test_what_it_writes_is_a_model_like_any_other(trained: tuple[Path, Path]) ->
 
 
 def test_stage_2_as_an_adapter_merges_onto_the_model(trained: tuple[Path, Path], tmp_path: Path) -> None:
-    from mvlm_np.cli import main
+    from mvlm_np import cli
 
     folder, _ = trained
     for name in ("tokenizer.model", "stage0.pt", "stage1.pt"):
@@ -265,7 +274,7 @@ def test_stage_2_as_an_adapter_merges_onto_the_model(trained: tuple[Path, Path],
     base = train(few, tmp_path, pictures=folder / "pictures", lora=4)
     tuned = tmp_path / "tuned"
     adapter = str(tmp_path / "adapter")
-    assert main(["convert", str(base), str(tuned), "--precision", "float32", "--lora", adapter]) == 0
+    assert cli.main(["convert", str(base), str(tuned), "--precision", "float32", "--lora", adapter]) == 0
     before, after = (mvlm_np.load(f).decoder.layers[0].qkv.layers[0] for f in (base, tuned))
     x = np.eye(64, dtype=np.float32)
     assert 0 < np.abs(before(x) - after(x)).max() < 0.1

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mvlm_np.checkpoints.checkpoint import StoredTokenizer
+from mvlm_np.errors import UserError
 from mvlm_np.inputs.tokenizer import Tokenizer
 from mvlm_np.projector import LDPV2_GRID
 from tools.demo.data import Pictures, start_rendering, write_shard
@@ -229,8 +230,13 @@ def write_data(folder: Path, split: str, count: int, turns: int | None = None) -
     """Pictures and conversations in upstream's format: `data.json` and one PNG for each scene.
 
     turns  questions of a conversation, at most, chosen at random; None: all there are about the scene
+
+    The file comes last, when all its pictures are there. UserError: there is one already.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    data = folder / "data.json"
+    if data.exists():
+        raise UserError(data, "is there already", "a new folder", "name another, or remove the file")
     records = []
     for number in range(count):
         shown = scene(split, number)
@@ -240,4 +246,5 @@ def write_data(folder: Path, split: str, count: int, turns: int | None = None) -
         if turns is not None:
             asked = Random(f"{shown.seed}/turns").sample(asked, min(turns, len(asked)))
         records.append(record(name, asked))
-    (folder / "data.json").write_text(json.dumps(records, indent=1) + "\n")
+    with open(data, "x", encoding="utf-8") as file:
+        file.write(json.dumps(records, indent=1) + "\n")
