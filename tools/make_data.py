@@ -43,7 +43,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("images", metavar="FOLDER", type=Path, help="where the pictures are")
     top.add_argument("file", metavar="FILE", type=Path, help="a table (.csv, .tsv), or a data file (.json)")
-    top.add_argument("-o", "--out", metavar="FILE", type=Path, help="the data file that is made of the table")
+    top.add_argument(
+        "-o", "--out", metavar="FILE", type=Path, help="the data file (.json) that is made of it"
+    )
     top.add_argument("--question", metavar="TEXT", help="of rows that have none")
     top.add_argument("--skip-bad", action="store_true", help="leave bad rows out, each with a line")
     top.add_argument("--check", metavar="PAGE", nargs="?", const="", help="show samples, here or on a page")
@@ -62,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"make_data: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("make_data: stopped", file=sys.stderr)
+        return 130
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if args.file.suffix.lower() in TABLES:
         if args.out is None:
             raise UserError(args.file, "is a table", "a name for the data file", "add -o DATA.json")
+        check_name(args.out)
         if not convert(args):
             return 2
     elif args.out is not None:
@@ -79,6 +85,26 @@ def run(args: argparse.Namespace) -> int:
     elif args.check is None:
         raise UserError(args.file, "is a data file already", fix="add --check to see what it teaches")
     return 0 if args.check is None else check(args, args.out or args.file)
+
+
+def check_name(out: Path) -> None:
+    """UserError, before rows are read: what stands there, a table or a device say, must not be replaced."""
+    if out.suffix.lower() != ".json":
+        raise UserError(out, "is no name for a data file", "one that ends in .json", "say: -o DATA.json")
+    if os.path.exists(out) and not is_list(out):
+        found = "is something else, which a data file would replace"
+        raise UserError(out, found, "a new file", "name another")
+
+
+def is_list(path: Path) -> bool:
+    """Whether a file is empty or begins as a data file does."""
+    if not os.path.isfile(path):  # a pipe would wait to be read
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(64).lstrip()[:1] in (b"", b"[")
+    except OSError:
+        return False
 
 
 def convert(args: argparse.Namespace) -> bool:

@@ -1,6 +1,7 @@
 """tools/make_data.py: from a folder and a table to a data file, and what the model will see of it."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from mvlm_np.demo import PICTURES
 from tests.training.fixtures import tokenizer
 from tools import make_data
+from tools.training import table
 from tools.training.records import read_records
 from tools.training.shown import pieces
 from tools.training.wording import IGNORED, Sample
@@ -168,7 +170,10 @@ def test_what_is_no_such_table_is_one_line(
         (["none.csv", "-o", "x.json"], "none.csv: cannot be read (No such file or directory)"),
         (["none.json", "--check"], "none.json: cannot be read (No such file or directory)"),
         (["gauge.csv", "-o", "no/x.json"], "no/x.json: cannot be written (No such file or directory)"),
-        (["gauge.csv", "-o", "photos"], "photos: cannot be written (Is a directory)"),
+        (["gauge.csv", "-o", "photos"], "photos: is no name for a data file, wanted one that ends in .json"),
+        (["gauge.csv", "-o", ""], ".: is no name for a data file"),
+        (["gauge.csv", "-o", "gauge.csv"], "gauge.csv: is no name for a data file"),
+        (["gauge.csv", "-o", "a" * 300 + ".json"], "a" * 300 + ".json: cannot be written (File name too"),
         (["data.json", "--check", "photos"], "photos: is a folder, wanted a file in a folder that exists"),
         (["data.json", "--check", "--model", "none"], "none: does not exist"),
     ],
@@ -182,6 +187,62 @@ def test_hostile_arguments_are_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"make_data: {found}")
     assert sorted(path.name for path in folder.iterdir()) == ["data.json", "gauge.csv", "photos"]
+
+
+def test_only_a_data_file_is_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("gauge.json").write_text('{"settings": 1}')
+    assert made(TABLE) == 2
+    found = "is something else, which a data file would replace, wanted a new file; name another"
+    assert capsys.readouterr().err == f"make_data: gauge.json: {found}\n"
+    assert Path("gauge.json").read_text() == '{"settings": 1}'
+    Path("gauge.json").unlink()
+    os.mkfifo("gauge.json")
+    assert made(TABLE) == 2
+    assert Path("gauge.json").is_fifo()
+    Path("gauge.json").unlink()
+    Path("gauge.json").mkdir()
+    assert made(TABLE) == 2
+    Path("gauge.json").rmdir()
+    Path("gauge.json").symlink_to("gauge.csv")
+    assert made(TABLE) == 2
+    assert Path("gauge.csv").read_text() == TABLE
+    Path("gauge.json").unlink()
+    for _ in range(2):
+        assert made(TABLE) == 0
+
+
+def test_a_page_takes_the_place_of_no_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for page in ("gauge.csv", "gauge.json", "photos/mine.png"):
+        Path("photos/mine.png").write_bytes(b"x")
+        assert made(TABLE, "--check", page) == 2
+        assert f"make_data: {page}: holds something else" in capsys.readouterr().err
+    assert Path("gauge.csv").read_text() == TABLE
+    assert len(json.loads(Path("gauge.json").read_text())) == 2
+    assert Path("photos/mine.png").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("before", [None, "[1]"])
+def test_ctrl_c_is_one_line(folder: Path, before: str | None, capsys, monkeypatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if before:
+        Path("gauge.json").write_text(before)
+    monkeypatch.setattr(table, "open_image", interrupted)
+    assert made(TABLE) == 130
+    assert capsys.readouterr().err == "make_data: stopped\n"
+    assert (Path("gauge.json").read_text() if before else None) == before
+    assert {path.name for path in folder.iterdir()} <= {"photos", "gauge.csv", "gauge.json"}
+
+
+def test_table_and_data_file_take_the_same_names(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("photos/0.png").rename("photos/at 3.04\u202fPM.png")
+    assert made(TABLE.replace("0.png", "at 3.04\u202fPM.png")) == 0
+    assert len(read_records(Path("gauge.json"), Path("photos"))) == 2
+    Path("photos/1.png").rename("photos/1\n2.png")
+    assert made(TABLE.replace("0.png", '"1\n2.png"')) == 2
+    found = "image is '1\\n2.png', wanted a name without control characters; rename the file"
+    assert f"make_data: gauge.csv:2: {found}\n" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- what the model will see

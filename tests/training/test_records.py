@@ -122,7 +122,15 @@ def test_a_file_that_memory_does_not_hold_is_not_read(folder: Path, monkeypatch:
         ),
         ({"conversations": TURNS, "image": "no.png"}, "no.png: there is no such file; check the path"),
         ({"conversations": TURNS, "image": "."}, ".: is a directory, wanted a picture; name a file in it"),
-        ({"conversations": TURNS, "image": "a\0b"}, "image is 'a\\x00b', wanted the name"),
+        (
+            {"conversations": TURNS, "image": "a\0b"},
+            "image is 'a\\x00b', wanted a name without control characters; rename the file",
+        ),
+        ({"conversations": TURNS, "image": "a\udce9b"}, "image is 'a\\udce9b', wanted a name without"),
+        (
+            {"conversations": TURNS, "image": "a\u202fb.png"},
+            "there is no file 'a\\u202fb.png'; check the path",
+        ),
         ({"conversations": TURNS, "image": "a" * 5000}, "aaa"),
         ({"conversations": TURNS, "image": "https://a.b/c.png"}, "https://a.b/c.png: is a URL"),
         ({"conversations": TURNS, "image": ""}, "image is '', wanted the name of one picture's file"),
@@ -135,6 +143,14 @@ def test_a_file_that_memory_does_not_hold_is_not_read(folder: Path, monkeypatch:
 def test_a_bad_record_is_one_line_with_its_place(folder: Path, entry: Any, found: str) -> None:
     good = {"conversations": TURNS}
     assert refused([good, entry, good]).startswith(f"data.json: record 2: {found}")
+
+
+@pytest.mark.parametrize("name", ["at 3.04.05\u202fPM.png", "a\u200bb.png", "\ue000.png", "\xa0 猫.png"])
+def test_a_picture_may_have_any_name_that_a_line_can_show(folder: Path, name: str) -> None:
+    """The first is how macOS names a picture of the screen."""
+    Path(name).touch()
+    (record,) = read_records(written([{"image": name, "conversations": TURNS}]), folder)
+    assert record.image == Path(name)
 
 
 def test_the_first_bad_record_is_explained_and_the_others_are_named(folder: Path) -> None:

@@ -8,6 +8,7 @@ Anybody may have written such a file. What is wrong with it is one line, which n
 
 import logging
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -112,10 +113,20 @@ def _turn(turn: object, where: str) -> tuple[str, str]:
 
 
 def _picture(name: object, where: str, images: Path) -> Path:
-    if not isinstance(name, str) or not name.isprintable() or not name:
+    if not isinstance(name, str) or not name:
         raise UserError(where, f"image is {short(name)}", "the name of one picture's file")
+    return picture_file(name, where, images)
+
+
+def picture_file(name: str, where: str, images: Path) -> Path:
+    """The file of a picture in the folder `images`. UserError: there is none, or its name cannot be shown."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        found, fix = f"image is {short(name)}", "rename the file"
+        raise UserError(where, found, "a name without control characters", fix)
     path = images / name
     if not os.path.isfile(path):
+        if not name.isprintable():  # of other kinds: a narrow blank, as in the names of macOS's screenshots
+            raise UserError(where, f"there is no file {short(name)}", fix="check the path")
         try:
             open_file(name if "://" in name else str(path)).close()  # says what is wrong
         except UserError as error:

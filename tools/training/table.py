@@ -15,6 +15,7 @@ from mvlm_np.errors import UserError, some
 from mvlm_np.inputs.conversation import IMAGE_MARK
 from mvlm_np.inputs.image import open_image
 from mvlm_np.rows.sources import NAMES, Lines, header, opened, records
+from tools.training.records import picture_file
 
 COLUMNS = {name: NAMES[name] for name in ("picture", "question", "id")} | {
     "answer": ("answer", "label", "caption")
@@ -90,8 +91,9 @@ def _entry(where: str, row: Mapping[str, str], images: Path, question: str | Non
         if IMAGE_MARK in text:
             found = f"has {IMAGE_MARK} in its {what}"
             raise UserError(where, found, "text alone", "leave it out, the picture needs no mark")
+    path = picture_file(picture, where, images)
     try:
-        open_image(images / picture)
+        open_image(path)
     except UserError as error:
         raise UserError(where, error) from None
     conversation = [{"from": "human", "value": f"{IMAGE_MARK}\n{asked}"}, {"from": "gpt", "value": answer}]
