@@ -154,6 +154,16 @@ def test_data_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("data.json", "mine")]
 
 
+def test_pictures_of_others_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):  # its own are made anew
+        assert main([str(tmp_path / "new"), "--write-pictures"]) == 0
+    (tmp_path / "3.png").write_text("mine")
+    assert main([str(tmp_path), "--write-pictures"]) == 2
+    said = f"train_demo: {tmp_path}: has pictures of others: 3.png, wanted a new folder; name another\n"
+    assert capsys.readouterr().err == said
+    assert (tmp_path / "3.png").read_text() == "mine"
+
+
 def test_written_conversations_can_be_short(tmp_path: Path) -> None:
     write_data(tmp_path / "all", "train", 3)
     write_data(tmp_path / "short", "train", 3, turns=2)

@@ -94,8 +94,8 @@ BAD = {
     '0.png,"What?,42': "opens a quote that is not closed",
     "0.png,What is <image>?,42": "has <image> in its question, wanted text alone; leave it out",
     "0.png,What?,<image>": "has <image> in its answer",
-    "1.png,Is it?,no": "answers 'no', but line 3 'yes, it is' to the same question, wanted one right answer; "
-    "mend or remove one of them",
+    "./1.png,Is it?,no": "answers 'no', but line 3 'yes, it is' to the same question, "
+    "wanted one right answer; mend or remove one of them",
     "0.png,What?,\udce9": "is not UTF-8 (byte e9 at 13); save the file in UTF-8",
 }
 

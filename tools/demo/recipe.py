@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mvlm_np.checkpoints.checkpoint import StoredTokenizer
-from mvlm_np.errors import UserError
+from mvlm_np.errors import UserError, some
 from mvlm_np.inputs.tokenizer import Tokenizer
 from mvlm_np.projector import LDPV2_GRID
 from tools.demo.data import Pictures, start_rendering, write_shard
@@ -212,12 +212,18 @@ def with_adapter(decoder: Any, rank: int) -> Any:
 
 
 def write_pictures(folder: Path, count: int = 10, each: int = 4) -> None:
-    """The pictures of `mvlm demo`, and `questions.json`: what is asked about each, and the right answers."""
+    """The pictures of `mvlm demo`, and `questions.json`: what is asked about each, and the right answers.
+
+    Those of an earlier call are replaced. UserError: there are such pictures without a `questions.json`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{number}.png" for number in range(count)]
+    others = [name for name in names if (folder / name).exists()]
+    if others and not (folder / "questions.json").exists():
+        raise UserError(folder, f"has pictures of others: {some(others)}", "a new folder", "name another")
     entries = []
-    for number in range(count):
+    for number, name in enumerate(names):
         shown = scene("demo", number)
-        name = f"{number}.png"
         render(shown).save(folder / name, optimize=True)
         random = Random(shown.seed)
         asked = list(questions(shown, random))

@@ -6,6 +6,7 @@
 The first line names the columns, in any order; `,`, `;` or tabs separate them. Other columns are not read.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def read_table(
             entry: Entry = {"id": row.get("id") or f"{file.stem}-{line}"}
             entry |= _entry(where, row, images, question)
             asked, answered = (turn["value"] for turn in entry["conversations"])
-            before, first = answers.setdefault((entry["image"], asked), (answered, line))
+            picture = os.path.realpath(images / entry["image"])  # however it is spelled
+            before, first = answers.setdefault((picture, asked), (answered, line))
             if before != answered:
                 found = f"answers {show(answered)}, but line {first} {show(before)} to the same question"
                 raise UserError(where, found, "one right answer", "mend or remove one of them")
