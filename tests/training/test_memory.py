@@ -10,7 +10,7 @@ from mvlm_np.checkpoints.folder import open_folder
 from mvlm_np.errors import MemoryNeeded
 from tests.conftest import DATA
 from tools.training.adapter import add_adapter
-from tools.training.memory import Run, require
+from tools.training.memory import Run, available, require
 from tools.training.network import load
 from tools.training.stages import STAGES, parameter_groups
 
@@ -68,3 +68,13 @@ def test_nothing_is_read_to_know_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tools.training.network.to_torch", read)
     monkeypatch.setattr("mvlm_np.checkpoints.tensors.Tensor.stored", read)
     assert Run(open_folder(OWN[0]), STAGES["v2-lora"]).bytes > 0
+
+
+def test_processes_share_the_memory_of_their_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("mvlm_np.memory.available", lambda: 12_000)
+    assert available() == 12_000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert available() == 3_000
+    monkeypatch.setattr("mvlm_np.memory.available", lambda: None)
+    assert available() is None

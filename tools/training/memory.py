@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 import torch
+from accelerate.utils.environment import get_cpu_distributed_information
 
 from mvlm_np import memory
 from mvlm_np.binder import VISION_TOWER
@@ -123,7 +124,7 @@ def require(run: Run, there: int | None = None) -> str:
     raise MemoryNeeded(
         run.checkpoint.path,
         f"training needs {memory.text(run.bytes)} of memory ({parts})",
-        f"no more than the {memory.text(there)} that are free",
+        f"no more than the {memory.text(there)} that are free for each process",
         f"with {fitting[0]} it would take {memory.text(fitting[1].bytes)}"
         if fitting
         else f"the least that it can do with is {memory.text(least)}",
@@ -131,7 +132,8 @@ def require(run: Run, there: int | None = None) -> str:
 
 
 def available() -> int | None:
-    """Bytes that are free on the device that will train: the GPU, if there is one, else this machine."""
+    """Bytes that are free for this process: of its GPU, if there is one, else its part of this machine's."""
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    return memory.available()
+    there, processes = memory.available(), get_cpu_distributed_information().local_world_size
+    return there and there // processes
