@@ -3,6 +3,8 @@
 Both get their names when all is written; what stops before that leaves nothing under them.
 """
 
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -52,10 +54,18 @@ def save(
 
     UserError: the folder is there already, or cannot be written.
     """
+    clear(folder)
     if trainee.decoder is not trainee.llama:
         save_adapter(trainee, folder, stage)
     else:
         convert(trained(trainee, stage), folder, None, told=lambda name, kind, snr: told(name))
+
+
+def clear(folder: Path) -> None:
+    """Removes what runs that were killed while they wrote `folder` have left; one at a time writes it."""
+    for part in folder.parent.glob("*.part-*"):
+        if re.fullmatch(rf"{re.escape(folder.name)}\.part-\d+", part.name):
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def trained(trainee: Trainee, stage: Stage) -> Checkpoint:
