@@ -12,13 +12,16 @@ where the second rises again, the model learns the pictures by heart. docs/teach
 The stages are the published recipes; each number is an option. What a step does depends neither on how many
 processes there are nor on how many samples are computed at once. With --multi_gpu --num_processes N, which
 needs no GPU, accelerate starts several on any machine, and see `accelerate config` for many machines, which
-must share the folder OUT. A checkpoint is written each minute, or as often as a tenth of the time allows.
-It needs the extra "train".
+must share the folder OUT. If a process fails, accelerate adds a long report of its own to the one line that
+begins with "finetune:" and says what is wrong. A checkpoint is written each minute, or as often as a tenth of
+the time allows. It needs the extra "train".
 """
 
 import argparse
 import logging
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +35,9 @@ KINDS = ("lora", "finetune", "pretrain")
 PRECISIONS = {
     "float32": "all in float32",
     "mixed": "what is trained in float32, what is frozen and the products of matrices in 16 bits",
-    "bf16": "all in 16 bits, the optimizer's state too: the least memory, and small steps are lost",
+    "bf16": "all but LoRA's matrices in 16 bits, the optimizer's state too: least memory, small steps lost",
 }
+PATIENCE = 5.0  # seconds in which the launcher ends the other processes, if the first has failed
 
 
 def share_or_file(text: str) -> float | Path:
@@ -153,14 +157,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of the processes on this machine
     try:
-        logging.basicConfig(format="finetune: %(message)s")
+        logging.basicConfig(format="finetune: %(message)s", level="WARNING" if first else "ERROR")
         run(parser().parse_args(sys.argv[1:] if argv is None else argv))
     except UserError as error:
+        if not first:
+            time.sleep(PATIENCE)  # what the first finds, too, is said once
         print(f"finetune: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("finetune: stopped; the same command goes on", file=sys.stderr)
+        if first:
+            print("finetune: stopped; the same command goes on", file=sys.stderr)
         return 130
     return 0
 
@@ -176,8 +184,9 @@ def run(args: argparse.Namespace) -> None:
         finetune(args)
     except OSError as error:
         raise UserError(error.filename or "finetune", error.strerror or error) from None
-    except RuntimeError as error:
-        if "allocate" not in str(error):  # so torch says of a processor's memory, and of a GPU's
+    except (MemoryError, RuntimeError) as error:
+        # So torch says of a processor's memory, and of a GPU's.
+        if not isinstance(error, MemoryError) and "allocate" not in str(error):
             raise
         fix = "take a smaller --micro-batch, --checkpointing, --precision bf16 or --stage lora"
         raise UserError("memory", "there is not enough", fix=fix) from None

@@ -24,7 +24,9 @@ from mvlm_np import demo
 from mvlm_np.cli import main as mvlm
 from mvlm_np.config import ImageConfig
 from mvlm_np.inputs.tokenizer import make
+from tests.conftest import DATA
 from tests.training.test_loop import launch, wait_for
+from tests.training.test_network import language_model
 from tools.finetune import main
 from tools.training import finetuning, memory
 from tools.training.batch import collate
@@ -177,7 +179,7 @@ def test_two_processes_and_a_stop_give_what_one_run_gives(data: Path, tmp_path: 
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    wait_for(process, tmp_path, "two/features/*.npy")
+    wait_for(process, tmp_path, "two/.finetune-features/*.float16")
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[0]
     done = len(kept(tmp_path / "two")["losses"])
@@ -205,7 +207,89 @@ def test_a_finished_run_is_left_alone(data: Path, tmp_path: Path, capsys: pytest
     assert times == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
 
 
+def test_another_base_of_the_same_name_is_noticed(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = shutil.copytree(demo.MODEL, tmp_path / "base")
+    again = call(data, tmp_path / "run", "--epochs", 0.2)
+    again[0] = str(base)
+    assert main(again) == 0
+    for file in base.rglob("*"):
+        os.utime(file)
+    assert main(again) == 0  # a copy would do
+    with open(next(base.glob("*.safetensors")), "r+b") as weights:
+        weights.seek(-2, os.SEEK_END)
+        weights.write(b"\0\0")
+    assert main(again) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(rf"its run had model {base} \(sha256 .*\), wanted {base} \(sha256 ", said)
+
+
+def test_what_the_user_keeps_is_kept(data: Path, tmp_path: Path) -> None:
+    """Own folders in OUT, also the one of --features; what a killed run left of the result is not."""
+    own = tmp_path / "features"
+    own.mkdir()
+    (own / "thesis.txt").write_text("years")
+    (tmp_path / "adapter.part-17").mkdir()
+    (tmp_path / "adapter.part-of-mine").mkdir()
+    assert main(call(data, tmp_path, "--epochs", 0.2)) == 0
+    (tmp_path / "adapter").rename(tmp_path / "first")
+    assert main(call(data, tmp_path, "--epochs", 0.2, "--features", own)) == 0
+    assert (own / "thesis.txt").read_text() == "years"
+    result = {"adapter", "finetune.png", "finetune.pt"}
+    assert {f.name for f in tmp_path.iterdir()} == result | {"adapter.part-of-mine", "features", "first"}
+
+
+def test_what_cannot_be_scored_is_said(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Records without an answer, alone and among others; and pictures that are known by another name."""
+    asked = {"image": f"../{data.name}/0.png", "conversations": [{"from": "human", "value": "Which one?"}]}
+    answered = {**asked, "conversations": [*asked["conversations"], {"from": "gpt", "value": "top left"}]}
+    file = tmp_path / "held.json"
+    for records, checks in (([asked] * 3, 0), ([asked, answered], 2)):
+        file.write_text(json.dumps(records))
+        out = tmp_path / str(checks)
+        assert main(call(data, out, "--epochs", 0.2, "--held-out", file)) == 0
+        said = capsys.readouterr().err
+        asking = len(records) - bool(checks)
+        reason = "teaches nothing: it has no question with an answer"
+        assert f"held-out part: {asking} of {len(records)} records: {reason} ({file}: record 1" in said
+        assert ("held-out part: nothing is left of it" in said) == (not checks)
+        assert "1 of its pictures are trained with, too" in said
+        assert len(kept(out)["checks"]) == checks
+
+
 # ---------------------------------------------------------------- bad calls, one line each
+
+
+def test_several_processes_say_once_what_all_find(data: Path, tmp_path: Path) -> None:
+    given = [sys.executable, *launch(2), str(TOOL), *call(data, tmp_path, "--rank", 0)]
+    said = subprocess.run(given, capture_output=True, text=True, timeout=60).stderr
+    assert said.count("finetune: ") == 1 and "finetune: --rank: found '0'" in said, said
+
+
+def test_what_another_process_alone_finds_is_said(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    assert main(call(data, tmp_path, "--rank", 0)) == 2
+    assert "finetune: --rank: found '0'" in capsys.readouterr().err
+
+
+def test_an_adapter_that_no_model_could_take_is_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model of the second generation holds its tower, which an adapter does not."""
+    data, llama = DATA / "golden" / "ldp", language_model(tmp_path)
+    given = [llama, "none.json", "--images", ".", "-o", tmp_path / "run", "--vision-tower", data / "clip"]
+    assert main([*map(str, given), "--projector", "ldpnetv2"]) == 2
+    said = capsys.readouterr().err
+    assert "a new ldpnetv2 with --stage lora" in said and "--stage pretrain first" in said
+    assert not (tmp_path / "run").exists()
+    assert main([*map(str, given), "--projector", "ldpnet"]) == 2
+    assert "none.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -264,15 +348,20 @@ def test_too_little_memory(
     def greedy(*args: object, **more: object) -> None:
         torch.empty(1 << 60, dtype=torch.uint8)
 
+    def greedy_numpy(*args: object, **more: object) -> None:
+        np.empty(1 << 60, np.uint8)
+
     monkeypatch.setattr(finetuning, "load", greedy)
     with monkeypatch.context() as patched:
         patched.setattr(memory, "available", lambda: 1_000_000)
         assert main(call(data, tmp_path)) == 2
         said = capsys.readouterr().err.splitlines()[-1]
         assert re.match(r"finetune: .*: training needs .* of memory .*, wanted no more than the .*; ", said)
-    assert main(call(data, tmp_path)) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("finetune: memory: there is not enough; take a smaller --micro-batch")
+    for one in (greedy, greedy_numpy):
+        monkeypatch.setattr(finetuning, "load", one)
+        assert main(call(data, tmp_path)) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("finetune: memory: there is not enough; take a smaller --micro-batch")
 
 
 @pytest.mark.parametrize(
@@ -389,3 +478,24 @@ def test_features_are_kept_and_follow_from_what_they_are_made_of(data: Path, tmp
         next(trainee.tower.parameters()).add_(1)
     Features(trainee, trainee.config.image, tmp_path)[record]
     assert len([*tmp_path.iterdir()]) == 3 and accelerator().num_processes == 1
+
+
+def test_damaged_features_are_made_anew(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what cannot be written leaves nothing behind."""
+    trainee, record = load(demo.MODEL), read_records(data / "data.json", data)[0]
+    features = Features(trainee, trainee.config.image, tmp_path)
+    wanted = features[record]
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:-1], whole[: len(whole) // 2], whole * 2):
+        file.write_bytes(damaged)
+        assert torch.equal(features[record], wanted) and file.read_bytes() == whole
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    file.unlink()
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        features[record]
+    assert not [*tmp_path.iterdir()]

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -21,9 +22,10 @@ SHARE_OF_DISK = 0.5  # of what is free; more is not taken
 
 
 class Features:
-    """The tower's features of records' pictures, (patches, V) each, float16 files in a folder.
+    """The tower's features of records' pictures, (patches, V) each, as files of plain float16 in a folder.
 
-    A file is named after what it follows from: the picture, how it is made square, and the tower.
+    A file is named after what it follows from: the picture, how it is made square, and the tower. One that
+    has not the right size is made anew.
     """
 
     def __init__(self, trainee: Trainee, image: ImageConfig, folder: Path):
@@ -33,19 +35,25 @@ class Features:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         self.tower = digest.hexdigest()
+        self.shape = _shape(trainee)
         folder.mkdir(parents=True, exist_ok=True)
 
     def __getitem__(self, record: Record) -> Tensor:
         """(patches, V), on the CPU; always what a file holds, so that a resumed run sees the same."""
-        place = self.folder / f"{self._key(record)}.npy"
-        if place.exists():
-            return torch.from_numpy(np.load(place))
+        place = self.folder / f"{self._key(record)}.float16"
+        if place.is_file() and place.stat().st_size == 2 * prod(self.shape):
+            return torch.from_numpy(np.fromfile(place, np.float16).reshape(self.shape))
         x = torch.from_numpy(pixels(record, self.image, as_published=False))[None].to(accelerator().device)
         with torch.inference_mode(), accelerator().autocast():
             found = self.trainee.features(x)[0].to("cpu", torch.float16)
         with NamedTemporaryFile(dir=self.folder, suffix=".partial", delete=False) as file:
-            np.save(file, found.numpy())
-        os.replace(file.name, place)  # whoever else computes it at the same time writes the same
+            try:
+                file.write(found.numpy().tobytes())
+                file.close()
+                os.replace(file.name, place)  # whoever else computes it at the same time writes the same
+            except BaseException:
+                os.unlink(file.name)
+                raise
         return found.clone()
 
     def _key(self, record: Record) -> str:
@@ -58,7 +66,10 @@ class Features:
 
 def fits(trainee: Trainee, records: Iterable[Record], folder: Path) -> bool:
     """Whether the features of all pictures take no more than a share of the disk's free space."""
-    config = trainee.config
-    assert config.vision is not None
-    size = 2 * config.patch_tokens * config.vision.hidden_size * len({record.image for record in records})
+    size = 2 * prod(_shape(trainee)) * len({record.image for record in records})
     return size <= SHARE_OF_DISK * shutil.disk_usage(folder).free
+
+
+def _shape(trainee: Trainee) -> tuple[int, int]:
+    assert trainee.config.vision is not None
+    return trainee.config.patch_tokens, trainee.config.vision.hidden_size

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mvlm_np.checkpoints.checkpoint import Checkpoint
@@ -27,9 +28,10 @@ from tools.training.records import Record, read_records
 from tools.training.saving import save
 from tools.training.scoring import score
 from tools.training.stages import Stage, parameter_groups, stage_for
-from tools.training.wording import sample
+from tools.training.wording import report, sample
 
 NAME = "finetune"  # of the checkpoint and the curve
+FEATURES = ".finetune-features"  # in OUT, where nobody keeps a folder of his own under this name
 HELD_OUT = 0.05
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,6 +48,7 @@ def finetune(args: argparse.Namespace) -> None:
     run = accelerator(computed)
     records, held_out = read_data(args, stage)
     tokenizer = make(checkpoint.read_tokenizer(), checkpoint.config.decoder.vocab_size)
+    held_out = with_answers(held_out, tokenizer, stage)
     plan = lessons(
         records,
         tokenizer,
@@ -60,6 +63,7 @@ def finetune(args: argparse.Namespace) -> None:
 
     needed = Run(checkpoint, stage, args.precision, plan.micro, plan.longest, args.checkpointing)
     tell(require(needed))
+    run.wait_for_everyone()  # before any process takes of the memory that the others count
     trainee = load(args.model, as_published=args.as_published, dtype=stored, seed=stage.seed, **source)
     optimizer = ready(trainee, stage, args)
     image = replace(checkpoint.config.image, aspect_ratio=stage.aspect)
@@ -71,7 +75,7 @@ def finetune(args: argparse.Namespace) -> None:
         return score(trainee, [lambda part=part: read(part) for part in parts])
 
     settings = asdict(stage) | {
-        "model": str(args.model.resolve()),
+        "model": f"{args.model.resolve()} (sha256 {digest_of_model(checkpoint)})",
         "data": digest(args.data),
         "held-out": digest(args.held_out) if isinstance(args.held_out, Path) else args.held_out,
         "images": str(args.images.resolve()),
@@ -103,7 +107,8 @@ def finetune(args: argparse.Namespace) -> None:
     if run.is_main_process and not result.exists():
         save(trainee, result, stage)
     if run.is_main_process:
-        shutil.rmtree(args.out / "features", ignore_errors=True)
+        if not args.features:
+            shutil.rmtree(args.out / FEATURES, ignore_errors=True)
         for step, found in history.checks[-1:]:
             known = f"loss {found['loss']:.3f}, {100 * found['exact']:.1f} % exact matches"
             tell(f"held-out part after step {step}: {known}")
@@ -125,6 +130,10 @@ def recipe(args: argparse.Namespace, checkpoint: Checkpoint) -> Stage:
         args.alpha = 2.0 * args.rank
     stage = stage_for(args.stage, checkpoint.config)
     given = {field.name: getattr(args, field.name, None) for field in fields(stage)}
+    if stage.trains == "lora" and args.projector and checkpoint.config.vision_in_checkpoint:
+        found = f"a new {args.projector} with --stage lora, whose adapter would hold no vision tower"
+        fix = "make a model with --stage pretrain first, and give that to --stage lora"
+        raise UserError("--projector", found, "a projector that is part of MODEL", fix)
     return replace(stage, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -155,9 +164,21 @@ def read_data(args: argparse.Namespace, stage: Stage) -> tuple[list[Record], lis
         records, held_out = hold_out(records, args.held_out, stage.seed)
     for file, images in args.mix:
         records += read_records(file, images, as_published=args.as_published)
-    if both := {r.image for r in records if r.image} & {r.image for r in held_out}:
+    known, asked = ({r.image.resolve() for r in part if r.image} for part in (records, held_out))
+    if both := known & asked:
         tell(f"the held-out part says too much: {len(both)} of its pictures are trained with, too")
     return records, held_out
+
+
+def with_answers(held_out: Sequence[Record], tokenizer: Tokenizer, stage: Stage) -> list[Record]:
+    """The records that can be scored by; says which cannot."""
+    samples = [sample(record, tokenizer, stage.version, stage.limit) for record in held_out]
+    for line in report(held_out, samples):
+        tell(f"held-out part: {line}")
+    found = [record for record, one in zip(held_out, samples, strict=True) if not one.silent]
+    if held_out and not found:
+        tell("held-out part: nothing is left of it, so nothing is scored")
+    return found
 
 
 def precision(wanted: str, stage: Stage) -> tuple[str, torch.dtype]:
@@ -171,6 +192,18 @@ def precision(wanted: str, stage: Stage) -> tuple[str, torch.dtype]:
 def digest(file: Path) -> str:
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+
+
+def digest_of_model(checkpoint: Checkpoint) -> str:
+    """Of all that a model is: settings, tokenizer and weights."""
+    found = hashlib.sha256(repr(checkpoint.config).encode())
+    for file in checkpoint.read_tokenizer().files.values():
+        found.update(digest(file).encode())
+    for name, tensor in sorted(checkpoint.tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        found.update(np.ascontiguousarray(tensor.raw).data)
+        tensor.forget()
+    return found.hexdigest()[:16]
 
 
 # ---------------------------------------------------------------- what is made of it
@@ -199,7 +232,7 @@ def keep_features(
     if args.as_published or args.no_features:
         return None
     if args.features or fits(trainee, records, args.out):
-        return Features(trainee, image, args.features or args.out / "features")
+        return Features(trainee, image, args.features or args.out / FEATURES)
     tell("what the tower sees does not fit on the disk, so it is computed in every step")
     return None
 
