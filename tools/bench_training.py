@@ -52,7 +52,9 @@ def measure(args: argparse.Namespace) -> None:
     from tools.training.adapter import add_adapter
     from tools.training.batch import Batch
     from tools.training.memory import Run, require
+    from tools.training.loop import quick_precision
     from tools.training.network import load
+    from tools.training.products import compute_in_float32
     from tools.training.stages import parameter_groups, stage_for
     from tools.training.wording import IGNORED
 
@@ -71,6 +73,8 @@ def measure(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(parameter_groups(trainee, stage), fused=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainee.to(device).train()
+    if quick_precision() == "no":
+        compute_in_float32(trainee)
     print(
         f"loaded in {time.perf_counter() - began:.0f} s, peak {memory.text(memory.peak() or 0)}", flush=True
     )

@@ -24,6 +24,7 @@ from tools.training.loop import accelerator, fit, quick_precision
 from tools.training.memory import Run, require
 from tools.training.network import Trainee, load, open_for_training
 from tools.training.pictures import pixels
+from tools.training.products import compute_in_float32
 from tools.training.records import Record, read_records
 from tools.training.saving import save
 from tools.training.scoring import score
@@ -222,6 +223,8 @@ def ready(trainee: Trainee, stage: Stage, args: argparse.Namespace) -> torch.opt
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     trainee.to(accelerator().device)
+    if quick_precision() == "no":
+        compute_in_float32(trainee)
     return torch.optim.AdamW(groups, fused=True)
 
 
