@@ -31,6 +31,25 @@ def to_float16(x: np.ndarray) -> np.ndarray:
         return x.astype(np.float16).astype(np.float32)
 
 
+def to_tf32(x: np.ndarray) -> np.ndarray:
+    """float32 -> the nearest number with ten bits of mantissa, and float32's range."""
+    bits = x.astype(np.float32).view(np.uint32)
+    return ((bits + (0xFFF + (bits >> 13 & 1))) & 0xFFFFE000).astype(np.uint32).view(np.float32)
+
+
+HALVES: dict[str, Round] = {"bf16": to_bf16, "float16": to_float16}  # in the order in which they are tried
+FEW_VALUES = 16  # up to so many different numbers may be in any type by chance
+
+
+def held_in(x: np.ndarray) -> str | None:
+    """The type of 16 bits that can hold every number of an array, which then has been rounded to it; None if
+    neither can. Most numbers of bf16 are float16's, too: bf16 comes first."""
+    if x.dtype.kind != "f" or len(np.unique(x.ravel()[: 1 << 16])) <= FEW_VALUES:
+        return None
+    x = x.astype(np.float32)
+    return next((name for name, to in HALVES.items() if np.array_equal(to(x), x)), None)
+
+
 def to_even_steps(x: np.ndarray) -> np.ndarray:
     """float32 -> the nearest of 256 values, evenly spread from the least number to the largest, 0 among them:
     what static quantisation to 8 bits, whose ranges come from calibration, leaves of a whole tensor."""
@@ -132,13 +151,14 @@ def _mapped(model: MobileVLM, weight: Callable[[str, Any], Any], ops: Ops) -> Mo
     """The model with `weight` applied to the name and the value of each of its weights."""
     out = copy(model)
     out.vision, out.projector, out.decoder = (
-        _map("", part, weight) for part in (model.vision, model.projector, model.decoder)
+        mapped("", part, weight) for part in (model.vision, model.projector, model.decoder)
     )
     out.ops = ops
     return out
 
 
-def _map(name: str, value: Any, weight: Callable[[str, Any], Any]) -> Any:
+def mapped(name: str, value: Any, weight: Callable[[str, Any], Any]) -> Any:
+    """A part of the model with `weight` applied to the name and the value of each of its weights."""
     match value:
         case None | int():
             return value
@@ -147,10 +167,10 @@ def _map(name: str, value: Any, weight: Callable[[str, Any], Any]) -> Any:
         case Norm():
             return Norm(weight(name, value.weight), weight(name, value.bias))
         case list() | tuple():
-            return [_map(name, item, weight) for item in value]
+            return [mapped(name, item, weight) for item in value]
         case Dense() | Quantized():
             return weight(name, value)
     if is_dataclass(value):
-        changed = {f.name: _map(f.name, getattr(value, f.name), weight) for f in fields(value)}
+        changed = {f.name: mapped(f.name, getattr(value, f.name), weight) for f in fields(value)}
         return replace(value, **changed)  # type: ignore[type-var]
     return weight(name, value)

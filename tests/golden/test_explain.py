@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.cli import main
 from mvlm_np.golden.compare.candidates import Candidate, read_candidate
+from mvlm_np.golden.explain import approximations
 from mvlm_np.golden.explain.explanation import explain, find_picture, in_class
 from mvlm_np.golden.explain.mistake import known_mistakes
 from mvlm_np.golden.explain.report import as_json, as_text
@@ -21,12 +23,15 @@ from mvlm_np.golden.explain.search import Search
 from mvlm_np.golden.explain.spare_weights import spare_weights
 from mvlm_np.golden.explain.steps import STEPS, step_of
 from mvlm_np.golden.format import read_golden
+from mvlm_np.golden.precision import held_in, to_bf16, to_float16, to_tf32
+from mvlm_np.golden.record.recording import Question, record
 from mvlm_np.golden.stages import order
 from mvlm_np.loading import load
 from mvlm_np.ops import gelu
 from tests.conftest import DATA, ROOT, shared_path
 from tools.check_explain import Case, judge, named
 from tools.parts import mutants
+from tools.parts.random_checkpoint import make_checkpoint
 
 MISTAKES = known_mistakes()
 
@@ -170,10 +175,106 @@ def test_a_float16_port_is_judged_as_one() -> None:
         assert named(e) == found
 
 
+HALVES = {"bfloat16": "bf16", "float16": "float16"}
+
+
+@pytest.mark.parametrize("name", ["ldpv2", "ldp", "mlp"])
+@pytest.mark.parametrize("type", HALVES)
+def test_a_sound_port_in_16_bits_is_rounded(name: str, type: str) -> None:
+    """Right in its class; in float32 the type is named, and nothing else, from any of the stages."""
+    c = case(name)
+    stages = c.run({"type": type})
+    e = c.explain(stages)
+    assert not e.right
+    assert [cause.variant.detail for f in e.findings for cause in f.causes] == [f"everything in {type}"]
+    assert ("no farther off than rounding puts it" in as_text(e)) or e.findings[0].stage == "pixel_values"
+    late = {n: a for n, a in stages.items() if n.startswith(("decoder", "logits"))}
+    assert named(c.explain(late)) == {"half-precision"}
+    sound = Candidate({n: a for n, a in stages.items() if n in c.golden.names})
+    load = {"path_or_name": c.folder, "backend": "numpy"}
+    kind = HALVES[type]
+    e = explain(c.model, c.golden, sound, kind, c.image, c.spare, in_class(kind, c.model, load))
+    assert e.right and not e.findings
+
+
+@pytest.mark.parametrize("type", HALVES)
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"class-token-last": {"class_token": "last"}},
+        {"peg-no-residual": {"peg": "no residual"}, "no-causal-mask": {"causal": False}},
+    ],
+    ids=" + ".join,
+)
+def test_a_mistake_is_found_behind_the_rounding(type: str, faults: dict[str, dict[str, object]]) -> None:
+    both = {key: value for fault in faults.values() for key, value in fault.items()}
+    e = case("ldpv2").explain(case("ldpv2").run({**both, "type": type}))
+    assert named(e) == {"half-precision", *faults}
+
+
+def test_a_class_s_yardstick_that_a_mistake_cannot_be_made_in_is_no_reason_to_fail() -> None:
+    c = case("ldpv2")
+    stages = c.run({"transposed": ("q",), "swap": "kv"}, torch.float16)
+    candidate = Candidate({n: a for n, a in stages.items() if n in c.golden.names})
+    load = {"path_or_name": c.folder, "backend": "numpy"}
+    found = {}
+    for kind in ("float16", "int8"):
+        e = explain(c.model, c.golden, candidate, kind, c.image, c.spare, in_class(kind, c.model, load))
+        assert not e.right
+        found[kind] = named(e)
+    assert {"transposed-matrix", "qkv-swapped"} <= found["float16"]
+
+
+def test_other_weights_are_told_soon(tmp_path: Path) -> None:
+    """Not after each stage has been searched in pairs and more: that took minutes."""
+    c, tries = case("ldpv2"), 0
+    make_checkpoint("golden-ldpv2", tmp_path / "other", seed=7)
+    stages = record(load(tmp_path / "other", "float32", "numpy"), Question(c.about["question"], c.image))
+
+    def count() -> None:
+        nonlocal tries
+        tries += 1
+
+    e = explain(c.model, c.golden, Candidate(stages), "float32", c.image, c.spare, progress=count)
+    told = as_text(e)
+    assert "these are other weights" in told
+    assert "The search ended with vision.hidden_states.2" in told
+    assert tries < 12_000
+
+
+def test_the_picture_s_size_is_found_from_its_tokens_alone() -> None:
+    """LDPv2 gives 144 tokens of whatever grid: no shape tells."""
+    c = case("ldpv2")
+    stages = c.run({"table": ("bicubic", 2 / 3), "another_size": True})
+    e = c.explain({"projector.output": stages["projector.output"]})
+    assert named(e) == {"position-table-resized"}
+    assert e.findings[0].exact
+
+
+@pytest.mark.parametrize(
+    "erf, most",
+    list(zip(approximations.ERF.values(), (2.5e-5, 1.5e-7, 5e-4, 3e-7, 0.1), strict=True)),
+)
+def test_erf_is_as_near_as_its_source_says(erf: approximations.Function, most: float) -> None:
+    x = np.linspace(0, 5, 999)
+    error = np.abs(erf(x) - torch.erf(torch.tensor(x)).numpy()).max()
+    assert most / 4 < error < most
+
+
+def test_numbers_that_16_bits_hold_are_known() -> None:
+    x = np.random.default_rng(0).standard_normal(999).astype(np.float32)
+    assert held_in(x) is None
+    assert held_in(to_float16(x)) == "float16"
+    assert held_in(to_bf16(x)) == "bf16"
+    assert held_in(to_float16(to_bf16(x))) == "bf16"
+    assert held_in(np.ones(999, np.float32)) is None
+    tf32 = to_tf32(x)
+    assert np.abs(tf32 / x - 1).max() <= 2**-11
+    np.testing.assert_array_equal(to_float16(tf32), to_float16(x))
+
+
 def test_gelu_of_the_mutants_is_this_one() -> None:
     x = np.linspace(-6, 6, 99, dtype=np.float32)
-    import torch
-
     np.testing.assert_allclose(mutants.activation(torch.tensor(x), "gelu").numpy(), gelu(x), atol=1e-6)
 
 

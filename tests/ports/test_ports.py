@@ -90,8 +90,15 @@ FIRST_WRONG = {
 NAMED = {
     "gelu-default": "tanh-gelu",
     "keras-epsilon": "layer-norm-eps",
+    "nhwc": "token-grid-order",
+    "grid-transposed": "token-grid-order",
+    "kernel-transposed": "transposed-matrix",
+    "heads-inside": "head-split",
+    "qk-swapped": "qkv-swapped",
+    "resized-in-float": "bilinear",
     "neighbours": "rope-interleaved",
     "no-mask": "no-causal-mask",
+    "fed-twice": "last-id-twice",
 }
 
 
@@ -111,8 +118,19 @@ def test_no_class_excuses_another_way_to_resize(jax_port: Any, kind: str) -> Non
 @pytest.mark.parametrize("fault", NAMED)
 def test_known_mistakes_are_named(jax_port: Any, fault: str) -> None:
     case = Case(DATA / "golden" / "ldpv2")
-    found = case.explain(jax_port.dump(DATA / "golden" / "ldpv2", case.golden, fault))
+    found = case.explain(jax_port.dump(DATA / "golden" / "ldpv2", case.golden, fault, case.image))
     assert named(found) == {NAMED[fault]}
+    assert all(finding.exact for finding in found.findings)
+
+
+@pytest.mark.parametrize("fault, name", [("bfloat16", "bfloat16"), ("float16", "float16")])
+def test_half_precision_is_said_as_rounding_and_as_nothing_else(jax_port: Any, fault: str, name: str) -> None:
+    """bfloat16, whose numbers float16 can hold as well, is not taken for that."""
+    case = Case(DATA / "golden" / "ldpv2")
+    found = case.explain(jax_port.dump(DATA / "golden" / "ldpv2", case.golden, fault))
+    assert [c.variant.detail for f in found.findings for c in f.causes] == [f"everything in {name}"]
+    assert named(found) == {"half-precision"}
+    assert any(f"--class {'bf16' if name == 'bfloat16' else name}" in n for n in found.comparison.notes)
 
 
 def test_every_fault_of_the_script_is_tested(jax_port: Any) -> None:
@@ -168,3 +186,61 @@ def test_faults_in_how_a_graph_is_fed_are_found_in_onnx_runtime(
     shifted = {f"vision.hidden_states.{i}": states[max(i - 1, 0)] for i in range(last + 1)}
     found = {stage.name: stage.verdict for stage in against(golden(name), {**right, **shifted}).stages}
     assert {found[f"vision.hidden_states.{i}"] for i in range(1, last + 1)} == {MISPLACED}
+
+
+# What is wrong in a graph of ONNX: the first wrong stage, and the mistake.
+FAULTY = {
+    "norm-eps": ("vision.hidden_states.0", "layer-norm-eps"),
+    "fused-silu": ("vision.hidden_states.1", "relu"),
+    "hard-sigmoid": ("vision.hidden_states.1", "gelu-approximated"),
+    "erf-by-tanh": ("projector.mlp.mlp.1", "tanh-gelu"),
+    "class-token-last": ("vision.hidden_states.0", "class-token-last"),
+    "last-row-dropped": ("vision.features", "class-token-kept"),
+    "residual-lost": ("projector.peg", "peg-no-residual"),
+    "sines-negated": ("decoder.keys.0", "rope-direction"),
+    "gate-up-swapped": ("decoder.hidden_states.1", "gate-up-swapped"),
+    "rms-eps": ("decoder.keys.0", "rms-eps"),
+}
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("onnx")
+    folder = tmp_path_factory.mktemp("faults") / "graphs"
+    positions = len(golden("ldpv2").stages["inputs_embeds"]) + len(golden("ldpv2").stages["generated_ids"])
+    form = Export(Form(dump=True), rows=(32,), capacity=positions)
+    export(open_checkpoint(DATA / "golden" / "ldpv2"), folder, form)
+    return folder
+
+
+@pytest.mark.parametrize("runtime", ["onnx_runtime", "openvino_port"])
+@pytest.mark.parametrize("fault", FAULTY)
+def test_a_fault_in_a_graph_is_found_and_named(
+    graphs: Path, tmp_path: Path, fault: str, runtime: str
+) -> None:
+    port = pytest.importorskip(f"tools.ports.{runtime}", reason=f"needs {runtime}")
+    onnx_faults = pytest.importorskip("tools.ports.onnx_faults", reason="needs onnx")
+    onnx_faults.make_faulty(graphs, tmp_path / "faulty", fault)
+    case = Case(DATA / "golden" / "ldpv2")
+    found = case.explain(port.dump(tmp_path / "faulty", case.golden))
+    first, mistake = FAULTY[fault]
+    assert found.comparison.first_wrong is not None
+    assert (found.comparison.first_wrong.name, named(found)) == (first, {mistake})
+    assert all(finding.exact for finding in found.findings)
+
+
+@pytest.mark.parametrize("runtime", ["onnx_runtime", "openvino_port"])
+def test_a_graph_in_float16_is_said_to_be_one(tmp_path: Path, runtime: str) -> None:
+    pytest.importorskip("onnx")
+    port = pytest.importorskip(f"tools.ports.{runtime}", reason=f"needs {runtime}")
+    case = Case(DATA / "golden" / "ldpv2")
+    form = Export(Form(dtype="float16", dump=True), parts=("vision",))
+    export(open_checkpoint(DATA / "golden" / "ldpv2"), tmp_path / "graphs", form)
+    run = port.OnnxRuntime if runtime == "onnx_runtime" else port.OpenVINO
+    found = case.explain(vision_stages(run(tmp_path / "graphs" / "vision.onnx"), case.golden))
+    assert named(found) == {"half-precision"}
+
+
+def test_every_fault_of_graphs_is_tested() -> None:
+    onnx_faults = pytest.importorskip("tools.ports.onnx_faults", reason="needs onnx")
+    assert onnx_faults.FAULTS.keys() == FAULTY.keys()

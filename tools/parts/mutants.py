@@ -7,7 +7,7 @@ with one of its strengths; without any, the stages are the published code's, wit
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,39 @@ FAULTS: dict[str, list[dict[str, Any]]] = {
     "nhwc-as-nchw": [{"layout": "given"}, {"layout": "inside"}],
     "class-token-last": [{"class_token": "last"}],
     "positions-shifted": [{"position": 1}, {"position": 2}, {"position": -1}, {"position": "none"}],
+    "position-table-resized": [
+        {"table": ("bicubic", 0.1)},
+        {"table": ("bilinear", 0.1)},
+        {"table": ("bicubic", 2 / 3)},
+        {"table": ("bilinear", 4 / 3)},
+        {"table": ("bicubic antialias", 2 / 3)},
+        {"table": ("bicubic", 2 / 3), "another_size": True},
+        {"table": ("bilinear", 4 / 3), "another_size": True},
+    ],
     "no-pre-layernorm": [{"pre_norm": False}],
     "wrong-tower": [{"tower": "other"}],
     "tanh-gelu": [{"projector_act": "tanh"}, {"vision_act": "tanh"}],
     "quick-gelu": [{"projector_act": "quick"}],
     "exact-gelu": [{"vision_act": "gelu"}, {"vision_act": "gelu", "only_block": 1}],
     "relu": [{"vision_act": "relu"}, {"projector_act": "relu"}],
+    "gelu-approximated": [
+        {"projector_act": "fourth power"},
+        {"projector_act": "erf of three terms"},
+        {"projector_act": "erf of five terms"},
+        {"projector_act": "parabola"},
+        {"projector_act": "hard"},
+        {"projector_act": ("lines", 32, 4)},
+        {"projector_act": ("nearest", 255, 8)},
+        {"projector_act": "half"},
+        {"projector_act": 1.7},
+        {"vision_act": "hard"},
+        {"vision_act": ("lines", 64, 8)},
+        {"vision_act": ("lines", 256, 8)},
+        {"vision_act": "half quick"},
+        {"vision_act": 1.7},
+        {"vision_act": 1.65},
+        {"vision_act": 1.7, "only_block": 1},
+    ],
     "layer-norm-eps": [
         {"vision_eps": 1e-3},
         {"vision_eps": 3e-2},
@@ -82,7 +109,13 @@ FAULTS: dict[str, list[dict[str, Any]]] = {
         {"transposed_fc2": True},
     ],
     "qkv-swapped": [{"swap": "qk"}, {"swap": "kv"}, {"swap": "qv"}],
-    "head-split": [{"heads": "both"}, {"heads": "split"}],
+    "head-split": [
+        {"heads": "both"},
+        {"heads": "split"},
+        {"decoder_heads": "both"},
+        {"decoder_heads": "split"},
+        {"heads": "split", "decoder_heads": "split"},
+    ],
     "per-tensor-int8": [{"int8": 127}, {"int8": 128}],
     "attention-scale": [
         {"vision_scale": "none"},
@@ -106,10 +139,27 @@ FAULTS: dict[str, list[dict[str, Any]]] = {
         {"projector_bias": ("excite",)},
         {"vision_bias": ("fc2",), "only_block": 0},
     ],
+    "half-precision": [
+        {"type": "bfloat16"},
+        {"type": "float16"},
+        {"type": "bfloat16", "half_part": "vision"},
+        {"type": "float16", "half_part": "decoder"},
+        {"type": "bfloat16", "half_part": "decoder"},
+        {"products": "bfloat16"},
+        {"products": "float16"},
+        {"products": "tf32"},
+    ],
     "repeated-layer": [{"repeat_block": (1, 0)}, {"repeat_layer": (1, 0)}, {"repeat_block": (0, 1)}],
     "peg-no-residual": [{"peg": "no residual"}],
     "peg-before-pooling": [{"peg": "first"}],
-    "token-grid-order": [{"grid": "before"}, {"grid": "after"}, {"grid": "end"}],
+    "token-grid-order": [
+        {"grid": "before"},
+        {"grid": "after"},
+        {"grid": "end"},
+        {"grid": "columns"},
+        {"grid": "columns after"},
+        {"grid": "columns at the end"},
+    ],
     "pooling": [{"pool": "stride"}, {"pool": "max"}],
     "convolution": [{"flip": True}],
     "hardswish-as-silu": [{"hardswish": "silu"}, {"hardswish": "relu"}],
@@ -146,7 +196,7 @@ FAULTS: dict[str, list[dict[str, Any]]] = {
     "missing-gain": [{"gain": "vision"}, {"gain": "decoder"}],
     "squeeze-excitation": [{"squeeze_excitation": False}],
     "decoder-layer-short": [{"decoder_layers": -1}],
-    "last-id-twice": [{"again": True}],
+    "last-id-twice": [{"again": True}, {"lag": True}],
     "cache-content": [{"forget": 1}, {"forget": "all"}],
     "cache-position": [{"cache": 1}, {"cache": -1}, {"cache": "image"}, {"cache": "stuck"}],
 }
@@ -165,10 +215,10 @@ def run(
     torch.set_num_threads(1)
     model = Model(folder, dict(faults or {}), dtype)
     model.pixels(image)
-    model.vision()
+    model.in_part("vision", model.vision)
     model.project()
     model.tokens(prompt)
-    model.decode(generated)
+    model.in_part("decoder", lambda: model.decode(generated))
     return {
         name: value.contiguous().numpy() if value.dtype == torch.int64 else value.float().contiguous().numpy()
         for name, value in model.stages.items()
@@ -213,6 +263,8 @@ def _read(folder: Path) -> dict[str, Tensor]:
 class Model:
     def __init__(self, folder: Path, faults: dict[str, Any], dtype: torch.dtype):
         self.folder, self.f, self.dtype = folder, faults, dtype
+        if "type" in faults and "half_part" not in faults:
+            self.dtype = dtype = getattr(torch, faults["type"])
         self.config, self.clip, self.pre, tensors, other = load(folder)
         if faults.get("tower") == "other" and other:
             tensors = tensors | other
@@ -234,13 +286,43 @@ class Model:
         if "int8" in self.f and ".encoder.layers." in name:
             scale = w.abs().max() / self.f["int8"]
             w = (w / scale).round().clamp(-128, 127) * scale
-        return F.linear(x, w, self.w.get(f"{name}.bias") if bias else None)
+        return self.product(x, w.T) + (self.w[f"{name}.bias"] if bias and f"{name}.bias" in self.w else 0)
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        match self.f.get("products"):
+            case None:
+                return a @ b
+            case "tf32":  # ten bits of mantissa stay
+                a, b = (x * (1 + 2**13) - (x * (1 + 2**13) - x) for x in (a, b))
+                return a @ b
+            case name:
+                a, b = (x.to(getattr(torch, name)).to(x.dtype) for x in (a, b))
+                return a @ b
+
+    def in_part(self, part: str, run: Callable[[], None]) -> None:
+        """Runs a part of the model, in a type of its own where the fault is that."""
+        if self.f.get("half_part") != part:
+            return run()
+        w, dtype, before = self.w, self.dtype, set(self.stages)
+        self.dtype = getattr(torch, self.f["type"])
+        self.w = {k: v.to(self.dtype) for k, v in w.items()}
+        given = dict(self.stages)
+        self.stages = {k: v if v.dtype == torch.int64 else v.to(self.dtype) for k, v in given.items()}
+        run()
+        self.w, self.dtype = w, dtype
+        self.stages = {
+            k: given[k] if k in before else v if v.dtype == torch.int64 else v.to(dtype)
+            for k, v in self.stages.items()
+        }
 
     # ------------------------------------------------------------ the picture
 
     def pixels(self, path: Path) -> None:
         f, pre = self.f, self.pre
         size = pre["size"] if isinstance(pre["size"], int) else pre["size"]["shortest_edge"]
+        if f.get("another_size"):
+            p = self.clip["patch_size"]
+            size = round(size // p * f["table"][1]) * p
         image = Image.open(path).convert("RGB")
         if f.get("exif"):
             image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
@@ -323,6 +405,8 @@ class Model:
                 position = torch.zeros_like(position)
             case shift:
                 position = torch.roll(position, shift, 0)
+        if "table" in f:
+            position = self.resized(position, len(x) - 1)
         x = x + position
         if f.get("pre_norm", True):
             x = self.norm(x, f"{VISION}pre_layrnorm", eps, how)
@@ -339,10 +423,10 @@ class Model:
             q, k, v = (
                 self.heads(self.linear(h, f"{name}.self_attn.{c}_proj", c not in off), H) for c in read
             )
-            scores = q @ k.transpose(1, 2) * scale_of(f.get("vision_scale"), d)
+            scores = self.product(q, k.transpose(1, 2)) * scale_of(f.get("vision_scale"), d)
             if f.get("vision_causal"):
                 scores = scores + torch.full_like(scores[0], -torch.inf).triu(1)
-            a = scores.softmax(-1) @ v
+            a = self.product(scores.softmax(-1), v)
             a = a.permute(1, 2, 0).flatten(1) if f.get("heads") == "both" else a.transpose(0, 1).flatten(1)
             x = x + self.linear(a, f"{name}.self_attn.out_proj", "out" not in off)
             h = self.norm(x, f"{name}.layer_norm2", eps, how)
@@ -360,6 +444,22 @@ class Model:
         if self.config["mm_vision_select_feature"] == "patch":
             x = x[:-1] if f.get("drop") == "last" else x[1:]
         self.keep("vision.features", x)
+
+    def resized(self, position: Tensor, patches: int) -> Tensor:
+        """The table of positions for as many patches, by functions that are made for pictures."""
+        kind, much = self.f["table"]
+        mode, *antialias = kind.split()
+        old, new = math.isqrt(len(position) - 1), math.isqrt(patches)
+        how = {"mode": mode, "align_corners": False, "antialias": bool(antialias)}
+        planes = position[1:].T.unflatten(1, (old, old))[None]
+        if much < 0.5:
+            planes = F.interpolate(planes, scale_factor=(new + much) / old, **how)
+        elif self.f.get("another_size"):
+            planes = F.interpolate(planes, (new, new), **how)
+        else:
+            between = round(old * much)
+            planes = F.interpolate(F.interpolate(planes, (between, between), **how), (old, old), **how)
+        return torch.cat([position[:1], planes[0].flatten(1).T])
 
     # ------------------------------------------------------------ the projector
 
@@ -394,9 +494,7 @@ class Model:
         x = self.keep("projector.mlp.mlp.1", activation(x, f.get("projector_act", "gelu")))
         x = self.keep("projector.mlp", self.linear(x, f"{P}mlp.mlp.2", "fc2" not in off))
         side = math.isqrt(len(x))
-        x = (
-            x.reshape(-1, side, side) if f.get("grid") == "before" else x.T.unflatten(1, (side, side))
-        )  # (D, h, w)
+        x = self.grid(x, side)
         if f.get("peg") == "first":
             x = x + self.conv(x, f"{P}peg.peg.0", bias="peg" not in off)
             self.keep("projector.peg", x.flatten(1).T)
@@ -406,10 +504,30 @@ class Model:
         x = self.keep("projector.dwn.dwn", self.pool(x))
         if f.get("grid") == "after":
             x = x.reshape(-1, len(x)).T.unflatten(1, (12, 12))
+        elif f.get("grid") == "columns after":
+            x = x.mT
         self.keep("projector.dwn", x.flatten(1).T)
         y = self.keep("projector.peg.peg", self.conv(x, f"{P}peg.peg.0", bias="peg" not in off))
         y = y if f.get("peg") == "no residual" else y + x
-        return self.keep("projector.peg", y.reshape(-1, len(y)) if f.get("grid") == "end" else y.flatten(1).T)
+        return self.keep("projector.peg", self.tokens_of(y))
+
+    def grid(self, x: Tensor, side: int) -> Tensor:
+        """(T, D) -> (D, h, w)"""
+        match self.f.get("grid"):
+            case "before":
+                return x.reshape(-1, side, side)
+            case "columns":
+                return x.T.unflatten(1, (side, side)).mT
+        return x.T.unflatten(1, (side, side))
+
+    def tokens_of(self, y: Tensor) -> Tensor:
+        """(D, h, w) -> (T, D)"""
+        match self.f.get("grid"):
+            case "end":
+                return y.reshape(-1, len(y))
+            case "columns at the end":
+                y = y.mT
+        return y.flatten(1).T
 
     def pool(self, x: Tensor) -> Tensor:
         match self.f.get("pool"):
@@ -427,8 +545,7 @@ class Model:
         x = self.keep(f"{N}.mlp.2", activation(x, f.get("projector_act", "gelu")))
         x = self.keep(f"{N}.mlp", self.linear(x, f"{P}model.mlp.3", "fc2" not in off))
         side = math.isqrt(len(x))
-        x = x.reshape(-1, side, side) if f.get("grid") == "before" else x.T.unflatten(1, (side, side))
-        x = self.keep(f"{N}.mb_block.0", x)
+        x = self.keep(f"{N}.mb_block.0", self.grid(x, side))
         y = self.mobile(x, 1, 1, off)
         x = self.keep(f"{N}.mb_block.1", y + x if f.get("residual1", True) else y)
         y = self.mobile(x, 2, 2, off)
@@ -441,7 +558,7 @@ class Model:
                     + F.avg_pool2d(F.pad(x[None], (0, x.shape[2] % 2, 0, x.shape[1] % 2), "replicate"), 2)[0]
                 )
         y = self.keep(f"{N}.mb_block", y)
-        return self.keep(N, y.reshape(-1, len(y)) if f.get("grid") == "end" else y.flatten(1).T)
+        return self.keep(N, self.tokens_of(y))
 
     def mobile(self, x: Tensor, n: int, stride: int, off: Sequence[str]) -> Tensor:
         f, name, module = (
@@ -542,11 +659,12 @@ class Model:
             self.cache.append((k, v))
         x = self.keep(f"decoder.hidden_states.{L}", self.rms(x, "model.norm", final=True))
         head = embed if f.get("tied") else self.w["lm_head.weight"]
-        self.keep("logits", x @ head.T)
+        self.keep("logits", self.product(x, head.T))
         self.stages["generated_ids"] = torch.tensor([list(generated)])
         hidden, logits = [], []
         again = [int(ids[-1])] if f.get("again") else []
-        for n, token in enumerate([*again, *generated]):
+        fed = [generated[0], *generated[:-1]] if f.get("lag") else [*again, *generated]
+        for n, token in enumerate(fed):
             x = embed[token][None]
             match f.get("cache", 0):
                 case "image":
@@ -560,7 +678,7 @@ class Model:
                 self.cache[i] = (k, v)
                 if i == 0:
                     hidden.append(x if L > 1 else self.rms(x, "model.norm", final=True))
-            logits.append(self.rms(x, "model.norm", final=True) @ head.T)
+            logits.append(self.product(self.rms(x, "model.norm", final=True), head.T))
         self.keep("decode.hidden_states.1", torch.cat(hidden[len(again) :]))
         self.keep("decode.logits", torch.cat(logits[len(again) :]))
 
@@ -589,10 +707,11 @@ class Model:
         H, KV, D = c["num_attention_heads"], c["num_key_value_heads"], c["hidden_size"]
         d, T = D // H, len(x)
         h = self.rms(x, f"{name}.input_layernorm")
-        q, k, v = (
-            self.linear(h, f"{name}.self_attn.{p}_proj").view(T, n, d).transpose(0, 1)
-            for p, n in (("q", H), ("k", KV), ("v", KV))
-        )
+        q, k, v = (self.linear(h, f"{name}.self_attn.{p}_proj") for p in "qkv")
+        if "decoder_heads" in f:
+            q, k, v = (a.unflatten(1, (d, -1)).permute(2, 0, 1) for a in (q, k, v))
+        else:
+            q, k, v = (a.view(T, n, d).transpose(0, 1) for a, n in ((q, H), (k, KV), (v, KV)))
         q, k = self.rope(q, positions), self.rope(k, positions)
         if past:
             k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
@@ -604,7 +723,7 @@ class Model:
             order = torch.arange(KV).repeat(H // KV)
         elif f.get("kv") == "reversed":
             order = order.flip(0)
-        scores = q @ k[order][:, seen].transpose(1, 2) * scale_of(f.get("scale"), d)
+        scores = self.product(q, k[order][:, seen].transpose(1, 2)) * scale_of(f.get("scale"), d)
         if T > 1:
             mask = torch.full((T, T), -torch.inf, dtype=x.dtype).triu(1)
             match f.get("causal", True):
@@ -618,7 +737,9 @@ class Model:
                 case n:
                     mask = torch.full((T, T), -torch.inf, dtype=x.dtype).triu(1 + n)
             scores = scores + mask
-        a = (scores.softmax(-1) @ v[order][:, seen]).transpose(0, 1).flatten(1)
+        a = self.product(scores.softmax(-1), v[order][:, seen])
+        both = f.get("decoder_heads") == "both"
+        a = a.permute(1, 2, 0).flatten(1) if both else a.transpose(0, 1).flatten(1)
         x = x + self.linear(a, f"{name}.self_attn.o_proj")
         h = self.rms(x, f"{name}.post_attention_layernorm")
         gate, up = self.linear(h, f"{name}.mlp.gate_proj"), self.linear(h, f"{name}.mlp.up_proj")
@@ -659,8 +780,43 @@ def scale_of(how: Any, d: int) -> float:
     return how * d**-0.5
 
 
-def activation(x: Tensor, name: str) -> Tensor:
+def activation(x: Tensor, name: Any) -> Tensor:
     match name:
+        case float(slope):
+            return x * torch.sigmoid(slope * x)
+        case ("lines", n, reach):
+            knots = torch.linspace(-reach, reach, n)
+            values = F.gelu(knots) if reach == 4 else knots * torch.sigmoid(1.702 * knots)
+            i = (torch.bucketize(x, knots) - 1).clamp(0, n - 2)
+            slope = (values[i + 1] - values[i]) / (knots[i + 1] - knots[i])
+            inside = values[i] + slope * (x - knots[i])
+            return torch.where(x < -reach, torch.zeros_like(x), torch.where(x > reach, x, inside))
+        case ("nearest", n, reach):
+            step = 2 * reach / (n - 1)
+            inside = F.gelu(((x + reach) / step).round() * step - reach)
+            return torch.where(x < -reach, torch.zeros_like(x), torch.where(x > reach, x, inside))
+        case "hard":
+            return x * F.relu6(1.702 * x + 3) / 6
+        case "half":
+            return F.gelu(x.half().float()).half().to(x.dtype)
+        case "half quick":
+            h = x.half().float()
+            return (h * torch.sigmoid(1.702 * h)).half().to(x.dtype)
+        case "erf of three terms" | "erf of five terms" | "fourth power" | "parabola":
+            u = x.abs() / math.sqrt(2)
+            if name == "fourth power":
+                below = 1 + 0.278393 * u + 0.230389 * u**2 + 0.000972 * u**3 + 0.078108 * u**4
+                erf = 1 - below**-4
+            elif name == "parabola":
+                erf = 1 - 0.2888 * (u.clamp(max=1.769) - 1.769) ** 2
+            elif name == "erf of three terms":
+                t = 1 / (1 + 0.47047 * u)
+                erf = 1 - (0.3480242 * t - 0.0958798 * t**2 + 0.7478556 * t**3) * torch.exp(-(u**2))
+            else:
+                t = 1 / (1 + 0.3275911 * u)
+                a = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+                erf = 1 - sum(c * t ** (i + 1) for i, c in enumerate(a)) * torch.exp(-(u**2))
+            return x * (1 + torch.copysign(erf, x)) / 2
         case "quick":
             return x * torch.sigmoid(1.702 * x)
         case "tanh":

@@ -24,7 +24,7 @@ from mvlm_np.golden.compare.verdict import (
 )
 from mvlm_np.golden.format import Golden
 from mvlm_np.golden.measure import distance, on_even_steps
-from mvlm_np.golden.precision import STATIC, STEPS, to_bf16, to_float16
+from mvlm_np.golden.precision import STATIC, STEPS, held_in
 from mvlm_np.inputs.tokenizer import IMAGE_TOKEN
 
 UNRELATED = 0.5  # cosine below which two stages have nothing to do with each other
@@ -189,7 +189,8 @@ def _precision(
 ) -> Iterator[str]:
     """Is it the error that a coarser class has everywhere, rather than a fault somewhere?"""
     steps = _even_steps(golden, candidate, stages)
-    coarser = _class_of_all(golden, kind, stages, bool(steps))
+    types = {held_in(candidate.stages[s.name]) for s in stages if s.distance and s.name != PIXELS}
+    coarser = _class_of_all(golden, kind, stages, bool(steps), types.pop() if len(types) == 1 else None)
     if steps and kind != STATIC:
         which = some(steps) if len(steps) < 5 else f"{len(steps)} stages, {steps[0]} the first of them,"
         yield (
@@ -208,11 +209,8 @@ def _precision(
     if stored in ("float16", "bfloat16"):
         yield f"It is stored as {stored}: dump float32{advice}."
         return
-    found = candidate.stages[first.name].astype(np.float32)
-    for name, to in (("bfloat16", to_bf16), ("float16", to_float16)):  # most of bfloat16's are float16's, too
-        if np.array_equal(to(found), found) and found.any():
-            yield f"Each of its numbers is one that {name} can hold: it has been rounded to that."
-            return
+    if (held := held_in(candidate.stages[first.name])) is not None:
+        yield f"Each of its numbers is one that {held} can hold: it has been rounded to that."
 
 
 def _even_steps(golden: Golden, candidate: Candidate, stages: list[StageResult]) -> list[str]:
@@ -221,10 +219,13 @@ def _even_steps(golden: Golden, candidate: Candidate, stages: list[StageResult])
     return [n for n in given if on_even_steps(candidate.stages[n])]
 
 
-def _class_of_all(golden: Golden, kind: str, stages: list[StageResult], static: bool) -> str | None:
+def _class_of_all(
+    golden: Golden, kind: str, stages: list[StageResult], static: bool, held: str | None
+) -> str | None:
     """The coarser class that every stage given speaks for; None if one does not, or there are too few.
 
     static  whether there are stages on an even grid
+    held    the type of 16 bits whose numbers all stages consist of, which tells the class
     """
     errors = {s.name: s.distance for s in stages if s.distance}
     others = [s for s in stages if s.failed and not s.distance and not s.name.startswith("generated_ids")]
@@ -239,6 +240,8 @@ def _class_of_all(golden: Golden, kind: str, stages: list[StageResult], static: 
         if all(expected / LEVEL <= rms for expected, rms in computed):
             logs = [log10(rms / expected) for expected, rms in computed]
             levels[coarser] = abs(sum(logs) / len(logs))
+    if held in levels:
+        return held
     return min(levels, key=lambda kind: levels[kind]) if levels else None
 
 

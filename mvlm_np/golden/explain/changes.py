@@ -2,8 +2,9 @@
 function, an edited stage. The forward pass knows nothing of it."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from math import sqrt
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from mvlm_np import ops
 from mvlm_np.backend import replaced
 from mvlm_np.config import VisionConfig
 from mvlm_np.golden.explain.parts import Change, Edit, Parts
-from mvlm_np.linear import Joined, Norm
+from mvlm_np.golden.precision import Round, mapped, rounded
+from mvlm_np.linear import Dense, Joined, Norm
 from mvlm_np.projector import LDP, LDPBlock
 
 
@@ -133,6 +135,64 @@ def named(w: Any, wanted: Callable[[Any], bool]) -> list[str]:
     return found
 
 
+# ---------------------------------------------------------------- other types of numbers
+
+
+def everything_in(to: Round) -> Change:
+    """Weights and the results of all operations rounded, as in a precision class."""
+
+    def change(p: Parts) -> Parts:
+        new: dict[str, Any] = {}
+        for part in ("vision", "projector", "decoder"):
+            model: Any = SimpleNamespace(vision=None, projector=None, decoder=None)
+            setattr(model, part, getattr(p, part))
+            model.ops = getattr(p, f"{part}_ops")
+            model = rounded(model, to)
+            new |= {part: getattr(model, part), f"{part}_ops": model.ops}
+        return replace(p, **new)
+
+    return both(change, *(edit_stage(name, lambda x, _: to(x)) for name in ("pixel_values", "inputs_embeds")))
+
+
+def products_in(to: Round) -> Change:
+    """Both sides of each matrix product rounded, in attention and convolutions too; the sums stay float32."""
+
+    @dataclass
+    class Smaller(Dense):
+        def __call__(self, x: np.ndarray) -> np.ndarray:
+            return super().__call__(to(x))
+
+    def linear(name: str, value: Any) -> Any:
+        return Smaller(to(value.weight), value.bias) if isinstance(value, Dense) else value
+
+    def attention(base: Any) -> Any:
+        def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> np.ndarray:
+            if base != ops.attention:  # another mistake's
+                return base(to(q), to(k), to(v), causal)
+            (H, T, d), S = q.shape, k.shape[1]
+            k, v = (np.repeat(to(x), H // len(x), axis=0) for x in (k, v))
+            scores = to(q) @ k.swapaxes(1, 2) * np.float32(d**-0.5)
+            if causal:
+                scores = np.where(np.arange(S) > np.arange(S - T, S)[:, None], np.float32(-np.inf), scores)
+            return to(ops.softmax(scores)) @ v
+
+        return attend
+
+    def change(p: Parts) -> Parts:
+        for part in ("vision", "projector", "decoder"):
+            p = weights(part, lambda w: mapped("", w, linear))(p)
+        return p
+
+    functions = [function(part, "attention", attention) for part in ("vision", "decoder")]
+    functions += [function("vision", "matmul", lambda base: lambda x, w: base(to(x), to(w)))]
+    functions += [
+        function(
+            "projector", "depthwise_conv", lambda base: lambda x, w, b, stride: base(to(x), to(w), b, stride)
+        )
+    ]
+    return both(change, *functions)
+
+
 def tanh_gelu(x: np.ndarray) -> np.ndarray:
     """GELU's approximation by tanh."""
     return x / 2 * (1 + np.tanh(sqrt(2 / np.pi) * (x + 0.044715 * x * x * x)))
@@ -141,4 +201,5 @@ def tanh_gelu(x: np.ndarray) -> np.ndarray:
 ACTIVATIONS: dict[str, Callable[..., np.ndarray]] = {
     name: getattr(ops, name) for name in "gelu quick_gelu relu silu sigmoid hardswish hardsigmoid".split()
 } | {"tanh_gelu": tanh_gelu}
+WHERE = {"vision": "vision encoder", "decoder": "decoder"}  # parts in words
 EPS = (1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1)

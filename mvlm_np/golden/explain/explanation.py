@@ -1,7 +1,7 @@
 """Names the mistakes that reproduce what a candidate computed."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 from mvlm_np.checkpoints.record import sha256
 from mvlm_np.golden.compare.candidates import Candidate
 from mvlm_np.golden.compare.comparison import Comparison, compare
+from mvlm_np.golden.compare.tolerance import ADMITTED
 from mvlm_np.golden.compare.verdict import MISPLACED
 from mvlm_np.golden.explain.findings import Finding, Unseen
 from mvlm_np.golden.explain.parts import Parts
@@ -94,7 +95,7 @@ def _explain(
         scene = make_scene(model, golden, stages, image, spare)
         in_class = Parts.of(yardstick, scene.parts.pixels, scene.parts.ids) if yardstick is not None else None
         search = Search(scene, roots, in_class, progress)
-        return search, [f for f in search.findings() if _told(f, result)]
+        return search, list(_half_once(f for f in search.findings() if _told(f, result)))
 
     search, findings = look(False)
     if not result.right and not any(f.exact and f.causes for f in findings) and _flat(golden, candidate):
@@ -111,6 +112,11 @@ def _explain(
         notes.append(
             f"{image} is another file than the golden's picture {golden.metadata.get('image', '')!r}."
         )
+    if search.ended:
+        notes.append(
+            f"The search ended with {search.ended}: it, and what is wrong before it, is like nothing that is "
+            "known. Look whether these are the golden's weights, or mend the first fault and look again."
+        )
     invisible = search.invisible() if result.right and not findings else []
     if search.scene.picture is None:
         invisible = [unseen for unseen in invisible if unseen.mistake.stage != "pixel_values"]
@@ -121,7 +127,20 @@ def _told(f: Finding, result: Comparison) -> bool:
     """Whether a finding is told: that of a stage which is wrong, or one that is certain. Within the bounds a
     fault is certain if a mistake reproduces it to the last bits."""
     wrong = {s.name.removesuffix(".tail") for s in result.stages if s.failed or s is result.first_wrong}
-    return f.stage in wrong or (f.exact and bool(f.causes) and f.error < f.before / SUBTLE)
+    if f.stage in wrong:
+        return True
+    faults = [c for c in f.causes if c.variant.half not in ADMITTED[result.kind]]  # and not what the class is
+    return f.exact and bool(faults) and f.error < f.before / SUBTLE
+
+
+def _half_once(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Findings without the types of 16 bits that an earlier one has named."""
+    named = set[str]()
+    for f in findings:
+        causes = tuple(c for c in f.causes if c.variant.half not in named)
+        named |= {c.variant.half for c in causes} - {""}
+        if causes or not f.causes:
+            yield replace(f, causes=causes)
 
 
 def _flat(golden: Golden, candidate: Candidate) -> bool:

@@ -1,8 +1,8 @@
 """What was found at a stage: mistakes that reproduce what the candidate computed, and how closely."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mvlm_np.golden.compare.notes import UNRELATED
 from mvlm_np.golden.explain.mistake import Mistake, Variant
 from mvlm_np.golden.measure import decibels
 
@@ -62,7 +62,17 @@ class Finding:
     @property
     def exact(self) -> bool:
         """The mistakes reproduce the candidate, within rounding."""
-        return fits(self.causes, self.error, self.allowed, self.before)
+        return self.error <= self.allowed
+
+    @property
+    def strange(self) -> bool:
+        """What the candidate computed is like nothing that is known."""
+        return not self.blank and self.cosine < UNRELATED and not self.exact
+
+    @property
+    def rounding(self) -> bool:
+        """Nothing is wrong but the type: rounding to 16 bits accounts for all of the error."""
+        return all(c.variant.half for c in self.causes) and bool(self.causes) and self.error == self.before
 
     @property
     def believed(self) -> bool:
@@ -73,9 +83,3 @@ class Finding:
     def snr(self) -> float:
         """Signal to noise of the reproduction, in dB."""
         return decibels(self.error)
-
-
-def fits(causes: Sequence[Cause], error: float, limit: float, before: float) -> bool:
-    """Whether mistakes explain a stage. One that rounds need not do so to the last bit, since where two
-    implementations differ by a little, a few results are rounded the other way."""
-    return error <= limit or (error < before / 10 and any(c.variant.rounds for c in causes))

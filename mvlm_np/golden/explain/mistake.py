@@ -36,6 +36,7 @@ class Variant:
     layer   the one layer that it acts on; None for all
     dial    how to make it with another number, and value: its own
     rounds  whether results are rounded: then the candidate's are not reproduced to the last bit
+    half    the type of 16 bits that numbers are rounded to, "bf16" or "float16"
     rare    whether to try it only where one layer alone is in question
     """
 
@@ -46,6 +47,7 @@ class Variant:
     dial: Dial | None = None
     value: float = 0.0
     rounds: bool = False
+    half: str = ""
     rare: bool = False
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,8 @@ class Parts:
                 those of `vision` and `projector`
     positions   (first, number, prompt length) -> rotary positions; from the prompt's length on they are those
                 of generated tokens
-    again       whether the prompt's last id is fed once more before the generated ones
+    feed        stages -> the ids that are fed after the prompt; the results of the last ones count, of as
+                many as were generated
     edits       {stage: what else is done to it before it is used}
     """
 
@@ -46,7 +48,7 @@ class Parts:
     block: Callable[..., np.ndarray] = encoder.block
     project: Callable[..., np.ndarray] = projectors.project
     positions: Callable[[int, int, int], np.ndarray] = lambda first, T, prompt: np.arange(first, first + T)
-    again: bool = False
+    feed: Callable[[Any], np.ndarray] = lambda stages: stages["generated_ids"]
     edits: Mapping[str, Edit] = field(default_factory=dict)
 
     @classmethod

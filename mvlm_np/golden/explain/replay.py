@@ -63,7 +63,13 @@ class Replay:
             for change, first, only in self.changes:
                 acts = STEPS.index(first) <= STEPS.index(step) and (first == "ids") <= (step == "ids")
                 if acts and (only is None or only == layer or layer is None):
-                    parts = change(parts)
+                    try:
+                        parts = change(parts)
+                    except (
+                        AttributeError,
+                        TypeError,
+                    ):  # weights that are packed, or rounded as they are used
+                        raise CannotReplay("a change of weights of another kind") from None
             self._parts[step, layer] = parts
         return self._parts[step, layer]
 
@@ -161,9 +167,8 @@ class Replay:
 
     def _decode(self, name: str, parts: Parts) -> None:
         """Generated ids through the cache, one at a time, layer by layer; the prompt is in the cache."""
-        ids = self["generated_ids"]
-        if parts.again:
-            ids = np.concatenate([self["input_ids"][-1:], ids])
+        ids = parts.feed(self)
+        extra = len(ids) - len(self["generated_ids"])
         x: np.ndarray = parts.decoder.embed_tokens(ids).astype(self.dtype)  # (n, D)
         layers = len(parts.decoder.layers)
         for i in range(1 if name == "decode.hidden_states.1" else layers):
@@ -181,11 +186,10 @@ class Replay:
                 cache.length = T + len(rows)  # the run has stopped before it would say so
             x = np.concatenate(rows)
             if i == 0 and layers > 1:
-                self._keep("decode.hidden_states.1", x[1:] if parts.again else x)
+                self._keep("decode.hidden_states.1", x[extra:])
                 self.trail["decode.hidden_states.1"] = set(self._open[-1])
-                shown = self["decode.hidden_states.1"]
-                x = np.concatenate([x[:1], shown]) if parts.again else shown
-        x = x[1:] if parts.again else x
+                x = np.concatenate([x[:extra], self["decode.hidden_states.1"]])
+        x = x[extra:]
         if layers == 1 and name == "decode.hidden_states.1":
             self._keep(name, x)
         elif name == "decode.logits":

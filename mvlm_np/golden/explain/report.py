@@ -47,11 +47,14 @@ def _finding(f: Finding, e: Explanation) -> list[str]:
     if not f.causes:
         return [*lines, *_unexplained(e, f)]
     how = "reproduced by" if f.exact else "best, but not wholly, explained by"
-    if not f.exact and f.error < ROUNDED:
+    if f.rounding:
+        how = "no farther off than rounding puts it:"
+    elif not f.exact and f.error < ROUNDED:
         how = "reproduced, but for what rounding to float16 would leave, by"
     lines.append(f"{f.stage}: {how} {' + '.join(c.mistake.id for c in f.causes)}")
     if reached := _reached(f.error, f.cosine, f.blank):
-        without = f"; without it {decibels(f.before):.1f} dB" if isfinite(decibels(f.before)) else ""
+        told = isfinite(decibels(f.before)) and not f.rounding
+        without = f"; without it {decibels(f.before):.1f} dB" if told else ""
         lines.append(f"  {reached}{without}")
     for c in f.causes:
         detail = f" ({c.variant.detail})" if c.variant.detail else ""

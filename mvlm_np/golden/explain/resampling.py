@@ -40,26 +40,43 @@ def _step(x: np.ndarray) -> np.ndarray:
 def resample(
     kernel: Kernel, reach: int, centres: str, antialias: bool, rounded: bool, image: Image.Image, size: Size
 ) -> np.ndarray:
-    """A separable resize in float64: (h, w, 3), 0 to 255.
+    """A picture resized by `resize`: (h, w, 3), 0 to 255.
+
+    rounded  to whole numbers at the end
+    """
+    array = resize(kernel, reach, centres, antialias, np.asarray(image), size)
+    return array.round().clip(0, 255) if rounded else array
+
+
+def resize(
+    kernel: Kernel,
+    reach: int,
+    centres: str,
+    antialias: bool,
+    array: np.ndarray,
+    size: Size,
+    scale: float | None = None,
+) -> np.ndarray:
+    """A separable resize in float64: (h, w, C) -> (h', w', C).
 
     kernel, reach  a function of the distance in pixels, zero from `reach` on
     centres        where an output pixel lies: "middle" of its share, "corner" of it, or "ends": the first
                    on the first, the last on the last
-    antialias      stretch the kernel where the picture shrinks; the weights outside are cut off. Else the
+    antialias      stretch the kernel where the array shrinks; the weights outside are cut off. Else the
                    outermost pixels go on
-    rounded        to whole numbers at the end
+    scale          old pixels for a new one, where it is not the sizes' ratio
     """
-    array = np.asarray(image).astype(np.float64)
+    array = array.astype(np.float64)
     for axis, out in ((1, size[0]), (0, size[1])):
         length = array.shape[axis]
-        scale = length / out
+        step = scale or length / out
         i = np.arange(out)
         at = {
-            "middle": (i + 0.5) * scale - 0.5,
-            "corner": i * scale,
+            "middle": (i + 0.5) * step - 0.5,
+            "corner": i * step,
             "ends": i * ((length - 1) / max(out - 1, 1)),
         }[centres]
-        stretch = max(scale, 1.0) if antialias else 1.0
+        stretch = max(step, 1.0) if antialias else 1.0
         first = np.floor(at - reach * stretch).astype(int)
         taps = first[:, None] + np.arange(int(2 * reach * stretch) + 3)  # (out, taps)
         weights = kernel((taps - at[:, None]) / stretch)
@@ -69,7 +86,7 @@ def resample(
         matrix = np.zeros((out, length))
         np.add.at(matrix, (i[:, None], taps.clip(0, length - 1)), weights)
         array = np.moveaxis(np.tensordot(matrix, array, (1, axis)), 0, axis)
-    return array.round().clip(0, 255) if rounded else array
+    return array
 
 
 _soft, _sharp = partial(_cubic, -0.5), partial(_cubic, -0.75)
@@ -97,4 +114,15 @@ FILTERS: dict[str, Callable[[Image.Image, Size], np.ndarray]] = {
     "bicubic, not rounded to whole numbers": partial(resample, _soft, 2, "middle", True, False),
     "cubic through four neighbours, corners aligned": partial(resample, _lagrange, 2, "corner", False, True),
     "nearest before": partial(resample, _step, 1, "corner", False, True),
+}
+
+Resize = Callable[..., np.ndarray]  # (array, size, scale=None), as `resize` takes them
+
+# How frameworks resize a table of positions: with their functions for pictures, whose cubic has a = -0.75, or
+# -0.5 where they antialias.
+TABLE_FILTERS: dict[str, Resize] = {
+    "bicubic": partial(resize, _sharp, 2, "middle", False),
+    "bilinear": partial(resize, _triangle, 1, "middle", False),
+    "bicubic, antialiased": partial(resize, _soft, 2, "middle", True),
+    "bilinear, antialiased": partial(resize, _triangle, 1, "middle", True),
 }

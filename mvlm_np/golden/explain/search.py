@@ -14,13 +14,14 @@ from math import exp, inf, log
 
 import numpy as np
 
-from mvlm_np.golden.explain.findings import GAIN, Cause, Finding, Unseen, fits
+from mvlm_np.golden.explain.findings import GAIN, Cause, Finding, Unseen
 from mvlm_np.golden.explain.mistake import Dial, Mistake, known_mistakes
 from mvlm_np.golden.explain.parts import Parts
 from mvlm_np.golden.explain.replay import Replay
 from mvlm_np.golden.explain.scene import Scene
 from mvlm_np.golden.explain.steps import CannotReplay, independent, layer_of, step_of
 from mvlm_np.golden.measure import cosine, relative_error
+from mvlm_np.golden.precision import HALVES, Round, held_in
 from mvlm_np.golden.stages import order
 
 HEALTHY = 6.0  # times the reference's own rounding: another order of summation stays below it
@@ -28,6 +29,7 @@ LEVEL = 0.05 / 255 / 0.27  # a twentieth of a grey level: a few pixels may be ro
 LEAST = 2.0**-24  # the rounding of a stage that is only copied or scaled
 TIE = 4.0  # two explanations are as good as each other if their errors differ by no more
 PAIRS = 3000  # pairs that are tried at most
+STRANGE = 3  # wrong stages in a row that are like nothing that is known: there the search ends
 BEAM, DEPTH = 4, 5  # explanations that are taken further, and how far
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -72,17 +74,23 @@ class Search:
         self.fine = Replay(yardstick or scene.parts, self.given, wide, dtype=dtype)
         self.causes = [Cause(m, v) for m in known_mistakes().values() for v in m.variants(scene)]
         self.active: dict[tuple[str, str], Cause] = {}  # what has been found, by mistake and step
+        self.strange, self.ended = 0, ""  # see `findings`
         self._chains: dict[tuple[object, ...], Replay] = {}
 
     # ------------------------------------------------------------ all stages
 
     def findings(self) -> list[Finding]:
-        """Everything that is wrong, in the order of the stages."""
-        found = []
+        """Everything that is wrong, in the order of the stages. Where `STRANGE` wrong ones in a row are like
+        nothing that is known, it ends, and `ended` says with which."""
+        found = list[Finding]()
         for stage in self.stages:
             with suppress(CannotReplay), np.errstate(all="ignore"):
                 if (finding := self.judge(stage)) is not None:
                     found.append(finding)
+                    self.strange = self.strange + 1 if finding.strange else 0
+                    if self.strange == STRANGE and stage != self.stages[-1]:
+                        self.ended = stage
+                        break
         return found
 
     def invisible(self) -> list[Unseen]:
@@ -122,18 +130,49 @@ class Search:
 
     # ------------------------------------------------------------ one stage
 
-    def allowed(self, stage: str, node: "Node") -> float:
-        """The relative error that rounding explains, measured on this step from this input."""
+    def allowed(self, stage: str, node: "Node", half: Cause | None = None) -> float:
+        """The relative error that rounding explains, measured on this step from this input.
+
+        half  rounding to 16 bits instead, as a mistake
+        """
         value = self._of(node.replay, stage)
         if value.dtype.kind == "i":
             return 0.0
         if stage == "pixel_values":
             return LEVEL / float(np.sqrt(np.square(value).mean()))
-        try:
-            floor = relative_error(self._of(self._chain(node.causes, fine=True), stage), value)
-        except CannotReplay:
-            floor = 0.0
+        to: Round = lambda x: x  # noqa: E731
+        if half is not None:
+            to = HALVES[half.variant.half]
+            exact = self._chain(tuple(c for c in node.causes if not c.variant.half))
+            runs = [(exact.child(half.variant.change, "pixels"), exact)]
+        else:  # what rounding does without a mistake, where that cannot be made in the yardstick
+            runs = [(self._chain(node.causes, fine=True), node.replay), (self.fine, self.plain)]
+        floor = 0.0
+        for rounded, exact in runs:
+            with suppress(CannotReplay):
+                floor = relative_error(to(self._of(rounded, stage)), self._of(exact, stage))
+                break
         return HEALTHY * max(floor if floor < inf else 0.0, LEAST)
+
+    def limit(self, stage: str, node: "Node", limit: float) -> float:
+        """The error up to which a hypothesis explains a stage: `limit`, or a tenth of what its rounding does:
+        where two implementations differ by a little, a few results are rounded the other way."""
+        others = tuple(c for c in node.causes if not c.variant.rounds)
+        if len(others) == len(node.causes) or node.error <= limit:
+            return limit
+        with suppress(CannotReplay):
+            rounding = relative_error(self._of(self._chain(others), stage), self._of(node.replay, stage))
+            return max(limit, rounding / 10) if rounding < inf else limit
+        return limit
+
+    def half(self, stage: str) -> Cause | None:
+        """Rounding to a type of 16 bits, as a mistake, where a stage's numbers are all of that type or an
+        earlier stage has shown it; None elsewhere. Pixels are as they are in every type."""
+        if stage == "pixel_values":
+            return None
+        shown = (c.variant.half for c in self.active.values() if c.variant.half)
+        wanted = held_in(self.given[stage]) or next(shown, None), step_of(stage)
+        return next((c for c in self.causes if (c.variant.half, c.variant.step) == wanted), None)
 
     def judge(self, stage: str) -> Finding | None:
         """What is wrong with a stage, given the stages before it; None if nothing is."""
@@ -150,16 +189,25 @@ class Search:
         limit = self.allowed(stage, best)
         if best.error <= limit:
             return None
+        half = self.half(stage)
+        if half is not None:
+            limit = self.allowed(stage, best, half)
+            if best.error <= limit:
+                reached = cosine(self._of(best.replay, stage), wanted)
+                return Finding(stage, best.error, best.error, reached, limit, (half,))
         blank = wanted.dtype.kind == "f" and not (np.isfinite(wanted) & (wanted != 0)).any()
         bases = [plain] if best is plain else [plain, best]
         chosen, *others = self._blank(stage, bases[-1]) if blank else self.explain(stage, bases, limit)
         if wanted.dtype.kind == "i" and chosen.error > 0:  # ids are reproduced, or they are not
             chosen, others = plain, []
         reached = cosine(self._of(chosen.replay, stage), wanted)
+        limit = self.limit(stage, chosen, limit)
         finding = Finding(stage, plain.error, chosen.error, reached, limit, chosen.causes, blank=blank)
         finding.alternatives += [n.causes for n in others]
         if finding.believed:
             self.active |= {cause.place: cause for cause in finding.causes}
+        if half is not None and finding.exact and not any(c.mistake is half.mistake for c in finding.causes):
+            finding.causes += (half,)
         return finding
 
     def _hypotheses(self) -> Iterator[tuple[Cause, ...]]:
@@ -190,16 +238,18 @@ class Search:
 
     def explain(self, stage: str, bases: Sequence[Node], limit: float) -> list[Node]:
         """The best explanation of a stage, and others that are as good; the base itself if there is none."""
-        before, tried = bases[0].error, list(bases)
+        tried = list(bases)
 
         def exact(nodes: Sequence[Node]) -> list[Node]:
-            return _exact(nodes, limit, before)
+            return _exact([n for n in nodes if n.error <= self.limit(stage, n, limit)])
 
         for base in bases:
             singles = self._singles(stage, base)
             if found := exact(singles):
                 return found
             tried += singles
+        if self.strange:  # the stage before was like nothing: these are other weights, most likely
+            return [_simplest(tried)]
         base = bases[-1]  # of which the singles are
         moving = [n for n in [*singles, *self._tuned(stage, base, singles)] if n.error < inf]
         if found := exact(moving):
@@ -232,7 +282,7 @@ class Search:
     def _blank(self, stage: str, base: Node) -> list[Node]:
         """For a stage without numbers: a mistake that leaves none either, or the base itself."""
         singles = self._singles(stage, base) if base.error > LEAST else []
-        return _exact(singles, LEAST, base.error) or [base]
+        return _exact([n for n in singles if n.error <= LEAST]) or [base]
 
     def _singles(self, stage: str, base: Node) -> list[Node]:
         """One more mistake each: those that act between the stages given and this one, and change it."""
@@ -346,9 +396,9 @@ def _error(node: Node) -> float:
     return node.error
 
 
-def _exact(nodes: Sequence[Node], limit: float, before: float) -> list[Node]:
-    """The hypotheses that fit, the best first, one for each set of mistakes."""
-    right = sorted((n for n in nodes if fits(n.causes, n.error, limit, before)), key=_error)
+def _exact(nodes: Sequence[Node]) -> list[Node]:
+    """Of hypotheses that fit, the best and those as good, one for each set of mistakes."""
+    right = sorted(nodes, key=_error)
     found: dict[tuple[str, ...], Node] = {}
     for node in right:
         if node.error <= max(TIE * right[0].error, LEAST):

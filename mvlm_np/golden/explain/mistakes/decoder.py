@@ -427,9 +427,18 @@ def cache_content(scene: Scene) -> Iterator[Variant]:
 
 @mistake(
     stage="decode.hidden_states.1",
-    what="the last id of the prompt is fed a second time before the first generated one",
-    mend="the prompt's pass has read it: the first generated id comes next, at the prompt's length",
+    what="an id is fed a second time, and the answer lags a step behind",
+    mend="the prompt's pass has read its last id: the first generated one comes next, at the prompt's "
+    "length, and each once",
     shown="a golden with decode steps",
 )
 def last_id_twice(scene: Scene) -> Iterator[Variant]:
-    yield Variant("decode", lambda p: replace(p, again=True))
+    def prompt(stages: Any) -> np.ndarray:
+        return np.concatenate([stages["input_ids"][-1:], stages["generated_ids"]])
+
+    def generated(stages: Any) -> np.ndarray:
+        ids = stages["generated_ids"]
+        return np.concatenate([ids[:1], ids[:-1]])
+
+    yield Variant("decode", lambda p: replace(p, feed=prompt), "the prompt's last")
+    yield Variant("decode", lambda p: replace(p, feed=generated), "the first generated one")

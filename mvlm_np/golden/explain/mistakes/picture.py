@@ -28,6 +28,12 @@ def prepared(scene: Scene, detail: str = "", **changes: Any) -> Iterator[Variant
         yield Variant("pixels", change, detail)
 
 
+def prepared_for(scene: Scene, size: int) -> Iterator[Variant]:
+    """The picture prepared for an encoder of another size; nothing where there is none."""
+    if scene.picture is not None:
+        yield from prepared(scene, config=replace(scene.picture.config, resize=size, crop=(size, size)))
+
+
 def _pads(scene: Scene) -> bool:
     return scene.picture is not None and scene.picture.fit == "pad"
 

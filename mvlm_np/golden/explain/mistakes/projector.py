@@ -55,11 +55,11 @@ def peg_before_pooling(scene: Scene) -> Iterator[Variant]:
 
 @mistake(
     stage="projector.dwn.dwn",
-    what="tokens become a grid, or a grid tokens, without a transpose: (T, D) in memory is not (D, h, w)",
-    mend="transpose tokens to (D, T) before they are shaped as (D, h, w), and back to (T, D) after",
+    what="tokens become a grid, or a grid tokens, in another order: without a transpose, or column by column",
+    mend="transpose tokens to (D, T) before they are shaped as (D, h, w), row by row, and back after",
 )
 def token_grid_order(scene: Scene) -> Iterator[Variant]:
-    def as_grid(x: np.ndarray) -> np.ndarray:
+    def as_grid(x: np.ndarray, _: Any = None) -> np.ndarray:
         """(D, h, w) from the memory of (T, D)."""
         return np.ascontiguousarray(x.transpose(1, 2, 0)).reshape(x.shape)
 
@@ -67,20 +67,34 @@ def token_grid_order(scene: Scene) -> Iterator[Variant]:
         """(T, D) from the memory of (D, T)."""
         return np.ascontiguousarray(x.T).reshape(x.shape)
 
-    def pool(base: Any) -> Any:
-        def misread(x: np.ndarray, *size: int) -> np.ndarray:
-            return base(np.ascontiguousarray(as_grid(x.transpose(2, 0, 1)).transpose(1, 2, 0)), *size)
+    def columns(x: np.ndarray, _: Any = None) -> np.ndarray:
+        """(D, h, w) with rows and columns in each other's place."""
+        return x.swapaxes(1, 2)
 
-        return misread
+    def token_columns(x: np.ndarray, _: Stages) -> np.ndarray:
+        return tokens(grid(x).swapaxes(0, 1))
 
-    if _is(scene, LDPv2):
-        yield Variant("project", function("projector", "adaptive_avg_pool", pool), "before the pooling")
-        yield Variant("project", edit_stage("projector.dwn", as_tokens), "after the pooling")
-        yield Variant("project", edit_stage("projector.peg", as_tokens), "at the end")
-    elif _is(scene, LDP):
-        inside = edit_stage("projector.model.mb_block.0", lambda x, _: as_grid(x))
-        yield Variant("project", inside, "before the blocks")
-        yield Variant("project", edit_stage("projector.model", as_tokens), "at the end")
+    def pool(order: Callable[..., np.ndarray]) -> Callable[[Any], Any]:
+        def wrap(base: Any) -> Any:
+            def misread(x: np.ndarray, *size: int) -> np.ndarray:
+                return base(np.ascontiguousarray(order(x.transpose(2, 0, 1)).transpose(1, 2, 0)), *size)
+
+            return misread
+
+        return wrap
+
+    orders = (("without a transpose", as_grid, as_tokens), ("column by column", columns, token_columns))
+    for how, before, after in orders:
+        if _is(scene, LDPv2):
+            change = function("projector", "adaptive_avg_pool", pool(before))
+            yield Variant("project", change, f"{how}, before the pooling")
+            yield Variant("project", edit_stage("projector.dwn", after), f"{how}, after the pooling")
+            yield Variant("project", edit_stage("projector.peg", after), f"{how}, at the end")
+        elif _is(scene, LDP):
+            yield Variant(
+                "project", edit_stage("projector.model.mb_block.0", before), f"{how}, before the blocks"
+            )
+            yield Variant("project", edit_stage("projector.model", after), f"{how}, at the end")
 
 
 def _peg_first(x: np.ndarray, w: LDPv2, ops: Any, trace: Trace) -> np.ndarray:

@@ -3,29 +3,31 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from math import sqrt
+from math import isqrt, sqrt
 from typing import Any
 
 import numpy as np
 
 from mvlm_np.checkpoints.gguf_class_token import shares
 from mvlm_np.golden.explain.changes import (
-    ACTIVATIONS,
     EPS,
+    WHERE,
     both,
     config,
     edit_stage,
     function,
-    instead,
+    layers,
     vision_config,
     vision_of,
     weights,
 )
 from mvlm_np.golden.explain.mistake import Variant, dial, mistake
+from mvlm_np.golden.explain.mistakes.picture import prepared_for
 from mvlm_np.golden.explain.parts import Change, Parts
+from mvlm_np.golden.explain.resampling import TABLE_FILTERS, Resize
 from mvlm_np.golden.explain.scene import Scene
 from mvlm_np.inputs.image import padding_seen
-from mvlm_np.linear import Norm
+from mvlm_np.linear import Dense, Joined, Norm
 from mvlm_np.projector import LDP, NORM_EPS
 from mvlm_np.vision import VisionWeights
 
@@ -150,6 +152,49 @@ def _clipped(p: np.ndarray, shift: int) -> np.ndarray:
 
 @mistake(
     stage="vision.hidden_states.0",
+    what="the table of positions is resized, although it fits, or since the picture has another size",
+    mend="add the table as the checkpoint holds it; the picture has the size that the model was trained for",
+)
+def position_table_resized(scene: Scene) -> Iterator[Variant]:
+    if not scene.parts.vision:
+        return
+    c = vision_of(scene.parts)
+    side, p = c.grid, c.patch_size
+    for name, way in TABLE_FILTERS.items():
+        nearly = side / (side + 0.1)  # so that a size is not rounded down: DINO's way, which many have copied
+        again = _positions(partial(_resized, side=side, way=way, scale=nearly))
+        yield Variant("embed", again, f"by {side + 0.1:.4g} / {side}, {name}")
+        for other in _other_sides(side):
+
+            def there_and_back(table: np.ndarray, other: int = other, way: Resize = way) -> np.ndarray:
+                return _resized(_resized(table, other, way), side, way)
+
+            detail = f"to {other} x {other} and back, {name}"
+            yield Variant("embed", _positions(there_and_back), detail)
+            n = other * p
+            fitted = _positions(partial(_resized, side=other, way=way))
+            for picture in prepared_for(scene, n):
+                yield Variant(
+                    "pixels",
+                    both(picture.change, vision_config(image_size=n), fitted),
+                    f"for a picture of {n} x {n}, {name}",
+                )
+
+
+def _other_sides(side: int) -> list[int]:
+    """Patches along other pictures: 16, 27 and 32, of 224, 384 and 448 pixels, where the model has 24."""
+    return sorted({round(side * n / 24) for n in (16, 27, 32)} - {side, 0})
+
+
+def _resized(table: np.ndarray, side: int, way: Resize, scale: float | None = None) -> np.ndarray:
+    """(1 + patches, V) for another number of patches; the class token's row stays as it is."""
+    old = isqrt(len(table) - 1)
+    patches = way(table[1:].reshape(old, old, -1), (side, side), scale=scale)
+    return np.concatenate([table[:1], patches.reshape(side * side, -1)]).astype(table.dtype)
+
+
+@mistake(
+    stage="vision.hidden_states.0",
     what="the LayerNorm before the first block is left out",
     mend="apply pre_layrnorm (so its name in the checkpoint) after the positions are added",
 )
@@ -172,57 +217,6 @@ def no_pre_layernorm(scene: Scene) -> Iterator[Variant]:
 def wrong_tower(scene: Scene) -> Iterator[Variant]:
     if (other := scene.spare.get("other_tower")) is not None:
         yield Variant("embed", weights("vision", lambda _: other))
-
-
-def _activation(name: str) -> Change:
-    """Another activation in the blocks of the encoder."""
-    return lambda p: instead("vision", vision_of(p).hidden_act, ACTIVATIONS[name])(p)
-
-
-@mistake(
-    stage="projector.mlp.mlp.1",
-    what="GELU is computed in its tanh form",
-    mend="the projector's GELU is the exact one, with erf; the encoder's is CLIP's x * sigmoid(1.702 x)",
-)
-def tanh_gelu(scene: Scene) -> Iterator[Variant]:
-    if scene.parts.vision:
-        encoder, projector = _activation("tanh_gelu"), instead("projector", "gelu", ACTIVATIONS["tanh_gelu"])
-        yield Variant("project", projector, "in the projector")
-        yield Variant("block", encoder, "in the vision encoder")
-        yield Variant("block", both(encoder, projector), "in the vision encoder and the projector")
-
-
-@mistake(
-    stage="projector.mlp.mlp.1",
-    what="the projector uses CLIP's quick GELU",
-    mend="the projector's GELU is the exact one, with erf",
-)
-def quick_gelu(scene: Scene) -> Iterator[Variant]:
-    if scene.parts.vision:
-        yield Variant("project", function("projector", "gelu", lambda _: ACTIVATIONS["quick_gelu"]))
-
-
-@mistake(
-    stage="vision.hidden_states.1",
-    what="the vision encoder uses the exact GELU",
-    mend="CLIP's activation is quick GELU, x * sigmoid(1.702 x), as its config's hidden_act says",
-)
-def exact_gelu(scene: Scene) -> Iterator[Variant]:
-    if scene.parts.vision and vision_of(scene.parts).hidden_act == "quick_gelu":
-        yield Variant("block", _activation("gelu"))
-
-
-@mistake(
-    stage="vision.hidden_states.1",
-    what="an activation is ReLU or SiLU where it should be GELU",
-    mend="quick GELU in the vision encoder, exact GELU in the projector",
-)
-def relu(scene: Scene) -> Iterator[Variant]:
-    if not scene.parts.vision:
-        return
-    for name in ("relu", "silu"):
-        yield Variant("block", _activation(name), f"{name} in the vision encoder")
-        yield Variant("project", instead("projector", "gelu", ACTIVATIONS[name]), f"{name} in the projector")
 
 
 @mistake(
@@ -394,24 +388,34 @@ def _scaled(factor: float) -> Callable[[Any], Any]:
     mend="head h owns columns h d to (h + 1) d - 1: shape (T, H, d), then transpose",
 )
 def head_split(scene: Scene) -> Iterator[Variant]:
-    def other(x: np.ndarray) -> np.ndarray:
-        """The heads (H, T, d), taken from the columns that belong to (d, H)."""
-        H, T, d = x.shape
-        return x.transpose(1, 0, 2).reshape(T, d, H).transpose(2, 0, 1)
+    """The rows of q, k and v, and the columns of the matrix after them, in the order of such a port."""
 
-    def back(x: np.ndarray) -> np.ndarray:
-        H, T, d = x.shape
-        return x.transpose(1, 2, 0).reshape(T, H, d).transpose(1, 0, 2)
+    def order(size: int, heads: int) -> np.ndarray:
+        return np.arange(size).reshape(-1, heads).T.ravel()
 
-    def split(base: Any) -> Any:
-        return lambda q, k, v, causal: back(base(other(q), other(k), other(v), causal))
+    def rows(linear: Dense, heads: int) -> Dense:
+        at, bias = order(len(linear.weight), heads), linear.bias
+        return replace(linear, weight=linear.weight[at], bias=None if bias is None else bias[at])
 
-    def mixed(base: Any) -> Any:
-        return lambda q, k, v, causal: base(other(q), other(k), other(v), causal)
+    def columns(linear: Dense, heads: int) -> Dense:
+        return replace(linear, weight=linear.weight[:, order(linear.weight.shape[1], heads)])
 
-    if scene.parts.vision and vision_of(scene.parts).num_attention_heads > 1:
-        yield Variant("block", function("vision", "attention", split), "and joined in the same way")
-        yield Variant("block", function("vision", "attention", mixed), "and joined in the right way")
+    def split(part: str, out: str, counts: tuple[int, ...], whole: bool) -> Change:
+        def change(layer: Any) -> Any:
+            qkv = Joined(*(rows(x, n) for x, n in zip(layer.qkv.layers, counts, strict=True)))
+            joined = {out: columns(getattr(layer, out), counts[0])} if whole else {}
+            return replace(layer, qkv=qkv, **joined)
+
+        return layers(part, change)
+
+    c = scene.parts.config.decoder
+    places = [("decoder", "layer", "o_proj", (c.num_attention_heads, *[c.num_key_value_heads] * 2))]
+    if scene.parts.vision:
+        places.insert(0, ("vision", "block", "out_proj", (vision_of(scene.parts).num_attention_heads,) * 3))
+    for part, step, out, counts in places:
+        if counts[0] > 1:
+            for whole, how in ((True, "joined in the same way"), (False, "joined in the right way")):
+                yield Variant(step, split(part, out, counts, whole), f"and {how}, in the {WHERE[part]}")
 
 
 @mistake(

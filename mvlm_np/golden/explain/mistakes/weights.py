@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mvlm_np.golden.explain.changes import (
+    WHERE,
     changed_blocks,
     has_bias,
     layers,
@@ -174,7 +175,6 @@ def per_tensor_int8(scene: Scene) -> Iterator[Variant]:
             yield Variant("project", change, f"{name}, in the projector")
 
 
-WHERE = {"vision": "vision encoder", "decoder": "decoder"}
 MLP = {"vision": ("fc1", "fc2"), "decoder": ("gate_proj", "up_proj", "down_proj")}
 
 
