@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from mvlm_np import ops
 from mvlm_np import projector as projectors
 from mvlm_np import vision as encoder
-from mvlm_np.backend import Ops
+from mvlm_np.backend import Ops, replaced
 from mvlm_np.config import Config
 from mvlm_np.decoder import DecoderWeights
 from mvlm_np.golden.stages import Stages
@@ -56,6 +57,9 @@ class Parts:
         cls, model: MobileVLM, pixels: Callable[[], np.ndarray], ids: Callable[[], Sequence[int]]
     ) -> "Parts":
         """The reference: what a model consists of."""
+        decoder_ops = model.ops
+        if decoder_ops.attention == decoder_ops.int8_attention:  # the tower's alone: it knows no past
+            decoder_ops = replaced(decoder_ops, attention=ops.attention)
         return cls(
             config=model.config,
             vision=model.vision,
@@ -65,7 +69,7 @@ class Parts:
             ids=ids,
             vision_ops=model.ops,
             projector_ops=model.ops,
-            decoder_ops=model.ops,
+            decoder_ops=decoder_ops,
         )
 
 
