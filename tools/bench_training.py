@@ -51,8 +51,8 @@ def measure(args: argparse.Namespace) -> None:
     from mvlm_np.inputs.tokenizer import IMAGE_TOKEN
     from tools.training.adapter import add_adapter
     from tools.training.batch import Batch
-    from tools.training.memory import Run, require
     from tools.training.loop import quick_precision
+    from tools.training.memory import Run, require
     from tools.training.network import load
     from tools.training.products import compute_in_float32
     from tools.training.stages import parameter_groups, stage_for

@@ -28,6 +28,7 @@ from PIL import Image
 
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.converting import convert_to_gguf
+from mvlm_np.errors import UserError
 from mvlm_np.golden.compare.candidates import read_candidate
 from mvlm_np.golden.compare.comparison import compare
 from mvlm_np.golden.format import read_golden
@@ -40,7 +41,12 @@ def compiled(source: Path, libraries: Path, out: Path, program: Path = PROGRAM) 
     """A program, made against llama.cpp; which build's libraries it takes is settled when it runs."""
     includes = [f"-I{source / folder}" for folder in ("include", "ggml/include", "tools/mtmd")]
     linked = ["-lmtmd", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath-link,{libraries}"]
-    subprocess.run(["c++", "-O1", *includes, program, "-o", out, f"-L{libraries}", *linked], check=True)
+    command = ["c++", "-O1", *includes, program, "-o", out, f"-L{libraries}", *linked]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode:
+        last = ran.stderr.strip().splitlines()[-1]
+        wanted = "llama.cpp's source, and a folder with its libraries"
+        raise UserError(libraries, f"{program.name} cannot be built ({last})", wanted)
     return out
 
 
@@ -81,7 +87,10 @@ def table(
             environment = {**os.environ, "LD_LIBRARY_PATH": str(build)}
             for name, path in pictures.items():
                 command = [program, *pair, path, out]
-                subprocess.run(command, env=environment, check=True, capture_output=True)
+                ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+                if ran.returncode:
+                    last = ran.stderr.strip().splitlines()[-1:] or ["it says nothing"]
+                    raise UserError(folder, f"llama.cpp of {build} ended with {ran.returncode} ({last[0]})")
                 right = compare(golden, read_candidate(out, golden.names), "float16").right
                 found = np.fromfile(out, np.float32, offset=8).reshape(wanted.shape)
                 lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
@@ -90,7 +99,7 @@ def table(
                 yield Row(build, name, right, cosine, -20 * log10(off))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -99,11 +108,16 @@ def main() -> None:
     parser.add_argument("--libraries", type=Path, nargs="+", required=True)
     parser.add_argument("--pair", type=Path, nargs=2, metavar=("MODEL", "MMPROJ"))
     args = parser.parse_args()
-    for folder in args.folders:
-        for row in table(folder, args.source, args.libraries, args.pair):
-            verdict = f"{'right' if row.right else 'wrong'}, cosine {row.cosine:.3f}, {row.decibels:.0f} dB"
-            print(f"{folder.name:12} {row.libraries.name:10} {row.picture:7} {verdict}", flush=True)
+    try:
+        for folder in args.folders:
+            for row in table(folder, args.source, args.libraries, args.pair):
+                said = f"{'right' if row.right else 'wrong'}, cosine {row.cosine:.3f}, {row.decibels:.0f} dB"
+                print(f"{folder.name:12} {row.libraries.name:10} {row.picture:7} {said}", flush=True)
+    except UserError as error:
+        print(f"llama_cpp_vision: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -25,6 +25,8 @@ CLASS, POSITIONS, PATCH = (
     f"{_AT}{name}" for name in ("class_embedding", "position_embedding.weight", "patch_embedding.weight")
 )
 
+LARGEST = 65504.0  # of float16
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -60,6 +62,8 @@ def shares(
     token: np.ndarray, patch_embedding: np.ndarray, padding: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The class embedding and position 0, whose sum is `token`; the latter in float16's steps. (V,) each"""
-    with np.errstate(over="ignore"):  # infinity, which the writer refuses
-        position = (token - patch_embedding.sum((2, 3)) @ padding).astype(np.float16).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large for the file, its writer refuses
+        held = patch_embedding.astype(np.float16).astype(np.float32)  # as the file has it
+        position = np.clip(token - held.sum((2, 3)) @ padding, -LARGEST, LARGEST)
+    position = position.astype(np.float16).astype(np.float32)
     return token - position, position

@@ -111,14 +111,14 @@ def padded(image: Image.Image, config: ImageConfig) -> Image.Image:
     return square
 
 
-def one_patch_on(square: np.ndarray, p: int, colour: tuple[int, int, int]) -> np.ndarray:
-    """A patch of one colour, then all p x p patches of a square but the last, row by row: uint8 (s, s, 3).
+def one_patch_on(square: np.ndarray, p: int, colour: np.ndarray | tuple[int, int, int]) -> np.ndarray:
+    """A patch of one colour, then all p x p patches of a square but the last, row by row: (s, s, 3).
 
     For a runtime that joins the class token behind the patches, see `checkpoints.gguf_class_token`.
     """
     g = len(square) // p
     patches = square[: g * p, : g * p].reshape(g, p, g, p, 3).swapaxes(1, 2).reshape(g * g, p, p, 3)
-    patches = np.concatenate([np.full((1, p, p, 3), colour, np.uint8), patches[:-1]])
+    patches = np.concatenate([np.full((1, p, p, 3), colour, square.dtype), patches[:-1]])
     moved = square.copy()
     moved[: g * p, : g * p] = patches.reshape(g, g, p, p, 3).swapaxes(1, 2).reshape(g * p, g * p, 3)
     return moved

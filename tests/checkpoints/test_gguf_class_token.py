@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mvlm_np import ops
-from mvlm_np.checkpoints.gguf_class_token import CLASS, PATCH, POSITIONS
+from mvlm_np.checkpoints.gguf_class_token import CLASS, PATCH, POSITIONS, shares
 from mvlm_np.checkpoints.opening import open_checkpoint
 from mvlm_np.checkpoints.tensors import Tensor
 from mvlm_np.converting import convert_to_gguf
@@ -21,6 +21,22 @@ from tools.check_explain import Case, named
 def values(tensors: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """The class embedding and the positions."""
     return tensors[CLASS].float32(), tensors[POSITIONS].float32()
+
+
+def test_a_class_token_beyond_float16_stays_what_it_is() -> None:
+    token = np.array([70000, -90000, 1], np.float32)
+    held, position = shares(token, np.zeros((3, 3, 2, 2), np.float32), np.zeros(3))
+    np.testing.assert_array_equal(held + position, token)
+    np.testing.assert_array_equal(position, [65504, -65504, 1])
+
+
+def test_a_gguf_of_a_gguf_shares_it_out_alike(tmp_path: Path) -> None:
+    convert_to_gguf(open_checkpoint(DATA / "golden/ldpv2"), tmp_path / "first", "float16")
+    first = open_checkpoint(tmp_path / "first/model-F16.gguf")
+    convert_to_gguf(first, tmp_path / "second", "float16")
+    second = open_checkpoint(tmp_path / "second/model-F16.gguf")
+    for ours, theirs in zip(values(first.tensors), values(second.tensors), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["ldpv2", "ldp"])

@@ -198,6 +198,16 @@ def test_a_sound_port_in_16_bits_is_rounded(name: str, type: str) -> None:
 
 
 @pytest.mark.parametrize("type", HALVES)
+def test_a_port_that_multiplies_in_16_bits_is_rounded_and_nothing_else(type: str) -> None:
+    """torch's autocast: products in 16 bits, sums and norms in float32."""
+    c = case("ldpv2")
+    with torch.autocast("cpu", dtype=getattr(torch, type)):
+        stages = c.run({})
+    given = {n: stages[n].astype(np.float32) for n in ("pixel_values", "vision.hidden_states.0")}
+    assert named(c.explain(given)) == {"half-precision"}
+
+
+@pytest.mark.parametrize("type", HALVES)
 @pytest.mark.parametrize(
     "faults",
     [

@@ -177,6 +177,18 @@ def test_no_class_is_proposed_for_the_sake_of_one_stage() -> None:
             assert not any("--class" in note for note in against(golden, {"projector.output": array}).notes)
 
 
+def test_no_class_is_proposed_for_noise() -> None:
+    r, rng = recorded(), np.random.default_rng(0)
+    noise = {
+        n: rng.standard_normal(a.shape).astype(np.float32) if a.dtype.kind == "f" else a
+        for n, a in r.stages.items()
+        if n != "pixel_values"
+    }
+    for golden in (r.golden, r.plain):
+        result = against(golden, noise)
+        assert not result.right and "--class" not in notes_of(result)
+
+
 def test_generated_logits_are_explained_without_the_hidden_states_before_them() -> None:
     c = case("ldpv2")
     for faults, found in (({}, set()), ({"cache": 1}, {"cache-position"})):
@@ -369,6 +381,15 @@ def test_explain_is_silent_about_what_compare_calls_right() -> None:
     e = c.explain(stages)
     assert {f.stage for f in e.findings} <= {"projector.dwn"}
     assert "only this dump is not" in as_text(e)
+
+
+def test_nothing_given_after_the_prompt_s_logits_says_that_they_are_right() -> None:
+    r = recorded()
+    stages = {n: a.copy() for n, a in r.stages.items()}
+    stages["logits"][:, 3] = np.nan
+    result = against(r.golden, stages)
+    assert result.first_wrong and result.first_wrong.name == "logits"
+    assert "only this dump is not" not in notes_of(result)
 
 
 def test_explain_keeps_the_hints_that_compare_gave() -> None:

@@ -55,6 +55,7 @@ FAULTS: dict[str, list[dict[str, Any]]] = {
     "patches-column-order": [{"patches": "columns"}],
     "patch-pixel-order": [{"patch_weight": "swapped"}, {"patch_weight": "hwc"}],
     "nhwc-as-nchw": [{"layout": "given"}, {"layout": "inside"}],
+    "patches-moved": [{"moved": True}],
     "class-token-last": [{"class_token": "last"}],
     "positions-shifted": [{"position": 1}, {"position": 2}, {"position": -1}, {"position": "none"}],
     "position-table-resized": [
@@ -352,10 +353,20 @@ class Model:
         values = ((array * (1 / 255)).astype(np.float32) - mean) / std
         if f.get("bgr") == "end":
             values = values[..., ::-1]
+        if f.get("moved"):
+            values = self.moved(values, (np.array(colour, np.float32) / 255 - mean) / std)
         planes = values.transpose(2, 0, 1)
         if f.get("layout") == "given":
             planes = values.reshape(planes.shape)
         self.keep("pixel_values", torch.tensor(planes.copy()).to(self.dtype))
+
+    def moved(self, values: np.ndarray, colour: np.ndarray) -> np.ndarray:
+        p, out = self.clip["patch_size"], values.copy()
+        corners = [(y, x) for y in range(0, len(out) - p + 1, p) for x in range(0, len(out) - p + 1, p)]
+        out[:p, :p] = colour
+        for (y, x), (v, u) in zip(corners[1:], corners, strict=False):
+            out[y : y + p, x : x + p] = values[v : v + p, u : u + p]
+        return out
 
     def square(self, array: np.ndarray, side: int, colour: Sequence[int]) -> np.ndarray:
         canvas = np.empty((side, side, 3), array.dtype)

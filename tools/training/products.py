@@ -42,4 +42,4 @@ def compute_in_float32(model: nn.Module) -> None:
 
 
 def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
-    return Product.apply(x, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
+    return Product.apply(x, layer.weight, layer.bias)

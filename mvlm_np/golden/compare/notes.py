@@ -173,8 +173,10 @@ def _neighbours(before: list[StageResult], first: StageResult, after: list[Stage
 
 
 def _only_the_dump(first: StageResult, after: list[StageResult]) -> bool:
+    """The logits of the prompt are no such stage: what is given after them is not computed from them."""
     whole_numbers = first.verdict == WRONG and first.distance is None
-    return first.failed and not whole_numbers and bool(after) and all(s.verdict == RIGHT for s in after)
+    right_after = bool(after) and all(s.verdict == RIGHT for s in after)
+    return first.failed and not whole_numbers and first.name != "logits" and right_after
 
 
 def _twin(first: StageResult, twins: Twins) -> Iterator[str]:
@@ -230,6 +232,8 @@ def _class_of_all(
     errors = {s.name: s.distance for s in stages if s.distance}
     others = [s for s in stages if s.failed and not s.distance and not s.name.startswith("generated_ids")]
     if len(errors.keys() - {PIXELS}) < FEW or others:
+        return None
+    if any(d.cosine < UNRELATED for d in errors.values()):
         return None
     levels = {}  # how far the errors lie from those that a class makes, as a logarithm, all stages together
     for coarser in (c for c in CLASSES if kind in ADMITTED[c][:-1] and (c == STATIC) == static):

@@ -120,6 +120,8 @@ def _explain(
     invisible = search.invisible() if result.right and not findings else []
     if search.scene.picture is None:
         invisible = [unseen for unseen in invisible if unseen.mistake.stage != "pixel_values"]
+    if result.kind != "float32":  # whose class allows for it
+        invisible = [unseen for unseen in invisible if unseen.id != "half-precision"]
     return Explanation(result, findings, invisible, notes)
 
 

@@ -106,7 +106,8 @@ class Search:
             if hidden and len(hidden) == len(ways):
                 unseen.append(Unseen(mistake))
             elif hidden:
-                unseen.append(Unseen(mistake, tuple(causes[0].variant.detail for causes in hidden)))
+                details = dict.fromkeys(causes[0].variant.detail for causes in hidden)
+                unseen.append(Unseen(mistake, tuple(details)))
         return unseen
 
     def _shows(self, cause: Cause) -> bool:
@@ -194,6 +195,7 @@ class Search:
             limit = self.allowed(stage, best, half)
             if best.error <= limit:
                 reached = cosine(self._of(best.replay, stage), wanted)
+                self.active |= {half.place: half}
                 return Finding(stage, best.error, best.error, reached, limit, (half,))
         blank = wanted.dtype.kind == "f" and not (np.isfinite(wanted) & (wanted != 0)).any()
         bases = [plain] if best is plain else [plain, best]
@@ -241,7 +243,8 @@ class Search:
         tried = list(bases)
 
         def exact(nodes: Sequence[Node]) -> list[Node]:
-            return _exact([n for n in nodes if n.error <= self.limit(stage, n, limit)])
+            closer = [n for n in nodes if n.error < bases[-1].error]
+            return _exact([n for n in closer if n.error <= self.limit(stage, n, limit)])
 
         for base in bases:
             singles = self._singles(stage, base)

@@ -13,6 +13,7 @@ from mvlm_np.golden.explain.preprocessing import Picture
 from mvlm_np.golden.explain.resampling import FILTERS
 from mvlm_np.golden.explain.scene import Scene
 from mvlm_np.golden.stages import Stages
+from mvlm_np.inputs.image import one_patch_on, padding_seen
 
 PICTURE = "a picture that is not square"
 
@@ -177,3 +178,19 @@ def mean_std(scene: Scene) -> Iterator[Variant]:
 def exif_turned(scene: Scene) -> Iterator[Variant]:
     if scene.picture is not None:  # without a note it changes nothing, and so is not seen
         yield from prepared(scene, image=scene.picture.upright or scene.picture.image)
+
+
+@mistake(
+    stage="pixel_values",
+    what="the picture's patches are moved by one place, as mvlm prepare --class-token-last moves them",
+    mend="that is for a llama.cpp with the class token behind the patches; one that has it in front gets the "
+    "padded picture",
+)
+def patches_moved(scene: Scene) -> Iterator[Variant]:
+    if (vision := scene.parts.config.vision) is not None:
+        p, colour = vision.patch_size, padding_seen(scene.parts.config.image)
+
+        def moved(x: np.ndarray, _: Stages) -> np.ndarray:
+            return one_patch_on(x.transpose(1, 2, 0), p, colour).transpose(2, 0, 1)
+
+        yield Variant("pixels", edit_stage("pixel_values", moved))
