@@ -5,7 +5,8 @@
     python tools/draw_instruments.py kept --pictures 200 --split held-out      # others, to test with
 
 The folder gets the pictures and `photos.csv` (picture, question, answer), which tools/make_data.py takes. A
-picture follows from its split and number alone, and every answer is right equally often; see docs/teach.md.
+photos.csv that is there already is kept: then nothing is drawn. A picture follows from its split and number
+alone, and every answer is right equally often; see docs/teach.md.
 """
 
 import argparse

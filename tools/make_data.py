@@ -5,9 +5,10 @@
     python tools/make_data.py photos gauge.json --check             # ten samples, in the terminal
     python tools/make_data.py photos gauge.json --check gauge.html --model FOLDER  # as a page, for this model
 
-The data file is in the published format. Each row that cannot be used is named by its line, and then nothing
-is written, unless --skip-bad leaves those rows out. A check shows what training does: the picture after
-padding and resizing, the text, and the tokens that are learned. It counts the records that teach nothing.
+The data file is in the published format. An earlier one of that name is replaced, but no other kind of file.
+Each row that cannot be used is named by its line, and then nothing is written, unless --skip-bad leaves those
+rows out. A check shows what training does: the picture after padding and resizing, the text, and the tokens
+that are learned. It counts the records that teach nothing.
 
 Exit code 1: a check found records that teach nothing. 2: a file or a row is bad.
 """
