@@ -41,7 +41,7 @@ def compiled(source: Path, libraries: Path, out: Path, program: Path = PROGRAM) 
     """A program, made against llama.cpp; which build's libraries it takes is settled when it runs."""
     includes = [f"-I{source / folder}" for folder in ("include", "ggml/include", "tools/mtmd")]
     linked = ["-lmtmd", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath-link,{libraries}"]
-    command = ["c++", "-O1", *includes, program, "-o", out, f"-L{libraries}", *linked]
+    command: list[str | Path] = ["c++", "-O1", *includes, program, "-o", out, f"-L{libraries}", *linked]
     ran = subprocess.run(command, capture_output=True, text=True)
     if ran.returncode:
         last = ran.stderr.strip().splitlines()[-1]
