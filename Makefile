@@ -44,7 +44,7 @@ demo: $(VENV)/.installed
 
 SERVING := tests/serve tests/watch tests/cli/test_serve.py tests/cli/test_watch.py
 EVALUATING := tests/evaluation tests/rows tests/cli/test_batch.py
-PORTS := tests/export tests/ports tests/golden/test_verdicts.py tests/golden/test_runtimes.py tests/golden/test_guide.py
+PORTS := tests/export tests/ports $(addprefix tests/golden/test_,verdicts.py runtimes.py guide.py explain.py)
 TRAINING := tests/training
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
