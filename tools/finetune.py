@@ -9,12 +9,13 @@ format; tools/make_data.py makes them of a folder and a table. Stopped or killed
 where it was. Beside the result, run/finetune.png shows how the loss falls, and that of the held-out part:
 where the second rises again, the model learns the pictures by heart. docs/teach.md tells the whole story.
 
-The stages are the published recipes; each number is an option. What a step does depends neither on how many
-processes there are nor on how many samples are computed at once. With --multi_gpu --num_processes N, which
-needs no GPU, accelerate starts several on any machine, and see `accelerate config` for many machines, which
-must share the folder OUT. If a process fails, accelerate adds a long report of its own to the one line that
-begins with "finetune:" and says what is wrong. A checkpoint is written each minute, or as often as a tenth of
-the time allows. It needs the extra "train".
+The stages are the published recipes; each number is an option. Of few records, steps are smaller and epochs
+more, which is said, unless --batch and --epochs are given. What a step does depends neither on how many
+processes there are nor on how many samples are computed at once, but for what is drawn with --dropout. With
+--multi_gpu --num_processes N, which needs no GPU, accelerate starts several on any machine, and see
+`accelerate config` for many machines, which must share the folder OUT. If a process fails, accelerate adds a
+long report of its own to the one line that begins with "finetune:" and says what is wrong. A checkpoint is
+written each minute, or as often as a tenth of the time allows. It needs the extra "train".
 """
 
 import argparse
@@ -110,9 +111,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--micro-batch",
         type=number(int, 1),
-        default=8,
         metavar="N",
-        help="samples that a process computes at once; a step's others follow by accumulation (8)",
+        help="samples that a process computes at once, at most; a step's others follow by accumulation "
+        "(8; as published 16, in pretraining 32)",
     )
     top.add_argument(
         "--features",

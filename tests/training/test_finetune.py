@@ -31,14 +31,12 @@ from tools.finetune import main
 from tools.training import finetuning, memory
 from tools.training.batch import collate
 from tools.training.features import Features
-from tools.training.lessons import Lessons, hold_out, lessons
 from tools.training.loop import _made as accelerators
 from tools.training.loop import accelerator
 from tools.training.network import load, open_for_training
 from tools.training.pictures import pixels
 from tools.training.records import Record, read_records
 from tools.training.scoring import score
-from tools.training.stages import STAGES
 from tools.training.wording import IGNORED, sample
 
 QUESTION, COLOURS = "Which wine is it?", {"darkred": "top left", "gold": "bottom right"}
@@ -200,8 +198,7 @@ def test_a_finished_run_is_left_alone(data: Path, tmp_path: Path, capsys: pytest
     said = capsys.readouterr().err
     assert "31 records, 5 held out; 8 steps of 4 samples, 4 at once" in said
     assert "the held-out part says too much: 5 of its pictures are trained with, too" in said
-    before, after = load(demo.MODEL).projector.state_dict(), kept(tmp_path)["model"]
-    assert all(torch.equal(after[f"projector.{name}"], tensor) for name, tensor in before.items())
+    assert {name.split(".")[0] for name in kept(tmp_path)["model"]} == {"decoder"}  # the projector is frozen
     times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
     assert main(again) == 0
     assert times == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
@@ -342,7 +339,7 @@ def test_too_little_memory(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is said before anything is loaded, with what would fit; torch's own word for it is one line, too."""
-    assert main(call(data, tmp_path / "run", "--epochs", 0.1)) == 0
+    assert main(call(data, tmp_path / "run", "--epochs", 0.5)) == 0
     assert "finetune: needs " in capsys.readouterr().err
 
     def greedy(*args: object, **more: object) -> None:
@@ -407,36 +404,6 @@ def test_a_picture_that_breaks_off_is_named_and_what_was_learned_stays(
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     return make(open_for_training(demo.MODEL, False, None, None).read_tokenizer())
-
-
-def test_an_epoch_has_each_record_and_shares_are_those_of_tokens(data: Path, tokenizer: Any) -> None:
-    said: list[str] = []
-    records = read_records(data / "data.json", data)
-    silent = Record("the silent one", None, (("human", "Why?"),))
-    stage = STAGES["v2-lora"]
-    plan = lessons([*records, silent], tokenizer, stage, 4, 2, told=said.append)
-    assert len(plan.records) == 18 and plan.batch == 16 and plan.steps == 2
-    assert any("1 of 19 records: teaches nothing: " in line and "the silent one" in line for line in said)
-    small = Lessons(plan.records, plan.learned, 99, 8, 4, 2, [[*range(18)], [*range(17, -1, -1)]], False)
-    assert small.steps == 6
-    for start in (0, 3):
-        chosen = [i for step in range(start, start + 3) for n in (0, 1) for i in small.chosen(step, n)]
-        assert {*chosen} == {*range(18)} and len(chosen) == 24
-    for step in range(6):
-        assert sum(small.share(step, n) for n in (0, 1)) == pytest.approx(1)
-        tokens = [sum(plan.learned[i] for i in small.chosen(step, n)) for n in (0, 1)]
-        assert small.share(step, 0) / small.share(step, 1) == pytest.approx(tokens[0] / tokens[1])
-
-
-def test_no_picture_is_both_trained_with_and_held_out() -> None:
-    turns = (("human", "a"), ("gpt", "b"))
-    records = [Record(str(i), Path(f"{i % 7}.png") if i % 3 else None, turns) for i in range(60)]
-    for share in (0.01, 0.3, 0.99):
-        training, held = hold_out(records, share, 1)
-        assert {*training} | {*held} == {*records} and len(training) + len(held) == 60
-        assert training and held
-        assert not {r.image for r in training if r.image} & {r.image for r in held if r.image}
-    assert hold_out(records, 0.3, 1) == hold_out(records, 0.3, 1) != hold_out(records, 0.3, 2)
 
 
 def test_an_exact_match_is_what_greedy_decoding_gives(tokenizer: Any) -> None:

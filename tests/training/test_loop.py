@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,46 @@ def test_checks_are_made_on_time_and_kept(tmp_path: Path) -> None:
     assert history.checks == [(step, {"loss": 0.5, "exact": 1.0}) for step in (0, 5, 10, 12)]
 
 
+@pytest.mark.parametrize("at", [5, 12])
+def test_a_check_that_cannot_be_made_loses_nothing_and_is_made_later(tmp_path: Path, at: int) -> None:
+    """Such as one of a picture that cannot be read."""
+    made: list[int] = []
+
+    def check() -> dict[str, float]:
+        made.append(len(made))
+        if len(made) == (2 if at == 5 else 4):
+            raise UserError("photo.jpg", "is cut off")
+        return {"loss": 0.5}
+
+    with pytest.raises(UserError, match=r"^photo\.jpg: is cut off$"):
+        run(tmp_path, check=check, check_every=5)
+    assert len(torch.load(tmp_path / "line.pt", weights_only=True)["losses"]) == at
+    model, history = run(tmp_path, check=check, check_every=5)
+    assert [step for step, _ in history.checks] == [0, 5, 10, 12]
+    assert len(torch.load(tmp_path / "line.pt", weights_only=True)["checks"]) == 4
+    whole, unbroken = run(tmp_path / "whole")
+    assert history.losses == unbroken.losses
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True))
+    with pytest.raises(UserError, match=r"^photo\.jpg"):  # the first: nothing is learned yet
+        made[:] = [0] if at == 5 else [0, 0, 0]
+        run(tmp_path / "none", check=check)
+    assert not (tmp_path / "none" / "line.pt").exists()
+
+
+def test_weights_that_are_shared_and_frozen_are_in_no_checkpoint(tmp_path: Path) -> None:
+    """Embeddings that give the logits, too, have two names."""
+
+    class Tied(Line):
+        def __init__(self) -> None:
+            super().__init__()
+            self.again = self.frozen
+
+    for stop in (3, None):
+        run(tmp_path, Tied(), stop_at=stop)
+    kept = torch.load(tmp_path / "line.pt", weights_only=True)["model"]
+    assert {name.split(".")[0] for name in kept} == {"first", "second", "idle"}
+
+
 def test_many_threads_prepare_and_order_stays(tmp_path: Path) -> None:
     found = [run(tmp_path / str(workers), workers=workers)[1].losses for workers in (1, 4)]
     assert found[0] == found[1]
@@ -135,12 +176,29 @@ def test_many_threads_prepare_and_order_stays(tmp_path: Path) -> None:
 UNREADABLE = r"not readable \(.*\), wanted a checkpoint of this run; remove it to begin anew$"
 
 
+DAMAGES: list[dict[str, Any]] = [
+    {"model": None},
+    {"optimizer": None},
+    {"losses": None},
+    {"settings": 3},
+    {"model": {"first.weight": torch.ones(3)}},
+    {"optimizer": {"state": {}, "param_groups": []}},
+]
+
+
+def damage(place: Path, **change: Any) -> None:
+    """Puts other parts in place of some of a checkpoint's; None: leaves the part out."""
+    parts = torch.load(place, weights_only=True) | {"settings": {"rate": 2, "steps": 12}} | change
+    torch.save({name: part for name, part in parts.items() if part is not None}, place)
+
+
 @pytest.mark.parametrize(
     ("fault", "rule"),
     [
         (lambda f: f.write_bytes(b"PK\3\4 and no more"), UNREADABLE),
         (lambda f: f.write_bytes(f.read_bytes()[:900]), UNREADABLE),
         (lambda f: torch.save([1], f), UNREADABLE),
+        *[(partial(damage, **change), UNREADABLE) for change in DAMAGES],
         (lambda f: None, "its run had rate 1, wanted 2; go on with that, or name another folder$"),
     ],
 )
@@ -214,17 +272,27 @@ model, history = test_loop.run(folder, steps=steps)
 if loop.accelerator().is_main_process:
     torch.save({"losses": history.losses, "model": model.state_dict()}, folder / "end")
 print("processes", loop.accelerator().num_processes)
+if torch.distributed.is_initialized():
+    group = torch.distributed.distributed_c10d._get_default_group()
+    print("waits for", group._get_backend(torch.device("cpu")).options._timeout)
 """
 
 
-def start(folder: Path, slow: float = 0, steps: int = 12, processes: int = 1) -> subprocess.Popen[str]:
+def start(
+    folder: Path, slow: float = 0, steps: int = 12, processes: int = 1, **environment: str
+) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
     script = folder / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, *(launch(processes) if processes > 1 else [])]
     return subprocess.Popen(
         [*command, script, folder, str(slow), str(steps)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -249,11 +317,12 @@ def wait_for(process: subprocess.Popen[str], folder: Path, pattern: str) -> None
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
-    """Also if one alone has begun."""
+    """Also if one alone has begun, and whatever accelerate has been told to divide gradients by."""
     run(tmp_path / "two", stop_at=3)
-    process = start(tmp_path / "two", processes=2)
+    process = start(tmp_path / "two", processes=2, ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4")
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 0 and said.count("processes 2") == 2, said
+    assert said.count("waits for 4:00:00") == 2, said  # the others wait while one writes
     found = torch.load(tmp_path / "two" / "end", weights_only=True)
     model, history = run(tmp_path / "one")
     np.testing.assert_allclose(found["losses"], history.losses, rtol=1e-5)

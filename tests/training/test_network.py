@@ -1,6 +1,8 @@
 """The model that is trained: its loss and gradients are the published code's, its answers the engine's."""
 
+import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import mvlm_np
 from mvlm_np.checkpoints.folder import open_folder
+from mvlm_np.checkpoints.lora import merged
 from mvlm_np.converting import convert
 from mvlm_np.errors import UserError
 from mvlm_np.inputs.conversation import render
@@ -28,6 +31,7 @@ from tools.parts.torch_reference import pixel_values, read_json
 from tools.training.adapter import add_adapter
 from tools.training.batch import Batch
 from tools.training.network import Trainee, load
+from tools.training.saving import save
 from tools.training.stages import STAGES, parameter_groups
 from tools.training.wording import IGNORED
 
@@ -294,6 +298,54 @@ def test_a_language_model_gets_a_projector_and_a_tower(tmp_path: Path) -> None:
     parameter_groups(trainee, STAGES["v2-pretrain"])
     _, found = gradients(trainee, batch)
     assert {name for name, p in trainee.named() if p.requires_grad} == found.keys()
+
+
+@pytest.mark.filterwarnings("ignore:::peft")
+@pytest.mark.parametrize("name", ["v2-finetune", "v2-lora"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_embeddings_that_give_the_logits_too(tmp_path: Path, name: str, listed: bool) -> None:
+    """They are trained as one weight, under one name; lm_head.weight, if the file has it, is not used."""
+    folder = tied(OWN[2], tmp_path / "tied", listed)
+    batch, _ = asked(folder, "a red lamp is on")
+    trainee, stage = load(folder), replace(STAGES[name], aspect="square", rank=4)
+    asking = [tokenize_prompt(render("v1", "What is it?"), mvlm_np.load(folder).tokenizer)]
+    picture = DATA / "golden" / "picture.png"
+
+    def answers(folder: Path) -> list[int]:
+        return [*mvlm_np.load(folder, backend="numpy").generate(asking[0], picture, max_new_tokens=6)]
+
+    before = answers(folder)
+    assert batch.pixels is not None and trainee.answer(asking, batch.pixels, 6, end=[0]) == [before]
+    if stage.trains == "lora":
+        add_adapter(trainee, stage)
+    optimizer = torch.optim.AdamW(parameter_groups(trainee, stage), lr=0.01)
+    assert not any("lm_head" in name for name, _ in trainee.named())
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    for _ in range(3):
+        trainee(batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    save(trainee, tmp_path / "result", stage)
+    if stage.trains == "lora":
+        convert(merged(open_folder(folder), tmp_path / "result"), tmp_path / "model", "float32")
+    after = answers(tmp_path / ("result" if stage.trains == "all" else "model"))
+    assert trainee.eval().answer(asking, batch.pixels, 6, end=[0]) == [after]
+    assert after != before
+
+
+def tied(source: Path, folder: Path, listed: bool) -> Path:
+    """A copy whose logits come from its embeddings; `listed`: with an lm_head.weight all the same."""
+    shutil.copytree(source, folder)
+    settings = read_json(folder / "config.json") | {"tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(settings))
+    tensors = {name: t.float32() for name, t in open_folder(source).tensors.items()}
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    if not listed:
+        del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    return folder
 
 
 def test_folders_that_cannot_be_trained_are_refused_in_one_line(tmp_path: Path) -> None:

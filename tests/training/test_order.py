@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mvlm_np.errors import UserError
 from tests.conftest import DATA, SHARED
 from tests.training.fixtures import load
-from tools.training.order import deal, epoch, length
+from tools.training.order import deal, epoch, length, measure
 from tools.training.records import Record
 
 TWIN = load(DATA / "training" / "sampler.json")
@@ -36,8 +36,9 @@ def test_the_twin_is_the_reference_material() -> None:
 def test_orders_are_the_published_codes(case: dict) -> None:
     data = records(*case["lengths"])
     for as_published in (True, False):
-        options = {"seed": case["seed"], "grouped": True, "as_published": as_published}
-        assert epoch(data, case["batch_size"], case["world_size"], **options) == case["indices"]
+        lengths = measure(data, as_published=as_published)
+        found = epoch(lengths, case["batch_size"], case["world_size"], seed=case["seed"], grouped=True)
+        assert found == case["indices"]
 
 
 @pytest.mark.parametrize("case", TWIN["split_to_even_chunks"], ids=str)
@@ -57,10 +58,10 @@ def test_what_stops_the_published_code_is_one_line_and_has_an_order_here() -> No
         ([empty, *records(3, -4)], "record 1: has no words, wanted at least one"),
     ):
         with pytest.raises(UserError) as error:
-            epoch(data, 2, grouped=True, as_published=True)
+            measure(data, as_published=True)
         assert str(error.value).startswith(found)
         assert str(error.value).endswith("; the published code stops here; leave out --as-published")
-        assert sorted(epoch(data, 2, grouped=True)) == [*range(len(data))]
+        assert sorted(epoch(measure(data), 2, grouped=True)) == [*range(len(data))]
 
 
 @given(
@@ -72,7 +73,7 @@ def test_what_stops_the_published_code_is_one_line_and_has_an_order_here() -> No
 def test_each_record_comes_once_and_the_seed_decides_when(
     lengths: list[int], size: int, processes: int, grouped: bool
 ) -> None:
-    data = records(*(n + (n > 0) or -1 for n in lengths))
+    data = measure(records(*(n + (n > 0) or -1 for n in lengths)))
     orders = [
         epoch(data, size, processes, grouped=grouped, seed=seed, number=number)
         for seed, number in ((1, 0), (1, 0), (0, 1))
@@ -83,13 +84,16 @@ def test_each_record_comes_once_and_the_seed_decides_when(
 
 def test_most_steps_have_records_of_one_kind() -> None:
     data = records(*[n if n % 3 else -n for n in range(2, 82)])
-    order = epoch(data, 4, 2, grouped=True, seed=3)
+    lengths = measure(data)
+    order = epoch(lengths, 4, 2, grouped=True, seed=3)
     kinds = [{data[i].image is None for i in order[at : at + 8]} for at in range(0, 80, 8)]
     assert sum(len(kind) == 1 for kind in kinds) >= 8
     assert (
-        epoch(data, 4, 2, grouped=True, seed=4) != order != epoch(data, 4, 2, grouped=True, seed=3, number=1)
+        epoch(lengths, 4, 2, grouped=True, seed=4)
+        != order
+        != epoch(lengths, 4, 2, grouped=True, seed=3, number=1)
     )
-    assert epoch(data, 4, 2, grouped=False, seed=3) != order
+    assert epoch(lengths, 4, 2, grouped=False, seed=3) != order
 
 
 def test_words_are_counted_over_all_turns() -> None:

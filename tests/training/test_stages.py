@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mvlm_np.config import FAMILY
+from mvlm_np.errors import UserError
 from tests.conftest import DATA
 from tools.training.adapter import TARGETS, add_adapter
 from tools.training.network import Trainee, load
@@ -63,7 +64,7 @@ def test_an_adapter_is_the_published_one() -> None:
 
 
 def test_numbers_are_the_published_ones() -> None:
-    """Rate, projector's rate, samples a step; the same for all: one pass, no decay, nothing clipped."""
+    """Rate, projector's rate, samples a step; for all: on 8 GPUs, one pass, no decay, nothing clipped."""
     table = {
         "v1-pretrain": ("projector", 1e-3, None, 256), "v2-pretrain": ("all", 2e-5, 1e-3, 256),
         "v1-finetune": ("all", 2e-5, None, 128), "v1-finetune-3b": ("all", 4e-5, None, 128),
@@ -75,6 +76,7 @@ def test_numbers_are_the_published_ones() -> None:
         captions = name.endswith("pretrain")
         assert (stage.version, stage.aspect) == (("plain", "square") if captions else ("v1", "pad"))
         assert stage.grouped != captions
+        assert stage.micro == stage.batch // 8
         assert (stage.epochs, stage.warmup, stage.decay, stage.clip, stage.limit) == (1, 0.03, 0, None, 2048)
         assert (stage.betas, stage.epsilon, stage.seed) == ((0.9, 0.999), 1e-8, 42)
 
@@ -97,3 +99,20 @@ def test_by_default_what_is_frozen_is_in_no_group(trainee: Trainee) -> None:
         listed = {id(parameter) for group in groups for parameter in group["params"]}
         assert listed == {id(parameter) for _, parameter in trainee.named() if parameter.requires_grad}
         assert not any(parameter.requires_grad for parameter in trainee.tower.parameters())
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_projector_with_a_rate_of_nought_is_frozen(trainee: Trainee, name: str) -> None:
+    """So it has no part in the gradients' norm; where nothing else is trained, that is refused."""
+    stage = replace(STAGES[name], projector_rate=0.0)
+    if stage.trains == "projector":
+        with pytest.raises(UserError, match=r"^--projector-rate: 0, wanted more, as nothing else is trained"):
+            parameter_groups(trainee, stage)
+        return
+    if stage.trains == "lora":
+        add_adapter(trainee, stage)
+    groups = parameter_groups(trainee, stage)
+    learning = [name for name, parameter in trainee.named() if parameter.requires_grad]
+    assert learning and not any("mm_projector" in name for name in learning)
+    projector = {id(parameter) for parameter in trainee.projector.parameters()}
+    assert not any(id(parameter) in projector for group in groups for parameter in group["params"])

@@ -34,6 +34,7 @@ from tools.training.wording import report, sample
 NAME = "finetune"  # of the checkpoint and the curve
 FEATURES = ".finetune-features"  # in OUT, where nobody keeps a folder of his own under this name
 HELD_OUT = 0.05
+MICRO_BATCH = 8
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -54,8 +55,9 @@ def finetune(args: argparse.Namespace) -> None:
         records,
         tokenizer,
         stage,
-        args.micro_batch,
+        args.micro_batch or (stage.micro if args.as_published else MICRO_BATCH),
         run.num_processes,
+        open_=[name for name in ("batch", "epochs") if getattr(args, name) is None],
         as_published=args.as_published,
         told=tell,
     )
@@ -75,6 +77,7 @@ def finetune(args: argparse.Namespace) -> None:
         parts = [held_out[i : i + plan.micro] for i in range(0, len(held_out), plan.micro)]
         return score(trainee, [lambda part=part: read(part) for part in parts])
 
+    drops = stage.trains == "lora" and stage.dropout > 0
     settings = asdict(stage) | {
         "model": f"{args.model.resolve()} (sha256 {digest_of_model(checkpoint)})",
         "data": digest(args.data),
@@ -82,7 +85,9 @@ def finetune(args: argparse.Namespace) -> None:
         "images": str(args.images.resolve()),
         "mix": [(digest(file), str(images.resolve())) for file, images in args.mix],
         "batch": plan.batch,
-        "samples at once": plan.micro if args.as_published else None,
+        "epochs": plan.epochs,
+        # Else it does not matter how a step is cut.
+        "micro-batches": plan.micro_batches if args.as_published or drops else None,
         "precision": f"{computed}, {stored}",
         "as published": args.as_published,
         **{name: value and str(value) for name, value in source.items()},
@@ -94,7 +99,7 @@ def finetune(args: argparse.Namespace) -> None:
         optimizer,
         lambda step, i: read([plan.records[n] for n in plan.chosen(step, i)]),
         plan.steps,
-        micro_batches=plan.batch // plan.micro,
+        micro_batches=plan.micro_batches,
         share=plan.share,
         warmup=stage.warmup,
         clip=stage.clip,
@@ -162,7 +167,7 @@ def read_data(args: argparse.Namespace, stage: Stage) -> tuple[list[Record], lis
     if isinstance(args.held_out, Path):
         held_out = read_records(args.held_out, args.images)
     else:
-        records, held_out = hold_out(records, args.held_out, stage.seed)
+        records, held_out = hold_out(records, args.held_out, stage.seed, tell)
     for file, images in args.mix:
         records += read_records(file, images, as_published=args.as_published)
     known, asked = ({r.image.resolve() for r in part if r.image} for part in (records, held_out))

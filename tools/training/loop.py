@@ -1,12 +1,12 @@
 """One training loop for all that is trained here: on accelerate, alone or in many processes, and resumable.
 
 A step is made of micro-batches, which the processes share out among themselves. So the number of processes
-changes how long a step takes, not what it does.
+changes how long a step takes, not what it does. What dropout leaves out is drawn for each micro-batch: it
+depends on how a step is cut, and on nothing else.
 """
 
 import math
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -14,14 +14,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 from tqdm import tqdm
 
@@ -29,6 +31,8 @@ from mvlm_np.errors import UserError
 from tools.training.curve import draw_curve
 
 CHECKPOINT_SECONDS = 60.0
+WAIT = timedelta(hours=4)
+FAULTS = (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, PickleError)
 PRECISIONS = ("no", "bf16", "fp16")
 KINDS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -51,8 +55,12 @@ def accelerator(precision: str | None = None) -> Accelerator:
         found = Accelerator(
             mixed_precision=precision or quick_precision(),
             cpu=not torch.cuda.is_available(),
-            # The vision tower's last layer is never run.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            # Else a variable of the environment may set another number, by which all gradients are divided.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=True),  # the tower's last layer
+                InitProcessGroupKwargs(timeout=WAIT),  # for the one that writes a large checkpoint
+            ],
         )
         if found.distributed_type not in KINDS:
             kind, wanted = (
@@ -140,13 +148,24 @@ def fit(
             saved_at = time.monotonic()
             saving = saved_at - began
 
+    @contextmanager
+    def kept() -> Iterator[None]:
+        """What has been learned is kept if a picture cannot be read."""
+        try:
+            yield
+        except (UserError, OSError):
+            if history.losses:
+                save()
+            raise
+
     def measure() -> None:
-        if not check:
+        done = len(history.losses)
+        due = done in (0, steps) or (check_every and done % check_every == 0)
+        if not check or not due or done in [step for step, _ in history.checks[-1:]]:
             return
         model.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), kept():
             measured = {what: float(value) for what, value in check().items()}
-        done = len(history.losses)
         history.checks.append((done, measured))
         if run.is_main_process:
             said = " ".join(f"{what} {value:.3f}" for what, value in measured.items())
@@ -154,8 +173,8 @@ def fit(
 
     bar = tqdm(total=steps, initial=first, desc=name, mininterval=1, disable=not run.is_main_process)
     with bar, _Stop() as stop:
-        if first == 0:
-            measure()
+        checked = len(history.checks)
+        measure()
         for step in range(first, end):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(step, steps, math.ceil(warmup * steps))
@@ -163,11 +182,8 @@ def fit(
             total = torch.zeros(2, device=run.device)
             for i in mine:
                 torch.manual_seed(hash((seed, step, i)))  # for dropout: the same, whoever computes it
-                try:
+                with kept():
                     taken = next(ahead)
-                except (UserError, OSError):
-                    save()
-                    raise
                 with nullcontext() if i == mine[-1] else run.no_sync(prepared):
                     loss = prepared(taken) * (share(step, i) if share else 1 / micro_batches)
                     run.backward(loss * run.num_processes)  # of the processes' gradients the mean is taken
@@ -186,14 +202,13 @@ def fit(
             recent = history.losses[-50:]
             bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", refresh=False)
             bar.update()
-            if step + 1 == steps or (check_every and (step + 1) % check_every == 0):
-                measure()
+            measure()
             # Large models take long to save: no more than a tenth of the time goes into that.
             if asked or time.monotonic() - saved_at > max(CHECKPOINT_SECONDS, 10 * saving):
                 save()
             if asked:
                 raise KeyboardInterrupt
-    if first < end:
+    if first < end or checked < len(history.checks):
         save()
     run.wait_for_everyone()
     run.free_memory()
@@ -281,20 +296,24 @@ def _load(place: Path, model: nn.Module, optimizer: Any, settings: Mapping[str, 
     run = accelerator()
     try:
         saved = torch.load(place, map_location="cpu", weights_only=True)
-        before = saved["settings"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        found = f"not readable ({str(error).partition('. ')[0]})"
+        before, history = saved["settings"], History(saved["losses"], saved["checks"])
+        for name in sorted({*settings, *before}):
+            if (was := before.get(name)) != (now := settings.get(name)):
+                fix = "go on with that, or name another folder"
+                raise UserError(place, f"its run had {name} {was}", now, fix)
+        model.load_state_dict(saved["model"] | {name: model.get_parameter(name) for name in _frozen(model)})
+        optimizer.load_state_dict(saved["optimizer"])
+        if run.scaler and saved["scaler"]:
+            run.scaler.load_state_dict(saved["scaler"])
+        return history
+    except UserError:
+        raise
+    except FAULTS as error:
+        said = str(error).partition("\n")[0].partition(". ")[0]
+        found = f"not readable ({type(error).__name__}: {said})"
         raise UserError(place, found, "a checkpoint of this run", "remove it to begin anew") from None
-    for name in sorted({*settings, *before}):
-        if (was := before.get(name)) != (now := settings.get(name)):
-            found, fix = f"its run had {name} {was}", "go on with that, or name another folder"
-            raise UserError(place, found, now, fix)
-    model.load_state_dict(saved["model"] | {name: model.get_parameter(name) for name in _frozen(model)})
-    optimizer.load_state_dict(saved["optimizer"])
-    if run.scaler and saved["scaler"]:
-        run.scaler.load_state_dict(saved["scaler"])
-    return History(saved["losses"], saved["checks"])
 
 
 def _frozen(model: nn.Module) -> set[str]:
-    return {name for name, p in model.named_parameters() if not p.requires_grad}
+    """Of a weight that two modules share, both names."""
+    return {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}

@@ -243,6 +243,7 @@ def load(
     vision._attn_implementation = attention
     with init_empty_weights():
         decoder, tower = LlamaForCausalLM(settings), CLIPVisionModel(vision)
+    decoder.tie_weights()  # so that it has the embeddings alone, if they give the logits, too
     torch.manual_seed(seed)
     mapper = build_projector(config.mm_projector_type, vision.hidden_size, settings.hidden_size)
     take(tower, CLIP, tensors, dtype)

@@ -14,33 +14,39 @@ from tools.training.records import Record
 
 
 def epoch(
-    records: Sequence[Record],
+    lengths: Sequence[int],
     size: int,
     processes: int = 1,
     *,
     grouped: bool,
     seed: int = 0,
     number: int = 0,
-    as_published: bool = False,
 ) -> list[int]:
     """The indices of one epoch's records.
 
-    size          records that a process takes at a time; accumulated steps do not count as one
-    grouped       by kind and length, as the published fine-tuning has it; its pretraining has not
-    seed          the order follows from it and the epoch's `number`
-    as_published  what the published code stops at is a UserError
+    lengths  of the records, as `measure` gives them
+    size     records that a process takes at a time; accumulated steps do not count as one
+    grouped  by kind and length, as the published fine-tuning has it; its pretraining has not
+    seed     the order follows from it and the epoch's `number`
     """
     generator = torch.Generator().manual_seed(seed + number)
     if not grouped:
-        return torch.randperm(len(records), generator=generator).tolist()
+        return torch.randperm(len(lengths), generator=generator).tolist()
+    return by_kind_and_length(lengths, size, processes, generator)
+
+
+def measure(records: Sequence[Record], *, as_published: bool = False) -> list[int]:
+    """Words of each record in all its turns, negative without a picture; of none, 1.
+
+    as_published  what the published code stops at when it groups is a UserError
+    """
     lengths = [length(record) for record in records]
     if as_published:
         _check(records, lengths)
-    return by_kind_and_length([n or 1 for n in lengths], size, processes, generator)
+    return [n or 1 for n in lengths]
 
 
 def length(record: Record) -> int:
-    """Words in all turns, negative without a picture."""
     words = sum(len(text.split()) for _, text in record.turns)
     return -words if record.image is None else words
 

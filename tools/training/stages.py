@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from mvlm_np.config import Config
+from mvlm_np.errors import UserError
 from tools.training.network import CLIP, Trainee
 
 
@@ -23,6 +24,7 @@ class Stage:
     trains          "projector"; "all": language model and projector; "lora": an adapter and the projector
     rate            the highest learning rate; `projector_rate`, if it is another
     batch           samples of a step, over all processes and accumulated parts
+    micro           of those, samples that a GPU computes at once
     grouped         whether samples of about one length, with or without pictures, make a batch
     warmup          the share of all steps in which the rate rises; then it falls as half a cosine, to nought
     limit           ids of a sample, its picture counted as one
@@ -35,6 +37,7 @@ class Stage:
     rate: float
     projector_rate: float | None = None
     batch: int = 128
+    micro: int = 16
     epochs: float = 1.0
     grouped: bool = True
     warmup: float = 0.03
@@ -50,7 +53,7 @@ class Stage:
 
 
 def _pretrain(name: str, **more: Any) -> Stage:
-    return Stage(name, "plain", "square", batch=256, grouped=False, **more)
+    return Stage(name, "plain", "square", batch=256, micro=32, grouped=False, **more)
 
 
 STAGES: Mapping[str, Stage] = {
@@ -83,12 +86,18 @@ def parameter_groups(trainee: Trainee, stage: Stage) -> list[dict[str, Any]]:
 
     Weight decay is for what is no bias and not in a LayerNorm; so for the gains of RMSNorm, too. The tower is
     frozen. As published it is in the groups all the same, where it does nothing: without LoRA and if not
-    only the projector is trained.
+    only the projector is trained. A projector with a rate of 0 is frozen, too.
+
+    UserError: then nothing is left to train.
     """
     for name, parameter in trainee.named():
         in_adapter, in_projector = "lora_" in name, "mm_projector" in name
-        learns = in_projector or stage.trains == "all" or (stage.trains == "lora" and in_adapter)
+        learns = {"projector": in_projector, "all": True, "lora": in_adapter or in_projector}[stage.trains]
+        if in_projector and stage.projector_rate == 0:
+            learns = False
         parameter.requires_grad_(learns and CLIP not in name)
+    if not any(parameter.requires_grad for parameter in trainee.parameters()):
+        raise UserError("--projector-rate", "0", "more, as nothing else is trained in this stage")
     listed = trainee.as_published and stage.trains == "all"
     undecayed = {id(p) for m in trainee.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
     apart = stage.projector_rate is not None
