@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import mvlm_np
 from mvlm_np import demo
+from mvlm_np.checkpoints.folder import open_folder
 from mvlm_np.cli import main as mvlm
 from mvlm_np.config import ImageConfig
 from mvlm_np.inputs.tokenizer import make
@@ -108,18 +110,38 @@ def test_an_adapter_teaches_something_new(
         assert model.ask(Image.new("RGB", (77, 50), colour), QUESTION) == answer
 
 
-@pytest.mark.parametrize(("stage", "moved"), [("finetune", True), ("pretrain", True)])
+@pytest.mark.parametrize(("stage", "aspect"), [("finetune", "pad"), ("pretrain", "square")])
 def test_whole_weights_become_a_model_like_any_other(
-    data: Path, tmp_path: Path, stage: str, moved: bool
+    data: Path, tmp_path: Path, stage: str, aspect: str
 ) -> None:
+    """In both stages of V2 all is trained but the tower."""
     assert main(call(data, tmp_path, "--stage", stage, "--epochs", 1, "--checkpointing")) == 0
-    before, after = mvlm_np.load(demo.MODEL), mvlm_np.load(tmp_path / "model")
-    assert after.config.image.aspect_ratio == ("pad" if stage == "finetune" else "square")
-    eye = np.eye(192, dtype=np.float32)
-    a, b = (m.decoder.layers[0].qkv.layers[0](eye) for m in (before, after))
-    assert (np.abs(a - b).max() > 0) == moved
-    picture = Image.new("RGB", (40, 40), "gold")
-    assert after.ask(picture, "What is it?", max_new_tokens=4) is not None
+    before, after = open_folder(demo.MODEL), open_folder(tmp_path / "model")
+    assert after.config == replace(before.config, image=replace(before.config.image, aspect_ratio=aspect))
+    unused = {name for name in before.tensors if "post_layernorm" in name}
+    assert after.tensors.keys() == before.tensors.keys() - unused
+    for name, tensor in after.tensors.items():
+        same = np.array_equal(tensor.float32(), before.tensors[name].float32())
+        assert same == ("vision_tower" in name), name
+    (_, first), *_, (_, last) = kept(tmp_path)["checks"]
+    assert last["loss"] < first["loss"]
+
+
+def test_few_pictures_are_taught_something_unasked(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one step of 128 samples, as published, the rate would be 0."""
+    given = [demo.MODEL, data / "data.json", "--images", data, "-o", tmp_path, "--epochs", 2, "--rank", 4]
+    assert main([*map(str, given)]) == 0
+    said = capsys.readouterr().err
+    assert "17 records are few: a step has 8 samples, not 128\n" in said
+    assert "only 6 steps, which teach little; take a smaller --batch or more --epochs" in said
+    weights = torch.load(tmp_path / "adapter" / "adapter_model.bin", weights_only=True)
+    learned = [tensor for name, tensor in weights.items() if "lora_B" in name]
+    assert learned and all(tensor.abs().max() > 0 for tensor in learned)
+    assert main([*map(str, given), "--batch", "128", "--epochs", "1"]) == 2
+    wanted = "steps: 1 in all, in which the learning rate only begins to rise from 0, wanted more than the"
+    assert wanted in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_in_16_bits(tmp_path: Path) -> None:
@@ -188,7 +210,7 @@ def test_two_processes_and_a_stop_give_what_one_run_gives(data: Path, tmp_path: 
     two, one = kept(tmp_path / "two"), kept(tmp_path / "one")
     np.testing.assert_allclose(two["losses"][:done], one["losses"][:done], rtol=1e-3)
     for name, tensor in one["model"].items():
-        torch.testing.assert_close(two["model"][name], tensor, rtol=0.05, atol=5e-3)
+        assert (two["model"][name] - tensor).norm() < 1e-3 * tensor.norm(), name
 
 
 def test_a_finished_run_is_left_alone(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

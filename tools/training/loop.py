@@ -297,7 +297,7 @@ def _load(place: Path, model: nn.Module, optimizer: Any, settings: Mapping[str, 
     try:
         saved = torch.load(place, map_location="cpu", weights_only=True)
         before, history = saved["settings"], History(saved["losses"], saved["checks"])
-        for name in sorted({*settings, *before}):
+        for name in {**settings, **before}:
             if (was := before.get(name)) != (now := settings.get(name)):
                 fix = "go on with that, or name another folder"
                 raise UserError(place, f"its run had {name} {was}", now, fix)
