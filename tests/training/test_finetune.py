@@ -230,7 +230,7 @@ def test_another_base_of_the_same_name_is_noticed(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = shutil.copytree(demo.MODEL, tmp_path / "base")
-    again = call(data, tmp_path / "run", "--epochs", 0.2)
+    again = call(data, tmp_path / "run", "--epochs", 0.5)
     again[0] = str(base)
     assert main(again) == 0
     for file in base.rglob("*"):
@@ -251,9 +251,9 @@ def test_what_the_user_keeps_is_kept(data: Path, tmp_path: Path) -> None:
     (own / "thesis.txt").write_text("years")
     (tmp_path / "adapter.part-17").mkdir()
     (tmp_path / "adapter.part-of-mine").mkdir()
-    assert main(call(data, tmp_path, "--epochs", 0.2)) == 0
+    assert main(call(data, tmp_path, "--epochs", 0.5)) == 0
     (tmp_path / "adapter").rename(tmp_path / "first")
-    assert main(call(data, tmp_path, "--epochs", 0.2, "--features", own)) == 0
+    assert main(call(data, tmp_path, "--epochs", 0.5, "--features", own)) == 0
     assert (own / "thesis.txt").read_text() == "years"
     result = {"adapter", "finetune.png", "finetune.pt"}
     assert {f.name for f in tmp_path.iterdir()} == result | {"adapter.part-of-mine", "features", "first"}
@@ -266,10 +266,10 @@ def test_what_cannot_be_scored_is_said(
     asked = {"image": f"../{data.name}/0.png", "conversations": [{"from": "human", "value": "Which one?"}]}
     answered = {**asked, "conversations": [*asked["conversations"], {"from": "gpt", "value": "top left"}]}
     file = tmp_path / "held.json"
-    for records, checks in (([asked] * 3, 0), ([asked, answered], 2)):
+    for records, checks in (([asked] * 3, 0), ([asked, answered], 4)):
         file.write_text(json.dumps(records))
         out = tmp_path / str(checks)
-        assert main(call(data, out, "--epochs", 0.2, "--held-out", file)) == 0
+        assert main(call(data, out, "--epochs", 0.5, "--held-out", file)) == 0
         said = capsys.readouterr().err
         asking = len(records) - bool(checks)
         reason = "teaches nothing: it has no question with an answer"
