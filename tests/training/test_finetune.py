@@ -309,6 +309,8 @@ def test_an_adapter_that_no_model_could_take_is_not_made(
     assert not (tmp_path / "run").exists()
     assert main([*map(str, given), "--projector", "ldpnet"]) == 2
     assert "none.json" in capsys.readouterr().err
+    assert main([*map(str, given), "--projector", "ldpnet", "--projector-rate", "0"]) == 2
+    assert "--projector-rate: 0 for a new projector, wanted more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,8 @@ def recipe(args: argparse.Namespace, checkpoint: Checkpoint) -> Stage:
         found = f"a new {args.projector} with --stage lora, whose adapter would hold no vision tower"
         fix = "make a model with --stage pretrain first, and give that to --stage lora"
         raise UserError("--projector", found, "a projector that is part of MODEL", fix)
+    if args.projector and args.projector_rate == 0:
+        raise UserError("--projector-rate", "0 for a new projector", "more, as it has learned nothing yet")
     return replace(stage, **{name: value for name, value in given.items() if value is not None})
 
 
