@@ -135,12 +135,12 @@ def test_few_pictures_are_taught_something_unasked(
     assert main([*map(str, given)]) == 0
     said = capsys.readouterr().err
     assert "17 records are few: a step has 8 samples, not 128\n" in said
-    assert "only 6 steps, which teach little; take a smaller --batch or more --epochs" in said
+    assert "few steps (6), which teach little; take a smaller --batch or more --epochs" in said
     weights = torch.load(tmp_path / "adapter" / "adapter_model.bin", weights_only=True)
     learned = [tensor for name, tensor in weights.items() if "lora_B" in name]
     assert learned and all(tensor.abs().max() > 0 for tensor in learned)
     assert main([*map(str, given), "--batch", "128", "--epochs", "1"]) == 2
-    wanted = "steps: 1 in all, in which the learning rate only begins to rise from 0, wanted more than the"
+    wanted = "steps: one in all, whose learning rate is 0, wanted more; take a smaller --batch or"
     assert wanted in capsys.readouterr().err.splitlines()[-1]
 
 

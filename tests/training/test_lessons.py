@@ -108,11 +108,14 @@ def test_what_is_asked_for_stays_and_too_few_steps_are_said(tokenizer: Any) -> N
     """One whole step would be at a rate of 0: such a run is refused."""
     found, said = plan(47, 8, 1, tokenizer, stage=replace(STAGE, batch=10))
     assert (found.batch, found.epochs, found.steps) == (10, 1, 5)
-    assert said == ["only 5 steps, which teach little; take a smaller --batch or more --epochs"]
+    assert said == ["few steps (5), which teach little; take a smaller --batch or more --epochs"]
     found, _ = plan(47, 8, 1, tokenizer, open_=["epochs"])
     assert (found.batch, found.epochs) == (47, 10)
-    with pytest.raises(UserError, match=r"^steps: 1 in all, .* wanted more than the warm-up; take a smaller"):
+    with pytest.raises(UserError, match=r"^steps: one in all, whose learning rate is 0, wanted more; take"):
         plan(47, 8, 1, tokenizer)
+    found, said = plan(47, 8, 1, tokenizer, stage=replace(STAGE, warmup=0.0))
+    assert found.steps == 1 and "few steps (1)" in said[-1]
+    assert plan(47, 8, 1, tokenizer, stage=replace(STAGE, batch=4, warmup=1.0))[0].steps == 12
 
 
 def test_orders_are_made_when_they_are_needed(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

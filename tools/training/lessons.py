@@ -101,8 +101,7 @@ def lessons(
     if not any(learned):
         raise UserError("the data", f"none of {len(records)} records teaches anything", "at least one")
     stage = stage if as_published else for_few(stage, len(taught), open_, told)
-    batch = stage.batch if as_published else min(stage.batch, len(taught))
-    parts = processes * math.ceil(batch / (micro * processes))
+    batch, parts = stage.batch, processes * math.ceil(stage.batch / (micro * processes))
     if as_published and batch % parts:
         found = f"{batch} samples of a step, computed in {parts} parts"
         raise UserError("the batch", found, "as published, parts of one size", "change --micro-batch")
@@ -131,7 +130,7 @@ def for_few(stage: Stage, count: int, open_: Collection[str], told: Callable[[st
     Of the numbers in `open_`, the batch becomes smaller and the epochs more, within bounds, until there are
     FEW_STEPS steps.
 
-    UserError: in no step is there a learning rate.
+    UserError: nothing would be learned in the only step.
     """
     batch, epochs = stage.batch, stage.epochs
     if "batch" in open_:
@@ -145,11 +144,10 @@ def for_few(stage: Stage, count: int, open_: Collection[str], told: Callable[[st
         told(f"{count} records are few: {' and '.join(changed)}")
     steps = math.ceil(epochs * math.ceil(count / batch))
     fix = "take a smaller --batch or more --epochs"
-    if steps <= math.ceil(stage.warmup * steps):
-        found = f"{steps} in all, in which the learning rate only begins to rise from 0"
-        raise UserError("steps", found, "more than the warm-up", fix)
+    if steps == 1 and stage.warmup:  # which begins at 0
+        raise UserError("steps", "one in all, whose learning rate is 0", "more", fix)
     if steps < FEW_STEPS // 10:
-        told(f"only {steps} steps, which teach little; {fix}")
+        told(f"few steps ({steps}), which teach little; {fix}")
     return replace(stage, batch=batch, epochs=epochs)
 
 
