@@ -80,15 +80,19 @@ class MergedTensor(Tensor):
         return change
 
 
-def merged(base: Checkpoint, adapter: Path, vision_tower: Path | None = None) -> Checkpoint:
+def merged(
+    base: Checkpoint, adapter: Path, vision_tower: Path | None = None, scale: float = 1.0
+) -> Checkpoint:
     """The model that `base` becomes with the adapter in the folder `adapter`. Reads no weights.
 
     vision_tower  the CLIP folder, for an adapter that gives vision to a text-only base; see `open_folder`
+    scale         W + scale · scaling B A: less than 1 changes the base less. Tensors that were trained whole
+                  are taken as they are
 
     ConfigError: the adapter is of a kind that cannot be merged here, or its settings are unsound.
     CheckpointError: a tensor is missing, has no place in the base, or does not fit.
     """
-    recipe = read_recipe(adapter_in(adapter) / ADAPTER)
+    recipe = replace(read_recipe(adapter_in(adapter) / ADAPTER), scale=scale)
     pairs, whole = _sorted(_read(adapter, "adapter_model"))
     if not pairs:
         raise CheckpointError(adapter, "holds no matrices", "MODULE.lora_A.weight and MODULE.lora_B.weight")
@@ -112,7 +116,10 @@ def merged(base: Checkpoint, adapter: Path, vision_tower: Path | None = None) ->
     for module, pair in pairs.items():
         name = f"{module}.weight"
         tensors[name] = _merge(recipe, module, tensors.get(name), pair)
-    notes.append(f"merged with {adapter.name}: {len(pairs)} matrices changed, {len(whole)} tensors replaced")
+    by = "" if scale == 1 else f" by {scale:g} of what it says"
+    notes.append(
+        f"merged with {adapter.name}: {len(pairs)} matrices changed{by}, {len(whole)} tensors replaced"
+    )
     return replace(model, tensors=tensors, notes=notes)
 
 
@@ -128,6 +135,7 @@ class Recipe:
              its place in the file: the first that fits counts
     root     whether the denominator is the rank's root
     targets  ends of the names of all modules that must have matrices; empty if the file does not list them
+    scale    what the caller multiplies all sums with
     """
 
     where: Path
@@ -136,11 +144,12 @@ class Recipe:
     alphas: Mapping[str, tuple[int, float]]
     root: bool
     targets: frozenset[str]
+    scale: float = 1.0
 
     def scaling(self, module: str, rank: int) -> float:
         fitting = [self.alphas[end] for end in (*ends(module), f"^{module}") if end in self.alphas]
         _, alpha = min(fitting, default=(0, self.alpha))
-        return alpha / (sqrt(rank) if self.root else rank)
+        return self.scale * alpha / (sqrt(rank) if self.root else rank)
 
 
 def ends(module: str) -> list[str]:

@@ -27,7 +27,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 from mvlm_np import demo
-from mvlm_np.cli.calls import place
+from mvlm_np.cli.calls import number, place
 from mvlm_np.errors import UserError
 from mvlm_np.inputs.conversation import TEMPLATES
 from mvlm_np.precisions import FOLDER, FOUR_BITS, GGUF, MEANING
@@ -62,6 +62,12 @@ def describe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--lora", metavar="DIR", type=place, help="adapter that PEFT saved, to be merged in")
     parser.add_argument(
+        "--lora-scale",
+        metavar="X",
+        type=number,
+        help="merge so much of it (1); 0.8, say, keeps more of what the model knew before",
+    )
+    parser.add_argument(
         "--vision-tower", metavar="PATH", type=place, help="folder of the CLIP model, if it is elsewhere"
     )
     parser.add_argument("--mmproj", metavar="PATH", help="GGUF file of the vision tower, if it is elsewhere")
@@ -74,6 +80,9 @@ def run(args: argparse.Namespace) -> int:
     if args.calibrate and args.precision not in FOUR_BITS:
         fix = "leave --calibrate out: rounding to 8 bits costs next to nothing"
         raise UserError("--calibrate", f"found --precision {args.precision}", " or ".join(FOUR_BITS), fix)
+    if args.lora_scale is not None and (args.lora is None or not 0 < args.lora_scale <= 2):
+        found = f"found {args.lora_scale:g}" if args.lora else "found no --lora"
+        raise UserError("--lora-scale", found, "more than 0 and at most 2, beside an adapter")
     from mvlm_np.calibrating.reading import Reading, drawn, reading_of
     from mvlm_np.checkpoints.lora import merged
     from mvlm_np.checkpoints.opening import open_checkpoint
@@ -83,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
 
     checkpoint = open_checkpoint(args.source, args.vision_tower, args.mmproj)
     if args.lora is not None:
-        checkpoint = merged(checkpoint, args.lora, args.vision_tower)
+        scale = 1.0 if args.lora_scale is None else args.lora_scale
+        checkpoint = merged(checkpoint, args.lora, args.vision_tower, scale)
     notes = list(checkpoint.notes)
     if args.to == "gguf":
         notes += open_tokenizer(checkpoint).notes()

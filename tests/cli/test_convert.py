@@ -127,6 +127,41 @@ def test_an_adapter_is_merged_on_the_way(run: Run, tmp_path: Path) -> None:
     assert code == 0
 
 
+def test_a_part_of_an_adapter_is_merged(run: Run, tmp_path: Path) -> None:
+    adapter, BA = sound().write(tmp_path / "tuned"), {}
+    options = ("--lora", adapter, "--precision", "float32")
+    code, _, err = run("convert", BASE, tmp_path / "out", *options, "--lora-scale", 0.25)
+    assert code == 0
+    assert (
+        err
+        == "mvlm: note: merged with tuned: 4 matrices changed by 0.25 of what it says, 1 tensors replaced\n"
+    )
+    before, whole, part = (
+        bound_tensors(model)
+        for model in (open_folder(BASE), merged(open_folder(BASE), adapter), open_folder(tmp_path / "out"))
+    )
+    for name, tensor in part.items():
+        BA[name] = whole[name].float32() - before[name].float32()
+        if name.endswith(("q_proj.weight", "down_proj.weight")) and BA[name].any():
+            expected = before[name].float32() + 0.25 * BA[name]
+            np.testing.assert_allclose(tensor.float32(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+        else:
+            np.testing.assert_array_equal(tensor.float32(), whole[name].float32(), err_msg=name)
+    assert sum(change.any() for change in BA.values()) == 5
+
+
+@pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf", "3", "some"])
+def test_a_part_that_is_none_is_one_line(run: Run, tmp_path: Path, scale: str) -> None:
+    adapter = sound().write(tmp_path / "tuned")
+    code, out, err = run("convert", BASE, tmp_path / "out", "--lora", adapter, "--lora-scale", scale)
+    assert (code, out) == (2, "") and "--lora-scale" in err and err.count("\n") == 1
+
+
+def test_a_part_of_no_adapter_is_refused(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("convert", BASE, tmp_path / "out", "--lora-scale", "0.5")
+    assert (code, out) == (2, "") and "found no --lora" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("lora", ["/nowhere", __file__])
 def test_an_adapter_that_is_none_is_one_line(run: Run, tmp_path: Path, lora: str) -> None:
     code, out, err = run("convert", BASE, tmp_path / "out", "--lora", lora, "--precision", "int8")
