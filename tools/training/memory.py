@@ -13,6 +13,7 @@ from mvlm_np.checkpoints.checkpoint import Checkpoint
 from mvlm_np.errors import MemoryNeeded
 from mvlm_np.loading import manifest
 from mvlm_np.projector import image_tokens
+from tools.training.loop import quick_precision
 from tools.training.stages import Stage
 
 LIBRARIES = 650_000_000  # torch, transformers and PEFT, before anything is loaded
@@ -44,6 +45,10 @@ class Run:
             wide = 4
         step = 3 * wide * trained
         copies = narrow * trained if self.precision == "mixed" else 0  # autocast's, in 16 bits
+        if self.precision == "bf16" and quick_precision() == "no":  # see products.py
+            decoder = self.checkpoint.config.decoder
+            # The largest matrix and its gradient in float32, and what the allocator keeps of them.
+            copies = 3 * 4 * decoder.vocab_size * decoder.hidden_size
         return {
             "weights": wide * trained + narrow * frozen + copies,
             "gradients and the optimizer's two averages": step,
