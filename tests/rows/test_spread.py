@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,9 @@ def client(cluster: Any) -> Iterator[Any]:
     with distributed.Client(cluster, set_as_default=False) as client:
         cluster.scale(2)
         client.wait_for_workers(2, timeout=60)
+        until = time.monotonic() + 60  # one that is leaving answers nothing
+        while len(client.scheduler_info()["workers"]) != 2 and time.monotonic() < until:
+            time.sleep(0.05)
         yield client
 
 
