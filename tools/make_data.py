@@ -61,10 +61,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
-        return run(args)
+        code = run(args)
+        sys.stdout.flush()  # here, where a reader that has gone is caught
+        return code
     except UserError as error:
         print(f"make_data: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("make_data: stopped", file=sys.stderr)
         return 130

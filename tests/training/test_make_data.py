@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -328,3 +330,13 @@ def test_a_character_that_is_learned_in_part_is_shown_in_two() -> None:
     assert len(ids) == 6  # <s>, a blank, four bytes
     found = [*pieces(Sample(ids, [IGNORED] * 4 + ids[4:]), tokenizer())]
     assert found == [("<s>", False), (" ", False), ("\ufffd", False), ("\ufffd\ufffd", True)]
+
+
+def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:
+    assert made(TABLE) == 0
+    tool = [sys.executable, make_data.__file__, "photos", "gauge.json", "--check"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as gone:
+        ran = subprocess.run(tool, stdout=gone, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert ran.returncode == 141 and "Traceback" not in ran.stderr

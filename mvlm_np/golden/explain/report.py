@@ -50,7 +50,7 @@ def _finding(f: Finding, e: Explanation) -> list[str]:
     if f.rounding:
         how = "no farther off than rounding puts it:"
     elif not f.exact and f.error < ROUNDED:
-        how = "reproduced, but for what rounding to float16 would leave, by"
+        how = "reproduced, but for what rounding to 16 bits would leave, by"
     lines.append(f"{f.stage}: {how} {' + '.join(c.mistake.id for c in f.causes)}")
     if reached := _reached(f.error, f.cosine, f.blank):
         told = isfinite(decibels(f.before)) and not f.rounding
