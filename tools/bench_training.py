@@ -16,8 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
 
 from mvlm_np import memory
-from mvlm_np.errors import UserError
 from tools.parts.arguments import at_least_1
+from tools.parts.command import ended
 
 KINDS = ("lora", "finetune", "pretrain")
 
@@ -36,12 +36,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        measure(args)
-    except UserError as error:
-        print(f"bench_training: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return ended("bench_training", lambda: measure(args))
 
 
 def measure(args: argparse.Namespace) -> None:

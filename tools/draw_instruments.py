@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, wh
 from mvlm_np.errors import UserError
 from tools.demo.instruments import INSTRUMENTS, SPLITS, example
 from tools.parts.arguments import at_least_1
+from tools.parts.command import ended
 
 COLUMNS = ("picture", "question", "answer")
 
@@ -35,19 +36,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        write(args.folder, args.instrument, args.split, args.pictures)
-    except OSError as error:
-        found = f"cannot be written ({error.strerror}); name another folder"
-        print(f"draw_instruments: {args.folder}: {found}", file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"draw_instruments: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("draw_instruments: stopped; the same command draws them again", file=sys.stderr)
-        return 130
-    return 0
+
+    def draw() -> None:
+        try:
+            write(args.folder, args.instrument, args.split, args.pictures)
+        except OSError as error:
+            found = f"cannot be written ({error.strerror})"
+            raise UserError(args.folder, found, fix="name another folder") from None
+
+    return ended("draw_instruments", draw, "stopped; the same command draws them again")
 
 
 def write(folder: Path, instrument: str, split: str, pictures: int) -> None:

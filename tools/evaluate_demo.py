@@ -34,6 +34,7 @@ from tools.demo import evaluation
 from tools.demo.questions import TASKS
 from tools.demo.scenes import SPLITS
 from tools.parts.arguments import at_least_1
+from tools.parts.command import ended
 
 
 def load(args: argparse.Namespace) -> Any:
@@ -76,11 +77,7 @@ def saved(file: Path) -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        return run(args)
-    except UserError as error:
-        print(f"evaluate_demo: {error}", file=sys.stderr)
-        return 2
+    return ended("evaluate_demo", lambda: run(args))
 
 
 def line(task: str, questions: int, found: Estimate) -> str:

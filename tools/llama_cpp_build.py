@@ -80,7 +80,11 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found = f"llama_cpp_build: {folder}: cannot be made ({error.strerror}); name another folder"
+        raise SystemExit(found) from None
     if not (folder / "stock").exists():
         unpack(folder)
         options = [f"-D{name}={value}" for name, value in OPTIONS.items()]

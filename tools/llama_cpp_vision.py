@@ -33,6 +33,7 @@ from mvlm_np.golden.compare.candidates import read_candidate
 from mvlm_np.golden.compare.comparison import compare
 from mvlm_np.golden.format import read_golden
 from mvlm_np.inputs.image import one_patch_on, open_image, padded, padding, scaled
+from tools.parts.command import ended
 
 PROGRAM = Path(__file__).parent / "parts" / "llama_cpp" / "embeddings.cpp"
 
@@ -108,15 +109,14 @@ def main() -> int:
     parser.add_argument("--libraries", type=Path, nargs="+", required=True)
     parser.add_argument("--pair", type=Path, nargs=2, metavar=("MODEL", "MMPROJ"))
     args = parser.parse_args()
-    try:
+
+    def show() -> None:
         for folder in args.folders:
             for row in table(folder, args.source, args.libraries, args.pair):
                 said = f"{'right' if row.right else 'wrong'}, cosine {row.cosine:.3f}, {row.decibels:.0f} dB"
                 print(f"{folder.name:12} {row.libraries.name:10} {row.picture:7} {said}", flush=True)
-    except UserError as error:
-        print(f"llama_cpp_vision: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return ended("llama_cpp_vision", show)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from mvlm_np.inputs.tokenizer import IMAGE_TOKEN, make
 from mvlm_np.projector import image_tokens
 from mvlm_np.rows.sources import TABLES, pictures_in
 from tools.parts.arguments import at_least_1
+from tools.parts.command import ended
 from tools.training.records import read_records
 from tools.training.shown import as_text, look, write_page
 from tools.training.table import Entry, read_table
@@ -60,19 +61,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        code = run(args)
-        sys.stdout.flush()  # here, where a reader that has gone is caught
-        return code
-    except UserError as error:
-        print(f"make_data: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except KeyboardInterrupt:
-        print("make_data: stopped", file=sys.stderr)
-        return 130
+    return ended("make_data", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ from mvlm_np.evaluation.statistics import Estimate, difference, estimate
 from mvlm_np.paths import local
 from mvlm_np.rows.sources import Lines, decoded, header, named_as, opened, records
 from tools.parts.arguments import at_least_1, share
+from tools.parts.command import ended
 
 Wanted = dict[str, tuple[str, str, str]]  # a row's name -> its picture, question and right answer
 Given = dict[str, tuple[str | None, str, str | None]]  # a row's name -> its picture, question and answer
@@ -43,11 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        return run(args)
-    except UserError as error:
-        print(f"score_answers: {error}", file=sys.stderr)
-        return 2
+    return ended("score_answers", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:

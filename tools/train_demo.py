@@ -22,9 +22,9 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, when run as a script
 
-from mvlm_np.errors import UserError
 from tools.demo.recipe import RECIPES, train, write_data, write_pictures
 from tools.parts.arguments import at_least_1
+from tools.parts.command import ended
 
 # Two processes of one thread each wait for each other once a step; two threads, after every matrix product.
 PROCESSES = "train with N processes of cores/N threads; on a busy machine quicker than one (1)"
@@ -58,20 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"train_demo: {args.folder}: cannot be made ({error.strerror}); name another", file=sys.stderr)
         return 2
-    try:
+
+    def work() -> None:
         if args.write_data:
             write_data(args.folder, "train", args.write_data, args.turns)
         elif args.write_pictures:
             write_pictures(args.folder)
         else:
             train_as_asked(args)
-    except UserError as error:
-        print(f"train_demo: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train_demo: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+
+    return ended("train_demo", work, "stopped; the same command goes on")
 
 
 def train_as_asked(args: argparse.Namespace) -> None:

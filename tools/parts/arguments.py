@@ -5,8 +5,8 @@ from argparse import ArgumentTypeError
 
 def at_least_1(text: str) -> int:
     """argparse's type of a number of things."""
-    if (value := int(text)) < 1:
-        raise ValueError
+    if not text.isdecimal() or (value := int(text)) < 1:
+        raise ArgumentTypeError(f"found {text!r}, wanted a whole number, at least 1")
     return value
 
 
